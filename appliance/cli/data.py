@@ -1,0 +1,128 @@
+"""`appliance data`: ingest, list, show, verify."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli import render, settings
+
+if TYPE_CHECKING:
+    from appliance.ledger.rows import DatasetRow
+
+
+class Purpose(StrEnum):
+    """What a dataset may be used for."""
+
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+
+
+app = typer.Typer(name="data", help="Private data: ingest, list, show, verify.", no_args_is_help=True)
+
+PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'."
+COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'."
+
+
+@app.command()
+def ingest(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="JSONL, CSV, TSV or text files, also gzipped.")],
+    name: Annotated[str, typer.Option(help="A name for the dataset.")],
+    units: Annotated[int, typer.Option(min=1, help="About how many units of privacy (records or subjects) there are.")],
+    class_name: Annotated[str, typer.Option("--class", help="Class of data in the policy.")] = "default",
+    purpose: Annotated[Purpose, typer.Option(help="What the data may be used for.")] = Purpose.TRAINING,
+    format_: Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv or text.")] = "auto",
+    prompt: Annotated[str, typer.Option(help=PROMPT_HELP)] = "",
+    completion: Annotated[str, typer.Option(help=COMPLETION_HELP)] = "",
+    text: Annotated[str, typer.Option(help="Column (or template) with plain text to continue.")] = "",
+    subject: Annotated[
+        str, typer.Option(help="Column that names whom a record is about; the unit of privacy is then the subject.")
+    ] = "",
+    max_records: Annotated[int, typer.Option(min=1, help="At most so many records per subject, in file order.")] = 1,
+    unescape_html: Annotated[bool, typer.Option(help="Turn HTML entities such as &amp; into characters.")] = False,
+) -> None:
+    """Read foreign files, validate every row, and seal them as one dataset.
+
+    Rows that cannot be used are listed by file, line and byte offset; nothing of their content is shown.
+    """
+    from appliance.flows import data as flow
+    from appliance.flows.sources import spec_for
+
+    chosen = settings.writing(context)
+    spec = spec_for(
+        paths, format_, prompt=prompt, completion=completion, text=text, subject=subject, max_records=max_records,
+        unescape_html=unescape_html,
+    )  # fmt: skip
+    declared = flow.Declaration(name=name, units=units, class_name=class_name, purpose=purpose.value)
+    with render.progress(chosen, "sealing") as bar:
+        made = flow.ingest(
+            chosen.home(), paths, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
+        )
+    rejected = [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in made.rejected]
+    for row in made.rejected[:20]:
+        render.note(chosen, f"rejected {row.file}:{row.line} (byte {row.offset}): {row.reason}")
+    document = {**_document(made.dataset), "rejected": rejected}
+    lines = [f"sealed as {made.dataset.id} ({name}); {len(rejected)} rows rejected"]
+    if made.overlaps:
+        lines.append(f"shares units of privacy with {', '.join(made.overlaps)}: what they spent counts here too")
+    lines.append("the original files are where they were: remove them if the sealed copy is to be the only one")
+    render.result(chosen, "data.ingest", document, lines)
+
+
+@app.command("list")
+def list_(context: typer.Context) -> None:
+    """List the datasets."""
+    from appliance.flows import data as flow
+
+    chosen = settings.of(context)
+    rows = flow.datasets(chosen.home())
+    head = ("id", "name", "class", "purpose", "unit", "declared", "state")
+    cells = [(r.id, r.name, r.class_, r.purpose, r.unit_kind, r.declared_units, r.state) for r in rows]
+    lines = render.table(head, cells) if rows else ["no datasets yet"]
+    render.result(chosen, "data.list", {"datasets": [_document(row) for row in rows]}, lines)
+
+
+@app.command()
+def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+    """Show one dataset's public facts. Its content is never shown."""
+    from appliance.flows import data as flow
+
+    chosen = settings.of(context)
+    row = flow.find(flow.datasets(chosen.home()), dataset)
+    document = _document(row)
+    render.result(chosen, "data.show", document, render.fields(document.items()))
+
+
+@app.command()
+def verify(
+    context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
+) -> None:
+    """Compare the sealed objects with their digests in the ledger; works while the store is sealed."""
+    from appliance.flows import data as flow
+
+    chosen = settings.of(context)
+    rows = flow.verify(chosen.home(), dataset)
+    lines = [f"{row.name}: {row.chunks} chunks intact" for row in rows] or ["no datasets yet"]
+    render.result(chosen, "data.verify", {"intact": [row.id for row in rows]}, lines)
+
+
+def _document(row: DatasetRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "class": row.class_,
+        "purpose": row.purpose,
+        "unit_kind": row.unit_kind,
+        "unit_key": row.unit_key,
+        "max_records": row.max_records,
+        "declared_units": row.declared_units,
+        "format": row.format,
+        "state": row.state,
+        "object_blake3": row.object_blake3,
+        "object_bytes": row.object_bytes,
+        "source": row.source,
+    }

@@ -1,0 +1,100 @@
+"""`appliance init`, `status`, `doctor`, `demo`: the verbs without a noun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli import render, settings
+from appliance.errors import IsolationViolated
+
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Hang the verbs of this file on the top of the command line."""
+    for verb in (init, status, doctor, demo):
+        app.command()(verb)
+
+
+def init(
+    context: typer.Context,
+    policy: Annotated[str, typer.Option(help="A policy file, or: default, demo, health, finance.")] = "default",
+    anchor: Annotated[Path | None, typer.Option(help="Directory on another volume for the anchor.")] = None,
+    epoch_keys: Annotated[
+        Path | None, typer.Option(help="Directory on another device for the key-encryption keys.")
+    ] = None,
+    db: Annotated[str, typer.Option(help="Database URL; default: SQLite in the home.")] = "",
+    origin: Annotated[str, typer.Option(help="Name of the log in its tree heads; default: random.")] = "",
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Create a home: keys, database, signing keys, active policy. Prints the fingerprint to hand over on paper."""
+    from appliance.flows import init as flow
+    from appliance.flows import policy as policies
+
+    chosen = settings.of(context)
+    rules = policies.load(policy)
+    if chosen.dry_run:
+        render.result(chosen, "init", {"dry_run": True, "home": str(chosen.root)}, [f"would make {chosen.root}"])
+        return
+    secret = settings.passphrase(chosen, passphrase_file, new=True)
+    places = flow.Places(database_url=db, anchor_dir=anchor, epoch_keys=epoch_keys, origin=origin)
+    made = flow.init(chosen.root, rules, secret, chosen.operator(), places)
+    document = {
+        "home": str(made.home.root),
+        "policy": made.policy,
+        "fingerprint": made.fingerprint,
+        "keys": made.verifier_keys,
+    }
+    lines = [
+        f"made {made.home.root} under policy {made.policy}",
+        "hand this fingerprint of the ledger's keys to your auditors, on paper (`ledger head` prints the keys):",
+        f"  {made.fingerprint}",
+        "the passphrase cannot be recovered; without it the data stay sealed for ever",
+    ]
+    if not made.home.anchor_is_external:
+        lines.append("the anchor lies inside the home: a rollback of the whole home is not detectable (--anchor)")
+    render.result(chosen, "init", document, lines)
+
+
+def status(context: typer.Context) -> None:
+    """Say in what state the appliance is: seal, ledger, anchor, budgets, runs, disk."""
+    from appliance.flows import status as flow
+
+    chosen = settings.of(context)
+    found = flow.status(chosen.home())
+    render.result(chosen, "status", found.document(), render.fields(found.fields()))
+
+
+def doctor(
+    context: typer.Context,
+    without_sandbox: Annotated[
+        bool, typer.Option("--control", help="Run the planted leakers without the sandbox, to see them leak.")
+    ] = False,
+) -> None:
+    """Check this machine: plants leakers in a sandboxed process and shows each one caught; devices, disk, libraries."""
+    from appliance.flows import doctor as flow
+
+    chosen = settings.of(context)
+    found = flow.examine(chosen.root, sandboxed=not without_sandbox)
+    lines = render.table(("check", "verdict", "detail"), [(c.name, c.verdict, c.detail) for c in found])
+    document = {"checks": [{"name": c.name, "verdict": c.verdict, "detail": c.detail} for c in found]}
+    render.result(chosen, "doctor", document, lines)
+    leaks = [check.name for check in found if check.verdict == "leaked"]
+    if leaks and not without_sandbox:
+        raise IsolationViolated(f"the sandbox lets through: {', '.join(leaks)}")
+
+
+def demo(
+    context: typer.Context,
+    media: Annotated[Path, typer.Option(help="Directory with the demo's two wheels.")] = Path(".media"),
+    quick: Annotated[bool, typer.Option("--quick", help="Same steps, fewer records; at most two minutes.")] = False,
+) -> None:
+    """Run the whole job on a real model and real, public reviews by patients. A second run continues the budget."""
+    from appliance.cli import demonstration
+
+    demonstration.run(settings.writing(context), media, quick=quick)

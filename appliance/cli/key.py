@@ -1,0 +1,57 @@
+"""`appliance key`: unlock, lock, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli import render, settings
+
+if TYPE_CHECKING:
+    from appliance.store.client import AgentStatus
+
+app = typer.Typer(name="key", help="Unseal and seal the store: unlock, lock, status.", no_args_is_help=True)
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
+]
+
+
+@app.command()
+def unlock(
+    context: typer.Context,
+    passphrase_file: PassphraseFile = None,
+    minutes: Annotated[int, typer.Option(min=1, max=7 * 24 * 60, help="Lock again after so many minutes.")] = 480,
+) -> None:
+    """Start the key agent, which holds the root key until `key lock` or until its time is up."""
+    from appliance.flows import keys
+
+    chosen = settings.writing(context)
+    home = chosen.home()
+    status = keys.unlock(home, settings.passphrase(chosen, passphrase_file), chosen.operator(), ttl_s=minutes * 60)
+    _show(chosen, "key.unlock", status)
+
+
+@app.command()
+def lock(context: typer.Context) -> None:
+    """End the key agent; it forgets the root key."""
+    from appliance.flows import keys
+
+    chosen = settings.writing(context)
+    locked = keys.lock(chosen.home(), chosen.operator())
+    lines = ["the store is sealed" if locked else "the store was sealed already"]
+    render.result(chosen, "key.lock", {"state": "sealed", "changed": locked}, lines)
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """Say whether the store is sealed, who unsealed it and until when."""
+    chosen = settings.of(context)
+    _show(chosen, "key.status", chosen.home().agent().status())
+
+
+def _show(chosen: settings.Settings, schema: str, status: AgentStatus) -> None:
+    document = {"state": status.state, "who": status.who, "until": status.until}
+    lines = [status.state if status.state == "sealed" else f"unsealed by {status.who} until {status.until}"]
+    render.result(chosen, schema, document, lines)

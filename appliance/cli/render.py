@@ -1,0 +1,104 @@
+"""All printing. Results go to stdout, everything else to stderr; with --json stdout holds exactly one document."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from appliance import __version__
+from appliance.cli.settings import Settings
+from appliance.errors import ApplianceError
+
+
+def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Print a command's result: `lines` for people, or one JSON document named `appliance.<schema>/1`."""
+    if settings.json:
+        print(json.dumps({"schema": f"appliance.{schema}/1", "version": __version__, **document}, ensure_ascii=False))
+        return
+    if not settings.quiet:
+        for line in lines:
+            print(line)
+
+
+def note(settings: Settings, text: str) -> None:
+    """Say something beside the result, on stderr."""
+    if not settings.quiet:
+        print(json.dumps({"note": text}) if settings.json else text, file=sys.stderr)
+
+
+def error(failure: ApplianceError) -> None:
+    """Print a refusal and its hint."""
+    print(f"appliance: error: {failure}", file=sys.stderr)
+    if failure.hint:
+        print(f"appliance: hint: {failure.hint}", file=sys.stderr)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Plain aligned columns, readable by people and by `awk`."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
+    """One `name  value` line each, aligned."""
+    listed = [(name, str(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in listed), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in listed]
+
+
+class Bar(Protocol):
+    """A running display of public progress."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show `done` of `total` with a short text."""
+
+
+@dataclass
+class _Lines:
+    """Progress where there is no terminal: one JSON line on stderr per change."""
+
+    what: str
+    last: tuple[int, str] = (-1, "")
+
+    def update(self, done: int, total: int, text: str) -> None:
+        if (done, text) != self.last:
+            self.last = (done, text)
+            print(json.dumps({"progress": self.what, "done": done, "total": total, "text": text}), file=sys.stderr)
+
+
+class _Silent:
+    def update(self, done: int, total: int, text: str) -> None:
+        pass
+
+
+@contextmanager
+def progress(settings: Settings, what: str) -> Iterator[Bar]:
+    """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet."""
+    if settings.quiet:
+        yield _Silent()
+    elif settings.json or not os.isatty(2):
+        yield _Lines(what)
+    else:
+        yield from _rich_bar(settings, what)
+
+
+def _rich_bar(settings: Settings, what: str) -> Iterator[Bar]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    console = Console(stderr=True, no_color=not settings.color)
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
+        task = display.add_task(what, total=None, text="")
+
+        class Rich:
+            def update(self, done: int, total: int, text: str) -> None:
+                display.update(task, completed=done, total=total or None, text=text)
+
+        yield Rich()

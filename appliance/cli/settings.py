@@ -1,0 +1,77 @@
+"""What the global options said, and how a command reaches it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from appliance.errors import UsageError
+
+if TYPE_CHECKING:
+    from appliance.flows.home import Home, Operator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The global options of one invocation."""
+
+    root: Path
+    json: bool = False
+    quiet: bool = False
+    color: bool = True
+    actor: str = ""
+    reason: str = ""
+    dry_run: bool = False
+    yes: bool = False
+
+    def home(self) -> Home:
+        """The home that --home or APPLIANCE_HOME names."""
+        from appliance.flows.home import Home
+
+        return Home.open(self.root)
+
+    def operator(self) -> Operator:
+        """On whose behalf this invocation runs."""
+        from appliance.flows.home import Operator
+
+        return Operator(name=self.actor, reason=self.reason)
+
+
+def of(context: typer.Context) -> Settings:
+    """The settings of the running command."""
+    settings = context.obj
+    assert isinstance(settings, Settings)  # noqa: S101 - the callback of `app` always sets them
+    return settings
+
+
+def writing(context: typer.Context) -> Settings:
+    """The settings of a verb that always writes. Raises `UsageError` under --dry-run, which it cannot honour."""
+    if of(context).dry_run:
+        raise UsageError("this verb has no dry run", hint="leave --dry-run out; nothing was done")
+    return of(context)
+
+
+def passphrase(settings: Settings, file: Path | None, *, new: bool = False) -> str:
+    """The passphrase: from `file`, from APPLIANCE_PASSPHRASE_FILE, or asked for on the terminal.
+
+    Raises:
+      UsageError: there is no terminal and no file, the file cannot be read, or a new passphrase is too short.
+    """
+    if file is None and (named := os.environ.get("APPLIANCE_PASSPHRASE_FILE")):
+        file = Path(named)
+    if file is not None:
+        try:
+            value = file.read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError):
+            raise UsageError(f"cannot read a passphrase from {file}") from None
+    elif os.isatty(0):
+        value = typer.prompt("passphrase", hide_input=True, confirmation_prompt=new, err=True)
+    else:
+        raise UsageError("a passphrase is needed and there is no terminal", hint="give --passphrase-file FILE")
+    if new and len(value) < 12:
+        raise UsageError("a passphrase has at least 12 characters", hint="six random words are a good one")
+    return value

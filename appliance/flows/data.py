@@ -1,0 +1,256 @@
+"""`data`: ingest, list, show, verify.
+
+Ingest order: policy, keys, then the files are read once as a stream and sealed as they are read; the sealed object is
+on disk under its final name before the row and its leaf commit. Clear text is only ever in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import orjson
+
+from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid, IntegrityError, PolicyDenied, UsageError
+from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.keys import require_unsealed
+from appliance.flows.policy import active
+from appliance.ingest.fingerprints import overlap
+from appliance.ingest.ingestion import Ingestion
+from appliance.ingest.source import BadRow
+from appliance.ingest.spec import IngestSpec
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import DatasetRow
+from appliance.policy import check
+from appliance.policy.policy import Policy
+from appliance.store import container
+from appliance.store.files import PARTIAL, commit, sweep
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What the data owner states about the data. All of it is public."""
+
+    name: str
+    units: int
+    class_name: str = "default"
+    purpose: Literal["training", "evaluation"] = "training"
+
+
+class _Material(NamedTuple):
+    """What sealing made; `fingerprints` and `seal_key` are private."""
+
+    dataset: DatasetRow
+    rejected: tuple[BadRow, ...]
+    fingerprints: bytes
+    seal_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingested:
+    """What `data ingest` made. `rejected` is for the person at the terminal only; it holds places, never content."""
+
+    dataset: DatasetRow
+    rejected: tuple[BadRow, ...]
+    overlaps: tuple[str, ...]
+
+
+def ingest(
+    home: Home,
+    paths: Sequence[Path],
+    spec: IngestSpec,
+    declared: Declaration,
+    operator: Operator,
+    progress: Progress = lambda records: None,
+) -> Ingested:
+    """Read, validate, group and seal foreign files as one dataset.
+
+    Raises:
+      PolicyDenied: the active policy does not allow this class, unit of privacy or declared size.
+      DataInvalid: no row is usable, too many are not, or the declared number of units is far off.
+      KeyUnavailable: the store is sealed.
+    """
+    with home.ledger() as ledger:
+        actor = home.actor(operator)
+        row, policy = active(ledger)
+        try:
+            check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+            with ledger.read() as rows:
+                known = rows.datasets.list()
+            if declared.name in {dataset.name for dataset in known}:
+                raise UsageError(f"a dataset named {declared.name} exists", hint="choose another name with --name")
+            require_unsealed(home)
+            material = _seal(home, paths, spec, declared, policy, progress)
+        except (PolicyDenied, DataInvalid) as refusal:
+            _record_refusal(ledger, actor, refusal, row.sha256)
+            raise
+        while True:
+            overlaps = _overlapping(home, known, material.seal_key, material.fingerprints)
+            dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
+            with ledger.transaction(actor, reason=operator.reason or None, policy_sha256=row.sha256) as tx:
+                listed = tx.datasets.list()
+                if len(listed) == len(known):
+                    tx.datasets.add(dataset)
+                    tx.append("data.sealed", _facts(dataset), subject=dataset.id)
+                    break
+            known = listed  # somebody else ingested meanwhile: compare with that too
+        ledger.sign()
+    return Ingested(dataset=dataset, rejected=material.rejected, overlaps=tuple(overlaps))
+
+
+def _seal(
+    home: Home,
+    paths: Sequence[Path],
+    spec: IngestSpec,
+    declared: Declaration,
+    policy: Policy,
+    progress: Progress,
+) -> _Material:
+    dataset_id = new_id("ds")
+    data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
+    mac_key, seal_key = _fingerprint_keys(fingerprint_key)
+    ingestion = Ingestion(paths, spec, mac_key)
+    sweep(home.objects)
+    with _staging(home) as staging:
+        sealed = container.seal_records(_encoded(ingestion, progress), staging, data_key, dataset_id)
+        _check_contents(ingestion, declared, policy)
+        prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
+        commit(staging, home.objects / sealed.blake3)
+    dataset = DatasetRow(
+        id=dataset_id,
+        name=declared.name,
+        purpose=declared.purpose,
+        class_=declared.class_name,
+        unit_kind=spec.unit.kind,
+        unit_key=spec.unit.key,
+        max_records=spec.unit.max_records,
+        declared_units=declared.units,
+        format=spec.format,
+        state="active",
+        object_blake3=sealed.blake3,
+        object_bytes=sealed.bytes,
+        chunks=sealed.chunks,
+        wrapped_key=wrapped,
+        key_epoch=epoch,
+        fingerprints_blake3=prints,
+        source="unsigned local files",
+    )
+    return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
+
+
+@contextmanager
+def _staging(home: Home) -> Iterator[Path]:
+    """A name in the directory of objects that is gone afterwards, whatever happens."""
+    path = home.objects / f".incoming-{secrets.token_hex(8)}{PARTIAL}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _encoded(ingestion: Ingestion, progress: Progress) -> Iterator[bytes]:
+    for n, record in enumerate(ingestion, 1):
+        if n % 1000 == 0:
+            progress(n)
+        yield record.encode()
+
+
+def _check_contents(ingestion: Ingestion, declared: Declaration, policy: Policy) -> None:
+    """Compare what was read with what was declared; the messages give no count, since the exact one is private."""
+    units = ingestion.units.reveal()
+    if units < declared.units / 2 or units > declared.units * 2:
+        raise DataInvalid(
+            f"the files do not hold about {declared.units} units of privacy",
+            hint="declare a round number within a factor of two of the truth with --units",
+        )
+    accepted, rejected = ingestion.accepted_count.reveal(), ingestion.rejected_count.reveal()
+    check.check_ingested(policy, declared.class_name, accepted=accepted, rejected=rejected, units=units)
+
+
+def _fingerprint_keys(key: bytes) -> tuple[bytes, bytes]:
+    """Separate keys for making fingerprints and for sealing the list of them."""
+    mac, seal = (hashlib.blake2b(label, key=key, digest_size=32).digest() for label in (b"make/v1", b"seal/v1"))
+    return mac, seal
+
+
+def _seal_fingerprints(home: Home, dataset_id: str, seal_key: bytes, fingerprints: bytes) -> str:
+    with _staging(home) as staging:
+        sealed = container.seal_records([fingerprints], staging, seal_key, f"fingerprints/{dataset_id}")
+        commit(staging, home.objects / sealed.blake3)
+    return sealed.blake3
+
+
+def _overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, fingerprints: bytes) -> list[str]:
+    """Datasets that share at least one record, subject or long field with the new one: it inherits what they spent."""
+    found = []
+    for other in known:
+        path = home.objects / other.fingerprints_blake3
+        with container.open_records(path, seal_key, f"fingerprints/{other.id}") as prints:
+            if overlap(prints[0], fingerprints):
+                found.append(other.id)
+    return found
+
+
+def _facts(dataset: DatasetRow) -> dict[str, object]:
+    return {
+        "dataset_id": dataset.id,
+        "name": dataset.name,
+        "purpose": dataset.purpose,
+        "class": dataset.class_,
+        "unit_kind": dataset.unit_kind,
+        "unit_key": dataset.unit_key,
+        "max_records": dataset.max_records,
+        "declared_units": dataset.declared_units,
+        "format": dataset.format,
+        "object_blake3": dataset.object_blake3,
+        "key_epoch": dataset.key_epoch,
+        "fingerprints_blake3": dataset.fingerprints_blake3,
+        "overlaps": orjson.loads(dataset.overlaps),
+        "source": dataset.source,
+    }
+
+
+def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError, policy_sha256: str) -> None:
+    """A refused attempt is an event too; its message is public, its place (a file name) is not recorded."""
+    with ledger.transaction(actor, policy_sha256=policy_sha256) as tx:
+        tx.append("data.refused", {"code": refusal.exit_status, "reason": type(refusal).__name__})
+
+
+def datasets(home: Home) -> list[DatasetRow]:
+    """`data list`."""
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        return list(rows.datasets.list())
+
+
+def find(rows: Sequence[DatasetRow], name_or_id: str) -> DatasetRow:
+    """The dataset with this name or id; `ArtefactMissing` if there is none."""
+    for row in rows:
+        if name_or_id in (row.id, row.name):
+            return row
+    raise ArtefactMissing(f"no dataset {name_or_id}", hint="`appliance data list` shows what there is")
+
+
+def verify(home: Home, name_or_id: str | None) -> list[DatasetRow]:
+    """`data verify`: compare every sealed object with its digest in the ledger; needs no key.
+
+    Raises:
+      IntegrityError: naming the first bad chunk.
+    """
+    rows = datasets(home)
+    chosen = [find(rows, name_or_id)] if name_or_id else rows
+    for row in chosen:
+        for digest in (row.object_blake3, row.fingerprints_blake3):
+            path = home.objects / digest
+            if not path.exists():
+                raise IntegrityError(f"the sealed object of {row.name} is gone", where=str(path))
+            container.scrub(path, digest)
+    return chosen

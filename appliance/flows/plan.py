@@ -1,0 +1,196 @@
+"""`train plan`: from a dataset, a model and an epsilon to a complete run file, and from a run file to a privacy plan.
+
+Nothing here opens private data: every number follows from what the data owner declared.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
+from appliance.flows import data, model
+from appliance.flows.budget import cap_of, overlaps, spend_of
+from appliance.flows.home import Home
+from appliance.flows.policy import active
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
+from appliance.policy import check, run_file
+from appliance.policy.check import DatasetFacts, ModelFacts
+from appliance.policy.policy import Policy
+from appliance.policy.run_file import RunFile
+from appliance.privacy.budget import Cap, Spend, check_budget
+from appliance.privacy.plan import make_plan
+from appliance.records import PrivacyPlan, UnitOfPrivacy
+
+# Defaults, measured on 600 public reviews (docs/utility.md). At a given epsilon a few large batches beat many small
+# ones; with more units each step can be smaller in proportion, so the steps grow with the square root of their number.
+EPOCHS = 1.0
+LEAST_STEPS, AT_UNITS = 6, 600
+LEARNING_RATE = 2e-3
+MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the operator asked of `train plan`; None leaves a choice to the defaults."""
+
+    epsilon: float
+    name: str
+    steps: int | None = None
+    expected_batch_size: int | None = None
+    lr: float | None = None
+    max_tokens: int | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A run file with everything it names, found and checked, and the privacy plan that follows from it."""
+
+    run: RunFile
+    dataset: DatasetRow
+    model: ModelRow
+    policy: Policy
+    plan: PrivacyPlan
+    parameters: int
+
+    @property
+    def spend(self) -> Spend:
+        """What the run would reserve."""
+        return Spend.of_plan("(this run)", self.dataset.id, self.plan)
+
+
+def draft(home: Home, dataset: str, base: str, wish: Wish) -> RunFile:
+    """A complete run file for `dataset` and `base` at the wished epsilon."""
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        chosen = data.find(list(rows.datasets.list()), dataset)
+        based = model.find(list(rows.models.list()), base)
+    units = chosen.declared_units
+    steps = wish.steps or default_steps(units)
+    batch = wish.expected_batch_size or math.ceil(EPOCHS * units / steps)
+    value = {
+        "schema": 1,
+        "name": wish.name,
+        "base": {"id": based.id, "sha256": based.sha256},
+        "data": [{"id": chosen.id, "unit": unit_of(chosen).model_dump(exclude_none=True)}],
+        "template": {"from": "base" if based.has_chat_template else "none", "train_on": "completion"},
+        "lora": {"r": wish.rank or 8, "alpha": 16.0, "targets": "all-linear"},
+        "train": {
+            "steps": steps,
+            "expected_batch_size": min(batch, units),
+            "max_tokens": wish.max_tokens or MAX_TOKENS,
+            "lr": wish.lr or LEARNING_RATE,
+            "init_seed": 7,
+            "spare_steps": 1,
+        },
+        "privacy": {"epsilon": wish.epsilon, "delta": "auto", "max_grad_norm": 1.0, "clipping": "normalised"},
+    }
+    return run_file.parse(orjson.dumps(value), "the drafted run file")
+
+
+def default_steps(declared_units: int) -> int:
+    """Sampled steps if the operator names none: 6 up to 600 units, then growing with their square root."""
+    return max(LEAST_STEPS, round(LEAST_STEPS * math.sqrt(declared_units / AT_UNITS)))
+
+
+def load(path: Path) -> RunFile:
+    """The run file at `path`.
+
+    Raises:
+      ArtefactMissing: there is none.
+      ConfigInvalid: it does not follow the schema.
+    """
+    try:
+        return run_file.parse(path.read_bytes(), str(path))
+    except (FileNotFoundError, IsADirectoryError):
+        hint = "write one: `appliance train plan DATASET MODEL --epsilon E --out run.yaml`"
+        raise ArtefactMissing(f"no run file {path}", hint=hint) from None
+
+
+def resolve(ledger: Ledger, run: RunFile) -> Resolved:
+    """Find what a run file names and check that the run fits inside the policy.
+
+    Raises:
+      ArtefactMissing: the dataset or the model is not here.
+      IntegrityError: the model here is not the one the run file means.
+      PolicyDenied: the policy does not allow this run.
+      ConfigInvalid: the plan is impossible.
+    """
+    _, policy = active(ledger)
+    with ledger.read() as rows:
+        dataset = data.find(list(rows.datasets.list()), run.dataset.id)
+        base = model.find(list(rows.models.list()), run.base.id)
+    if dataset.purpose != "training":
+        raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for training")
+    if base.sha256 != run.base.sha256:
+        raise IntegrityError(
+            f"model {base.id} is not the one the run file means", hint="compare `appliance model list`"
+        )
+    unit = unit_of(dataset)
+    facts = DatasetFacts(id=dataset.id, dataset_class=dataset.class_, unit=unit, declared_units=dataset.declared_units)
+    named = run.model_copy(update={"data": (run.dataset.model_copy(update={"id": dataset.id}),)})
+    check.check_run(policy, named, facts, ModelFacts(id=base.id, sha256=base.sha256))
+    parameters = trainable_parameters(run, base)
+    plan = make_plan(
+        unit=unit,
+        declared_units=dataset.declared_units,
+        expected_batch_size=run.train.expected_batch_size,
+        steps=run.steps(dataset.declared_units),
+        spare_steps=run.train.spare_steps,
+        epsilon=run.privacy.epsilon,
+        delta=run.delta,
+        clipping=run.privacy.clipping,
+        max_grad_norm=run.privacy.max_grad_norm,
+        trainable_parameters=parameters,
+    )
+    check.check_plan(policy, facts, plan)
+    return Resolved(run=run, dataset=dataset, model=base, policy=policy, plan=plan, parameters=parameters)
+
+
+def trainable_parameters(run: RunFile, base: ModelRow) -> int:
+    """Size of the adapter: r (in + out) summed over the target modules."""
+    shapes: dict[str, tuple[int, int]] = orjson.loads(base.shapes)
+    chosen = [shape for name, shape in shapes.items() if run.lora.selects(name)]
+    if not chosen:
+        raise ConfigInvalid("lora.targets matches no linear module of the base model", where="lora.targets")
+    return sum(run.lora.r * (out + into) for out, into in chosen)
+
+
+def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
+    """The unit of privacy a dataset was ingested with."""
+    return UnitOfPrivacy.model_validate(
+        {"kind": dataset.unit_kind, "key": dataset.unit_key, "max_records": dataset.max_records}
+    )
+
+
+Seen = tuple[tuple[DatasetRow, ...], tuple[RunRow, ...]]
+
+
+def afford(ledger: Ledger, resolved: Resolved) -> tuple[Seen, float, float]:
+    """Check the lifetime budget of every dataset the run would spend from.
+
+    Returns:
+      The datasets and runs the check was made against, and the dataset's lifetime epsilon before and after this run.
+
+    Raises:
+      BudgetExceeded: some dataset's lifetime cap would be exceeded.
+    """
+    with ledger.read() as rows:
+        datasets, runs = tuple(rows.datasets.list()), tuple(rows.runs.list())
+    spends = [spend_of(run) for run in runs]
+    shared = {row.id: overlaps(row.id, datasets) for row in datasets}
+    caps: dict[str, Cap] = {row.id: cap_of(resolved.policy, row) for row in datasets}
+    before, after = check_budget(resolved.spend, spends=spends, overlaps=shared, caps=caps)
+    return (datasets, runs), before, after
+
+
+def preview(home: Home, run: RunFile) -> tuple[Resolved, float, float]:
+    """What `train start` would do with this run file: the plan, and the lifetime epsilon before and after."""
+    with home.ledger(writable=False) as ledger:
+        resolved = resolve(ledger, run)
+        _, before, after = afford(ledger, resolved)
+    return resolved, before, after

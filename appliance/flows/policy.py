@@ -1,0 +1,81 @@
+"""`policy`: check, show, activate. The active policy is a row of the ledger's database, exact bytes and all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import ArtefactMissing, IntegrityError
+from appliance.flows.home import Home, Operator
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import PolicyRow
+from appliance.policy import shipped
+from appliance.policy.policy import Policy, parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activated:
+    """A policy that is now in force, and the one it replaced."""
+
+    policy: Policy
+    replaced: str | None
+
+
+def load(name_or_path: str) -> Policy:
+    """The policy in a file, or a shipped one by its name.
+
+    Raises:
+      ArtefactMissing: there is no such file.
+      ConfigInvalid: it does not follow the schema.
+    """
+    path = Path(name_or_path)
+    if name_or_path in shipped.names() and not path.exists():
+        return parse(shipped.read(name_or_path), f"policies/{name_or_path}.yaml")
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError:
+        names = ", ".join(shipped.names())
+        raise ArtefactMissing(f"no policy file {name_or_path}", hint=f"give a path, or one of: {names}") from None
+
+
+def active(ledger: Ledger) -> tuple[PolicyRow, Policy]:
+    """The policy in force."""
+    with ledger.read() as rows:
+        current = [row for row in rows.policies.list() if row.state == "active"]
+    if len(current) != 1:
+        raise IntegrityError(f"{len(current)} policies are active, expected one")
+    row = current[0]
+    policy = parse(row.text.encode(), f"policy {row.name}")
+    if policy.digest != row.sha256:
+        raise IntegrityError("the active policy is not the one its digest names")
+    return row, policy
+
+
+def activate_in(ledger: Ledger, actor: Actor, policy: Policy, reason: str) -> str | None:
+    """Put `policy` in force; returns the name of the one it replaced."""
+    with ledger.transaction(actor, reason=reason or None, policy_sha256=policy.digest) as tx:
+        old = [row for row in tx.policies.list() if row.state == "active"]
+        for row in old:
+            if row.sha256 != policy.digest:
+                tx.policies.update(row.sha256, state="superseded")
+        if tx.policies.find(policy.digest) is None:
+            row = PolicyRow(sha256=policy.digest, name=policy.name, text=policy.text.decode(), state="active")
+            tx.policies.add(row)
+        else:
+            tx.policies.update(policy.digest, state="active")
+        tx.append("policy.activated", {"name": policy.name, "sha256": policy.digest}, subject=policy.digest)
+    return old[0].name if old else None
+
+
+def activate(home: Home, policy: Policy, operator: Operator) -> Activated:
+    """`policy activate`: from now on ingest and training must fit inside `policy`."""
+    with home.ledger() as ledger:
+        replaced = activate_in(ledger, home.actor(operator), policy, operator.reason)
+    return Activated(policy=policy, replaced=replaced)
+
+
+def show(home: Home) -> Policy:
+    """`policy show`: the policy in force."""
+    with home.ledger(writable=False) as ledger:
+        return active(ledger)[1]

@@ -1,0 +1,158 @@
+"""Settle a run: read its journal, charge the attempts, close the row. Idempotent; the only place that charges.
+
+A reservation is charged in full until it is settled, so a crash anywhere over-charges and never under-charges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, IntegrityError
+from appliance.flows import jobs
+from appliance.flows.budget import sample_rate_text
+from appliance.flows.home import Home, new_id
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import RunRow
+from appliance.privacy import journal
+from appliance.privacy.accounting import Mechanism, charged_epsilon, epsilon_pld
+from appliance.records import AccountJob, PrivacyPlan, PrivacySpent, TrainResult, decimal, rounded_up, to_json
+from appliance.store.files import fsync_tree, tree_digest, write_atomic
+
+OPEN_STATES = ("reserved", "running")
+
+
+def settle(
+    home: Home,
+    ledger: Ledger,
+    actor: Actor,
+    run: RunRow,
+    outcome: TrainResult | ApplianceError | None,
+) -> RunRow:
+    """Charge `run` for its attempts and close it: finished with a result, failed with an error, aborted with neither.
+
+    Returns:
+      The settled row; the row as it is if the run was settled before.
+    """
+    if run.state not in OPEN_STATES:
+        return run
+    plan = plan_of(run)
+    run_dir = home.runs / run.id
+    attempts = _attempts(run_dir, run)
+    result = outcome if isinstance(outcome, TrainResult) else None
+    if result is not None and result.attempts > attempts:
+        raise IntegrityError("the worker reports more attempts than its journal holds", where=run.id)
+    spent = result.spent if result is not None and result.attempts == attempts else _account(home, plan, attempts)
+    state = "finished" if result else "failed" if outcome else "aborted"
+    _confirm(plan, spent)
+    epsilon = charged_epsilon(spent.epsilon_pld, spent.epsilon_prv)
+    adapter = _adapter_digest(run_dir, result)
+    with ledger.transaction(actor, policy_sha256=run.policy_sha256) as tx:
+        tx.runs.update(
+            run.id,
+            state=state,
+            charged_attempts=attempts,
+            epsilon_charged=rounded_up(epsilon),
+            epsilon_gap=decimal(max(0.0, spent.epsilon_prv - spent.epsilon_pld)),
+            adapter_sha256=adapter,
+        )
+        kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
+        facts = _spent_facts(run, plan, spent, epsilon) | _outcome_facts(outcome, adapter)
+        tx.append(kind, facts, subject=run.id)
+    ledger.sign()
+    shutil.rmtree(run_dir / "tmp", ignore_errors=True)
+    shutil.rmtree(run_dir / "snapshots", ignore_errors=True)
+    with ledger.read() as rows:
+        return rows.runs.get(run.id)
+
+
+def _attempts(run_dir: Path, run: RunRow) -> int:
+    """Attempts to charge: none before the first start (no key was released), else what an undamaged journal shows."""
+    if run.state == "reserved":
+        return 0
+    state = journal.read(run_dir / "journal.jsonl", run.id)
+    return journal.charge(state if undamaged(run_dir, run) else None, run.reserved_attempts, _recorded(run))
+
+
+def undamaged(run_dir: Path, run: RunRow) -> bool:
+    """Whether the job is the reserved one, and the journal whole and a continuation of what the ledger recorded."""
+    state = journal.read(run_dir / "journal.jsonl", run.id)
+    try:
+        job = (run_dir / "job.json").read_bytes()
+    except FileNotFoundError:
+        return False
+    return journal.continues(state, _recorded(run)) and hashlib.sha256(job).hexdigest() == run.spec_sha256
+
+
+def _recorded(run: RunRow) -> tuple[int, str] | None:
+    return None if run.recorded_head is None else (run.recorded_attempts, run.recorded_head)
+
+
+def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
+    """Ask a worker what both accountants say of `attempts`: Opacus needs torch, and only workers load it."""
+    if attempts == 0:
+        return PrivacySpent(attempts=0, epsilon_pld=0.0, epsilon_prv=0.0, epsilon_rdp=0.0, delta=plan.delta)
+    run_dir = home.runs / new_id("account")
+    run_dir.mkdir(mode=0o700)
+    try:
+        job = AccountJob(schema="appliance.job/1", run_id=run_dir.name, plan=plan, attempts=attempts)
+        write_atomic(run_dir / "job.json", to_json(job))
+        return jobs.run_worker(run_dir, PrivacySpent)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:
+    """The control plane's own PLD must be what the worker says; of PRV the worker's word is taken, if it is near."""
+    mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, spent.attempts)
+    own = epsilon_pld([mechanism], plan.delta - plan.sampler_delta)
+    if spent.epsilon_pld != own:
+        raise IntegrityError(f"the worker accounts epsilon {spent.epsilon_pld:.4f} where {own:.4f} is right")
+
+
+def _adapter_digest(run_dir: Path, result: TrainResult | None) -> str | None:
+    if result is None:
+        return None
+    adapter = run_dir / "adapter"
+    fsync_tree(adapter)
+    digest, _ = tree_digest(adapter)
+    if digest != result.adapter_sha256:
+        raise ApplianceError("the adapter is not the one the worker reported", where=str(adapter))
+    return digest
+
+
+def _spent_facts(run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: float) -> dict[str, Any]:
+    return {
+        "run_id": run.id,
+        "dataset_id": run.dataset_id,
+        "attempts": spent.attempts,
+        "epsilon_pld": decimal(spent.epsilon_pld),
+        "epsilon_prv": decimal(spent.epsilon_prv),
+        "epsilon_rdp": decimal(spent.epsilon_rdp),
+        "epsilon_charged": rounded_up(epsilon),
+        "delta": decimal(plan.delta),
+        "sampler_delta": decimal(plan.sampler_delta),
+        "noise_multiplier": decimal(plan.noise_multiplier),
+        "sample_rate": sample_rate_text(plan.sample_rate),
+    }
+
+
+def _outcome_facts(outcome: TrainResult | ApplianceError | None, adapter: str | None) -> dict[str, Any]:
+    if isinstance(outcome, TrainResult):
+        return {
+            "steps": outcome.steps,
+            "adapter_sha256": adapter,
+            "isolation": outcome.isolation.model_dump(),
+            "libraries": dict(outcome.libraries),
+        }
+    if outcome is not None:
+        return {"code": outcome.exit_status, "reason": type(outcome).__name__}
+    return {}
+
+
+def plan_of(run: RunRow) -> PrivacyPlan:
+    """The plan of a run, from its row."""
+    return PrivacyPlan.model_validate_json(run.plan)

@@ -1,0 +1,205 @@
+"""`train`: start (once reserved), resume, abort. Launch, follow, settle.
+
+    reserve.py: refuse or reserve the worst case -> here: started leaf, signed -> worker -> settle.py: by attempts
+
+The reservation is signed and anchored before the worker exists, and the key agent releases the dataset's key only
+against the signed `run.started` leaf. Whatever is killed, the reservation stands until `settle` charges the attempts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.errors import (
+    ApplianceError,
+    ArtefactMissing,
+    Busy,
+    IntegrityError,
+    Interrupted,
+    KeyUnavailable,
+    UsageError,
+    WillNotFit,
+)
+from appliance.flows import jobs
+from appliance.flows.agent import evidence_for
+from appliance.flows.home import Home, Operator
+from appliance.flows.keys import require_unsealed
+from appliance.flows.settle import OPEN_STATES, plan_of, settle, undamaged
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import RunRow
+from appliance.privacy import journal
+from appliance.records import (
+    PrivacyPlan,
+    TrainResult,
+    to_json,
+)
+from appliance.store.files import write_atomic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Public progress of a run: attempts sampled and steps applied, of those planned."""
+
+    run_id: str
+    attempts: int
+    steps: int
+    plan: PrivacyPlan
+
+
+Watch = Callable[[Step], None]
+
+RECORD_EVERY = 10
+"""Attempts after which the ledger records the journal's head, so that a journal rolled back further is noticed."""
+
+
+def resume(home: Home, run_id: str, operator: Operator, watch: Watch) -> RunRow:
+    """Start a reserved run or go on with one that was interrupted; settles it when it ends.
+
+    Raises:
+      Busy: the run is being supervised already.
+      Interrupted: it was interrupted again, and can be resumed again.
+      ApplianceError: the worker's refusal; the run is settled as failed.
+    """
+    run_dir = home.runs / run_id
+    with home.ledger() as ledger:
+        actor = home.actor(operator)
+        row = _open_run(ledger, run_id)
+        require_unsealed(home)
+        with jobs.supervising(run_dir):
+            row = _mark_started(home, ledger, actor, row)
+            follower = _Follower(ledger, actor, row, run_dir / "journal.jsonl", watch)
+            try:
+                result = jobs.run_worker(run_dir, TrainResult, watch=follower.poll)
+            except (KeyboardInterrupt, Interrupted) as interruption:
+                raise _resumable(row, interruption) from None
+            except (WillNotFit, KeyUnavailable, Busy) as obstacle:
+                raise _resumable(row, obstacle) from None
+            except ApplianceError as failure:
+                settle(home, ledger, actor, follower.row, failure)
+                raise
+            return settle(home, ledger, actor, follower.row, result)
+
+
+def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
+    """The error for a run that can go on once what stopped it is gone; its own class, so its own exit status."""
+    kind = type(obstacle) if isinstance(obstacle, ApplianceError) else Interrupted
+    what = obstacle.message if isinstance(obstacle, ApplianceError) else "interrupted"
+    hint = f"go on with `appliance train resume {row.id}`, or settle with `appliance train abort {row.id}`"
+    return kind(f"run {row.id}: {what}; the reservation stands", hint=hint)
+
+
+def _open_run(ledger: Ledger, run_id: str) -> RunRow:
+    row = find(ledger, run_id)
+    if row.state not in OPEN_STATES:
+        raise UsageError(f"run {row.id} is {row.state}", hint="`appliance train status` shows which runs are open")
+    return row
+
+
+def find(ledger: Ledger, run_id: str) -> RunRow:
+    """The run with this id; `ArtefactMissing` if there is none."""
+    with ledger.read() as rows:
+        row = rows.runs.find(run_id)
+    if row is None:
+        raise ArtefactMissing(f"no run {run_id}", hint="`appliance train status` lists the runs")
+    return row
+
+
+def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> RunRow:
+    """Record and sign that a worker is about to start, and leave it the evidence for the key agent."""
+    run_dir = home.runs / row.id
+    path = run_dir / "journal.jsonl"
+    plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
+    first = row.state == "reserved"
+    if first:
+        journal.Journal.open(path, row.id, plan_sha256).close()
+    state = journal.read(path, row.id)
+    if state is None or not undamaged(run_dir, row):
+        broken = IntegrityError(f"the journal or the job of run {row.id} was altered; it is charged in full")
+        settle(home, ledger, actor, row, broken)
+        raise broken
+    left = max(0, row.reserved_attempts - state.attempts)
+    nonce = secrets.token_hex(16)
+    facts = {"run_id": row.id, "dataset_id": row.dataset_id, "attempts_left": left, "nonce": nonce}
+    with ledger.transaction(actor, policy_sha256=row.policy_sha256) as tx:
+        tx.runs.update(row.id, state="running", recorded_attempts=state.attempts, recorded_head=state.head_sha256)
+        index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
+    ledger.sign()
+    write_atomic(run_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
+    return find(ledger, row.id)
+
+
+class _Follower:
+    """Reads the journal while the worker writes it: shows progress, and from time to time tells the ledger its head."""
+
+    def __init__(self, ledger: Ledger, actor: Actor, row: RunRow, path: Path, watch: Watch) -> None:
+        self.ledger, self.actor, self.row, self.path, self.watch = ledger, actor, row, path, watch
+        self.plan = plan_of(row)
+        self.size = -1
+
+    def poll(self) -> None:
+        """Look at the journal if it grew."""
+        size = self.path.stat().st_size if self.path.exists() else -1
+        if size == self.size:
+            return
+        self.size = size
+        state = journal.read(self.path, self.row.id)
+        if state is None or not state.intact:
+            return
+        self.watch(Step(run_id=self.row.id, attempts=state.attempts, steps=state.steps, plan=self.plan))
+        if state.attempts >= self.row.recorded_attempts + RECORD_EVERY:
+            self._record(state)
+
+    def _record(self, state: journal.JournalState) -> None:
+        try:
+            self._append(state)
+        except (Busy, WillNotFit):
+            return  # a run does not end for this; the next attempts will be recorded with these
+
+    def _append(self, state: journal.JournalState) -> None:
+        with self.ledger.transaction(self.actor, policy_sha256=self.row.policy_sha256) as tx:
+            tx.runs.update(self.row.id, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
+            facts = {"run_id": self.row.id, "attempts": state.attempts, "journal_sha256": state.head_sha256}
+            tx.append("run.checkpointed", facts, subject=self.row.id)
+        self.row = find(self.ledger, self.row.id)
+
+
+def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) -> RunRow:
+    """End a run for good and charge the attempts it made. A live supervisor is interrupted first.
+
+    Raises:
+      Busy: the supervisor did not end in time.
+    """
+    run_dir = home.runs / run_id
+    with home.ledger(writable=False) as ledger:
+        _open_run(ledger, run_id)
+    deadline = time.monotonic() + wait_s
+    while (pid := jobs.supervisor_of(run_dir)) is not None:
+        if time.monotonic() > deadline:
+            raise Busy(f"the supervisor of {run_id} (process {pid}) does not end")
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.3)
+    run_dir.mkdir(mode=0o700, exist_ok=True)
+    with home.ledger() as ledger, jobs.supervising(run_dir):
+        return settle(home, ledger, home.actor(operator), _open_run(ledger, run_id), None)
+
+
+def status(home: Home) -> list[tuple[RunRow, Step, bool]]:
+    """`train status`: every run, its public progress, and whether a supervisor is alive."""
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        runs = list(rows.runs.list())
+    return [(row, progress_of(home, row), jobs.supervisor_of(home.runs / row.id) is not None) for row in runs]
+
+
+def progress_of(home: Home, row: RunRow) -> Step:
+    """Public progress of a run, from its journal."""
+    state = journal.read(home.runs / row.id / "journal.jsonl", row.id)
+    attempts, steps = (state.attempts, state.steps) if state else (row.charged_attempts or 0, 0)
+    return Step(run_id=row.id, attempts=attempts, steps=steps, plan=plan_of(row))

@@ -1,0 +1,82 @@
+"""The roster of people: a name on this machine, a random pseudonym in the ledger.
+
+The ledger's leaves are for ever, so they carry only a random pseudonym; the name goes into the sealed, erasable body
+of an entry and into this roster, which can forget it. A name is only asserted: whoever can run the command can claim
+it. The leaf says so (`actor_auth: asserted`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from appliance.errors import IntegrityError, UsageError
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Somebody who acts: the name they gave and the pseudonym the ledger knows them by."""
+
+    name: str
+    pseudonym: str
+
+
+def login_name() -> str:
+    """Name of the operating system's user, the default of `--actor`."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid-{os.getuid()}"
+
+
+def recognise(roster: Path, name: str) -> Person:
+    """The person called `name`, entered into the roster under a fresh random pseudonym if unknown.
+
+    Args:
+      roster: JSON file {name: pseudonym}, created with mode 0600.
+      name: 1 to 80 characters, no control characters.
+
+    Raises:
+      UsageError: the name is empty, too long or has control characters.
+      IntegrityError: the roster is not what this module wrote.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError("an actor's name has 1 to 80 characters and no control characters")
+    with (roster.parent / f".{roster.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        people = _load(roster)
+        if name not in people:
+            people[name] = f"p_{secrets.token_hex(8)}"
+            _save(roster, people)
+    return Person(name=name, pseudonym=people[name])
+
+
+def _load(roster: Path) -> dict[str, str]:
+    try:
+        people = orjson.loads(roster.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except orjson.JSONDecodeError:
+        people = None
+    if not isinstance(people, dict) or not all(isinstance(v, str) for v in people.values()):
+        raise IntegrityError("the roster of people is damaged", where=str(roster))
+    return people
+
+
+def _save(roster: Path, people: dict[str, str]) -> None:
+    temporary = roster.with_name(f".{roster.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(orjson.dumps(people, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(roster)

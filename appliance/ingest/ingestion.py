@@ -1,0 +1,167 @@
+"""A whole ingest: files in, validated and bounded Records out, with everything that was rejected listed by place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from appliance.errors import DataInvalid
+from appliance.ingest.fingerprints import Fingerprinter, sorted_unique
+from appliance.ingest.keyset import KeySet
+from appliance.ingest.reading import read_rows
+from appliance.ingest.shapes import Parts, shaper, subject_of, unescaped
+from appliance.ingest.source import BadRow, Row, RowRefused, check_source
+from appliance.ingest.spec import IngestSpec
+from appliance.records import Private, Record, RecordKind
+
+MAX_LISTED = 10_000
+_BATCH = 1024
+
+
+class _Candidate(NamedTuple):
+    key: bytes
+    unit: bytes
+    kind: RecordKind
+    parts: Parts
+    fingerprints: bytes
+
+
+class Ingestion:
+    """Reads files once, in order, and yields their Records.
+
+    Exact duplicates are merged: the first is kept, within the whole dataset if a record is the unit of privacy, within
+    one subject if a subject is. (A record that two subjects share stays with both; otherwise one subject's presence
+    would change what is kept of the other.) Of each subject the first `max_records` different records are kept.
+    Whether a row is kept thus depends on nothing but the rows of its own unit.
+
+    A record's `unit` is a keyed fingerprint in hex, so a subject's name is not stored again beside its records.
+
+    Args:
+      paths: regular files, not empty; all are opened once at the start, so that a missing one is told at once.
+      spec: how to read them.
+      fingerprint_key: 32 bytes.
+
+    Raises:
+      ArtefactMissing: if a file is not there.
+      DataInvalid: if a file is not a regular one; while iterating also if a file is damaged, or if not one row of all
+        files is usable.
+    """
+
+    def __init__(self, paths: Sequence[Path], spec: IngestSpec, fingerprint_key: bytes) -> None:
+        if not paths:
+            raise DataInvalid("no file was named")
+        for path in paths:
+            check_source(path)
+        self._paths = tuple(paths)
+        self._spec = spec
+        self._shape = shaper(spec)
+        self._print = Fingerprinter(fingerprint_key)
+        self._found = bytearray()
+        self._seen = KeySet()
+        self._of_subject: dict[bytes, int] = {}
+        self._rejected: list[BadRow] = []
+        self._counts = {"rejected": 0, "accepted": 0, "records": 0}
+        self._state = "new"
+
+    def __iter__(self) -> Iterator[Record]:
+        if self._state != "new":
+            raise RuntimeError("an ingestion is read once")
+        self._state = "running"
+        batch: list[_Candidate] = []
+        for path in self._paths:
+            for row in read_rows(path, self._spec):
+                candidate = self._candidate(row, str(path))
+                if candidate is not None:
+                    batch.append(candidate)
+                if len(batch) >= _BATCH:
+                    yield from self._kept(batch)
+                    batch.clear()
+        yield from self._kept(batch)
+        self._finish()
+
+    @property
+    def rejected(self) -> list[BadRow]:
+        """The rejected rows in file order, the first `MAX_LISTED` of them."""
+        return list(self._rejected)
+
+    @property
+    def rejected_count(self) -> Private[int]:
+        """How many rows were rejected."""
+        return Private(self._counts["rejected"])
+
+    @property
+    def accepted_count(self) -> Private[int]:
+        """How many rows were well-formed, duplicates and those above a subject's cap included."""
+        return Private(self._counts["accepted"])
+
+    @property
+    def records(self) -> Private[int]:
+        """How many records were yielded."""
+        return Private(self._counts["records"])
+
+    @property
+    def units(self) -> Private[int]:
+        """How many units of privacy the yielded records belong to."""
+        return Private(len(self._of_subject) if self._spec.unit.kind == "subject" else self._counts["records"])
+
+    @property
+    def fingerprints(self) -> bytes:
+        """Sorted, unique, 16 bytes each: of the yielded records, their subjects, and their source rows' long texts."""
+        if self._state != "done":
+            raise RuntimeError("the files have not been read to their end")
+        return sorted_unique(self._found)
+
+    def _candidate(self, row: Row | BadRow, file: str) -> _Candidate | None:
+        if isinstance(row, BadRow):
+            self._reject(row)
+            return None
+        fields = unescaped(row.fields) if self._spec.unescape_html else row.fields
+        try:
+            kind, parts = self._shape(fields)
+            record = self._print.record(kind, parts)
+            key = unit = record
+            column = self._spec.unit.key
+            if column is not None:
+                unit = self._print.subject(subject_of(fields, column))
+                key = self._print.pair(unit, record)
+        except RowRefused as refused:
+            self._reject(BadRow(file, row.line, row.offset, str(refused)))
+            return None
+        return _Candidate(key, unit, kind, parts, record + self._print.row(fields))
+
+    def _reject(self, row: BadRow) -> None:
+        self._counts["rejected"] += 1
+        if len(self._rejected) < MAX_LISTED:
+            self._rejected.append(row)
+
+    def _kept(self, batch: list[_Candidate]) -> Iterator[Record]:
+        self._counts["accepted"] += len(batch)
+        new = self._seen.add(b"".join([candidate.key for candidate in batch]))
+        for candidate, is_new in zip(batch, new, strict=True):
+            if is_new and self._has_room(candidate.unit):
+                self._counts["records"] += 1
+                self._found += candidate.fingerprints
+                yield Record(unit=candidate.unit.hex(), kind=candidate.kind, parts=candidate.parts)
+
+    def _has_room(self, unit: bytes) -> bool:
+        """Whether this unit may give another record; counts it if so."""
+        if self._spec.unit.kind == "record":
+            return True
+        before = self._of_subject.get(unit, 0)
+        if before >= self._spec.unit.max_records:
+            return False
+        if not before:
+            self._found += unit
+        self._of_subject[unit] = before + 1
+        return True
+
+    def _finish(self) -> None:
+        self._state = "done"
+        if self._counts["records"]:
+            return
+        if not self._rejected:
+            raise DataInvalid("the files hold no rows", where=str(self._paths[0]))
+        first = "; ".join(f"line {bad.line} (byte {bad.offset}): {bad.reason}" for bad in self._rejected[:3])
+        message = f"not one row can be used: {first}"
+        raise DataInvalid(message, hint="check --format and the columns", where=self._rejected[0].file)

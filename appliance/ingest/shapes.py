@@ -1,0 +1,121 @@
+"""From the columns of a row to the parts of a record, or a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import unescape
+from typing import Any
+
+from appliance.ingest.source import RowRefused
+from appliance.ingest.spec import IngestSpec, Template
+from appliance.records import ROLES, RecordKind
+
+Parts = tuple[tuple[str, str], ...]
+Shaper = Callable[[dict[str, Any]], tuple[RecordKind, Parts]]
+
+_CHAT_ROLES = frozenset(ROLES["chat"])
+
+
+def shaper(spec: IngestSpec) -> Shaper:
+    """The function that turns the columns of a row into a record's kind and parts. It raises `RowRefused`."""
+    prompt, completion = Template(spec.prompt or "prompt"), Template(spec.completion or "completion")
+    text = Template(spec.text or "text")
+
+    def as_pair(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+        pair = (("prompt", _filled(prompt, fields)), ("completion", _filled(completion, fields)))
+        return "completion", pair
+
+    def as_text(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+        return "text", (("text", _filled(text, fields)),)
+
+    def as_found(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+        if "messages" in fields:
+            return _as_chat(fields)
+        if "prompt" in fields and "completion" in fields:
+            return as_pair(fields)
+        if "text" in fields:
+            return as_text(fields)
+        raise RowRefused("has neither messages, nor prompt and completion, nor text")
+
+    by_shape: dict[str, Shaper] = {"messages": _as_chat, "prompt-completion": as_pair, "text": as_text}
+    return by_shape.get(spec.resolved_shape, as_found)
+
+
+def unescaped(value: Any) -> Any:
+    """`value` with HTML character references turned into characters, in every string at any depth but not in keys."""
+    if type(value) is str:
+        return unescape(value) if "&" in value else value
+    if type(value) is list:
+        return [unescaped(part) for part in value]
+    if type(value) is dict:
+        return {key: unescaped(part) for key, part in value.items()}
+    return value
+
+
+def subject_of(fields: dict[str, Any], column: str) -> str:
+    """The subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
+    value = fields.get(column)
+    if type(value) is int:
+        return str(value)
+    if type(value) is not str or not (name := value.strip()):
+        raise RowRefused(f"column '{column}' names no subject")
+    return name
+
+
+def _filled(template: Template, fields: dict[str, Any]) -> str:
+    pieces = template.pieces
+    if len(pieces) == 3 and not pieces[0] and not pieces[2]:
+        return _checked(_column(fields, pieces[1]), pieces[1])
+    texts = [piece if n % 2 == 0 else _column(fields, piece) for n, piece in enumerate(pieces)]
+    # A template whose columns are all blank says nothing about anybody.
+    _checked("".join(texts[1::2]), "', '".join(template.columns))
+    return "".join(texts)
+
+
+def _column(fields: dict[str, Any], column: str) -> str:
+    value = fields.get(column)
+    if type(value) is str:
+        return value
+    if value is None:
+        raise RowRefused(f"column '{column}' is missing or null")
+    if type(value) is bool:
+        return "true" if value else "false"
+    if type(value) is int:
+        return str(value)
+    if type(value) is float:
+        if abs(value) >= 2.0**53:
+            raise RowRefused(f"column '{column}' is a number too large to be kept exactly; write it as text")
+        return repr(value)
+    raise RowRefused(f"column '{column}' is neither text nor a number")
+
+
+def _checked(text: str, name: str) -> str:
+    if not text or text.isspace():
+        raise RowRefused(f"'{name}' is empty")
+    if "\0" in text:
+        raise RowRefused(f"'{name}' holds a NUL character")
+    return text
+
+
+def _as_chat(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+    messages = fields.get("messages")
+    if type(messages) is not list or not messages:
+        raise RowRefused("'messages' is not a list of messages")
+    parts = tuple(_message(message, number) for number, message in enumerate(messages, 1))
+    if not any(role == "assistant" for role, _ in parts):
+        raise RowRefused("has no message of the assistant, so there is nothing to learn")
+    return "chat", parts
+
+
+def _message(message: Any, number: int) -> tuple[str, str]:
+    if type(message) is not dict:
+        raise RowRefused(f"message {number} is not an object")
+    role, content = message.get("role"), message.get("content")
+    if type(role) is not str or role not in _CHAT_ROLES:
+        raise RowRefused(f"message {number} has a role that is not one of {', '.join(ROLES['chat'])}")
+    if type(content) is not str:
+        raise RowRefused(f"message {number} has no text as its content")
+    if any(value is not None for key, value in message.items() if key != "role" and key != "content"):
+        # Dropping a tool call or an image silently would train on something other than what was given.
+        raise RowRefused(f"message {number} has more than a role and a content")
+    return role, _checked(content, f"content of message {number}")

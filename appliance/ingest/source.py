@@ -1,0 +1,149 @@
+"""Opening a foreign file and cutting it into lines, in bounded memory, with the exact place of each line."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from appliance.errors import ArtefactMissing, DataInvalid
+
+_BLOCK = 1 << 20
+_UTF8_BOM = b"\xef\xbb\xbf"
+# The first bytes of files that are certainly not lines of UTF-8, and what to do about them.
+_FOREIGN = {
+    b"\xff\xfe": ("UTF-16 text", "convert it to UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "convert it to UTF-8"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it first"),
+    b"PAR1": ("a Parquet file", "convert it to JSONL"),
+}
+
+
+class Row(NamedTuple):
+    """One row as it stands in a file: its line (from 1), its byte offset (decompressed), its columns."""
+
+    line: int
+    offset: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was rejected: where it starts and why, never what it holds.
+
+    Attributes:
+      file: the file as it was named.
+      line: from 1.
+      offset: bytes from the start of the file (of the decompressed content for gzip).
+      reason: lower case, public words only.
+    """
+
+    file: str
+    line: int
+    offset: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} (byte {self.offset}): {self.reason}"
+
+
+class RowRefused(Exception):
+    """Inside this room: the row at hand is refused. Its text is a reason that never quotes the row."""
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[io.BufferedReader[Any]]:
+    """Opens a regular file for reading, decompressing gzip.
+
+    Raises:
+      ArtefactMissing: if there is no such file.
+      DataInvalid: for a symbolic link, directory, FIFO or device, or a file that may not be read.
+    """
+    # Non-blocking, so that a FIFO without a writer cannot hold the ingest up; no effect on regular files.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise _not_opened(path, error) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataInvalid("not a regular file", hint="name the files themselves", where=str(path))
+    with io.FileIO(descriptor) as file, io.BufferedReader(file, _BLOCK) as raw:
+        if raw.peek(2)[:2] == b"\x1f\x8b":
+            unpacked: Any = gzip.GzipFile(fileobj=raw)
+            with io.BufferedReader(unpacked, _BLOCK) as buffered:
+                yield buffered
+        else:
+            yield raw
+
+
+def _not_opened(path: Path, error: OSError) -> ArtefactMissing | DataInvalid:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return ArtefactMissing("there is no such file", where=str(path))
+    if error.errno == errno.ELOOP:
+        return DataInvalid("a symbolic link is not followed", hint="name the file it points to", where=str(path))
+    return DataInvalid(f"the file cannot be opened: {os.strerror(error.errno or 0).lower()}", where=str(path))
+
+
+def check_source(path: Path) -> None:
+    """Raises what `open_source` would raise, so that a missing file is told before any other is read."""
+    with open_source(path):
+        pass
+
+
+def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+    """The lines of a file: number from 1, byte offset, and the bytes with their line feed.
+
+    A line longer than `limit` bytes comes as None; it is skipped without being held. A byte order mark is skipped.
+
+    Raises:
+      DataInvalid: if the file is of a foreign kind, or cannot be read or decompressed to its end.
+    """
+    number = offset = 0
+    with open_source(path) as stream:
+        try:
+            offset = _skip_mark(stream, path)
+            while data := stream.readline(limit + 1):
+                number += 1
+                size = len(data)
+                if size > limit and data[-1] != 10:
+                    size += _skip_line(stream)
+                    yield number, offset, None
+                else:
+                    yield number, offset, data
+                offset += size
+        except (OSError, EOFError, zlib.error):
+            place = f"{path}:{number + 1}"
+            message = f"the file is damaged: it cannot be read or decompressed beyond byte {offset}"
+            raise DataInvalid(message, hint="copy it again from its source", where=place) from None
+
+
+def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
+    head = stream.peek(4)[:4]
+    for magic, (kind, hint) in _FOREIGN.items():
+        if head.startswith(magic):
+            raise DataInvalid(f"this is {kind}", hint=hint, where=str(path))
+    return len(stream.read(3)) if head.startswith(_UTF8_BOM) else 0
+
+
+def _skip_line(stream: io.BufferedReader[Any]) -> int:
+    skipped = 0
+    while data := stream.readline(_BLOCK):
+        skipped += len(data)
+        if data[-1] == 10:
+            break
+    return skipped
+
+
+def too_long(limit: int) -> str:
+    """The reason given for a row of more than `limit` bytes."""
+    return f"longer than {limit} bytes"

@@ -1,0 +1,62 @@
+"""The anchor: the last signed tree head in a file outside the database, so that a rolled-back database is noticed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from appliance.errors import IntegrityError
+from appliance.ledger import durable
+from appliance.ledger.note import Checkpoint, VerifierKey, open_checkpoint
+
+
+class Anchor:
+    """One file holding one signed note; it only ever advances.
+
+    Args:
+      path: the file; its directory must exist when it is first written.
+      trusted: the log's verifier keys, which must all have signed.
+    """
+
+    def __init__(self, path: Path, trusted: Sequence[VerifierKey]) -> None:
+        self.path = path
+        self._trusted = trusted
+
+    def read(self) -> tuple[str, Checkpoint] | None:
+        """The anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
+        try:
+            note = self.path.read_bytes().decode()
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError:
+            raise IntegrityError("the anchor is damaged", where=str(self.path)) from None
+        try:
+            return note, open_checkpoint(note, self._trusted, exact=True)
+        except IntegrityError as error:
+            raise IntegrityError(f"the anchor does not verify: {error.message}", where=str(self.path)) from None
+
+    def advance(self, note: str, size: int) -> None:
+        """Make `note` the anchor and fsync it, unless another process has anchored a larger tree meanwhile."""
+        with self._locked():
+            current = self.read()
+            if current is None or current[1].size < size:
+                durable.replace(self.path, note.encode())
+
+    def outside(self, other: Path) -> bool:
+        """Whether the anchor lies on another file system than `other`, where a rollback of one spares the other."""
+        try:
+            return self.path.stat().st_dev != other.stat().st_dev
+        except OSError:
+            return False
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,51 @@
+"""RFC 8785 canonical JSON of the values a ledger holds: text, whole numbers, booleans, null, lists and objects.
+
+orjson with sorted keys writes exactly that for such values: keys are ASCII, so sorting by UTF-8 and by UTF-16 agree;
+numbers are whole and below 2^53. The property tests compare with the rfc8785 package, which is forty times slower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from appliance.errors import ApplianceError
+
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
+MAX_LEAF = 65_535  # a C2SP entry bundle has a 16-bit length
+
+
+class LeafInvalid(ApplianceError):
+    """A value that cannot stand in the ledger was about to be written: a bug of the caller."""
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical bytes of a checked value. Raises `LeafInvalid` (naming no content) when it cannot be encoded."""
+    check(value)
+    return encode(value)
+
+
+def encode(value: Any) -> bytes:
+    """`canonical` for a value whose parts have been checked already."""
+    try:
+        return orjson.dumps(value, option=_OPTIONS)
+    except orjson.JSONEncodeError:
+        raise LeafInvalid("a value for the ledger cannot be encoded") from None
+
+
+def check(value: Any, where: str = "a value") -> None:
+    """Raise `LeafInvalid` unless `value` is made of public JSON types only; floats and `Private` are refused."""
+    kind = type(value)
+    if kind in (str, int, bool) or value is None:
+        return
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or not key.isascii():
+                raise LeafInvalid(f"{where} has a name that is not plain text")
+            check(item, where)
+    elif kind in (list, tuple):
+        for item in value:
+            check(item, where)
+    else:
+        raise LeafInvalid(f"{where} is a {kind.__name__}, which cannot stand in the ledger")

@@ -1,0 +1,58 @@
+"""Business rows against the entries that cover them, both ways, and the definitions against the first entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, Table
+
+from appliance.ledger import schema
+from appliance.ledger.canonical import LeafInvalid
+from appliance.ledger.database import stream
+from appliance.ledger.problems import Problems
+from appliance.ledger.rows import row_digest
+
+
+def check_rows(
+    connection: Connection, covered: Mapping[tuple[str, str], tuple[int, str, str]], problems: Problems
+) -> None:
+    """Every business row must be what the last entry that covers it says, and every covered row must exist."""
+    left = dict(covered)
+    for table in schema.BUSINESS:
+        names = [str(column.name) for column in table.columns]
+        quoted = ", ".join(f'"{name}"' for name in names)
+        for values in stream(connection, f'SELECT {quoted} FROM "{table.name}"'):  # noqa: S608 (our own names)
+            columns = dict(zip(names, values, strict=True))
+            key = columns[next(iter(table.primary_key.columns)).name]
+            _check_row(table, key, columns, left.pop((table.name, key), None), problems)
+    for (name, key), (index, _, _) in left.items():
+        problems.add(f"{name} {key} is missing; entry {index} covers it", index)
+
+
+def _check_row(
+    table: Table, key: object, columns: Mapping[str, object], stated: tuple[int, str, str] | None, problems: Problems
+) -> None:
+    if stated is None:
+        problems.add(f"{table.name} {key} has no entry that covers it")
+        return
+    index, event_id, digest = stated
+    try:
+        same = row_digest(str(table.name), columns) == digest
+    except LeafInvalid:
+        same = False
+    if not same or columns["event_id"] != event_id:
+        problems.add(f"{table.name} {key} is not what entry {index} says", index)
+
+
+def check_storage(connection: Connection, problems: Problems) -> None:
+    """SQLite's own check of its pages and indexes: a damaged index cannot change a row, but hide it from a query."""
+    for (finding,) in stream(connection, "PRAGMA integrity_check"):
+        if finding != "ok":
+            problems.add("the database's pages or indexes are damaged")
+            return
+
+
+def check_definitions(connection: Connection, expected: Mapping[str, str], problems: Problems) -> None:
+    """Tables, indexes and guards must be those that the first entry states."""
+    for problem in schema.schema_problems(connection, expected):
+        problems.add(problem)

@@ -1,0 +1,77 @@
+"""The kinds of event, with the facts each must and may state. Anything else is refused when it is appended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.ledger.canonical import LeafInvalid, check
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """Names of the facts that an event must state and may state, and those of them that may be null."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+    nullable: frozenset[str]
+
+
+def _event(required: str, optional: str = "", nullable: str = "") -> EventType:
+    return EventType(frozenset(required.split()), frozenset(optional.split()), frozenset(nullable.split()))
+
+
+# What a run that has ended was charged, and what it came to.
+_SPENT = (
+    "run_id dataset_id attempts epsilon_pld epsilon_prv epsilon_rdp epsilon_charged delta sampler_delta "
+    "noise_multiplier sample_rate"
+)
+
+# `code` is the exit status of the refusal, `reason` a sentence of public values; epsilons, deltas and other numbers
+# that are not whole are decimal strings, a sample rate is "numerator/denominator".
+EVENTS: dict[str, EventType] = {
+    "ledger.created": _event("origin keys schema"),
+    "clock.regression": _event("last observed"),
+    "body.erased": _event("index"),
+    "policy.activated": _event("name sha256"),
+    "key.created": _event("kind epoch slots body_key_sha256"),
+    "key.unlocked": _event("until"),
+    "key.locked": _event(""),
+    "data.sealed": _event(
+        "dataset_id name purpose class unit_kind unit_key max_records declared_units format object_blake3 key_epoch "
+        "overlaps fingerprints_blake3 source",
+        nullable="unit_key",
+    ),
+    "data.refused": _event("code reason"),
+    "model.imported": _event(
+        "model_id sha256 source_format source_sha256 architecture parameters licence has_chat_template isolation "
+        "libraries"
+    ),
+    "model.refused": _event("code reason"),
+    "run.reserved": _event("run_id dataset_id model_id spec_sha256 plan epsilon_before epsilon_after cap"),
+    "run.started": _event("run_id dataset_id attempts_left nonce"),
+    "run.resumed": _event("run_id dataset_id attempts_left nonce"),
+    "run.checkpointed": _event("run_id attempts journal_sha256"),
+    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries"),
+    "run.failed": _event(f"{_SPENT} code reason"),
+    "run.aborted": _event(_SPENT),
+    "run.refused": _event("code reason"),
+}
+
+
+def check_facts(type_: str, facts: Mapping[str, Any]) -> None:
+    """Raise `LeafInvalid` unless `facts` are the public facts that an event of this type states."""
+    event = EVENTS.get(type_)
+    if event is None:
+        raise LeafInvalid(f"there is no event {type_}")
+    names = facts.keys()
+    missing = event.required - names
+    unknown = names - event.required - event.optional
+    if missing or unknown:
+        wrong = ", ".join(sorted(missing or unknown))
+        raise LeafInvalid(f"{type_} {'lacks' if missing else 'has no'} {wrong}")
+    for name, value in facts.items():
+        if value is None and name not in event.nullable:
+            raise LeafInvalid(f"{type_} must state {name}")
+        check(value, f"{type_} {name}")

@@ -1,0 +1,299 @@
+"""The ledger as the flows use it: create, open, write rows with their events, sign, prove, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Connection, select
+
+from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, Stale, UsageError
+from appliance.ledger import merkle, proof, schema
+from appliance.ledger.anchor import Anchor
+from appliance.ledger.bodies import unseal
+from appliance.ledger.database import Database
+from appliance.ledger.durable import sync_directory
+from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
+from appliance.ledger.heads import TreeHead, check_against_anchor, last_tree_head, sign_head
+from appliance.ledger.leaf import Actor, new_event_id, parse_leaf
+from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read_head
+from appliance.ledger.note import ALGORITHMS, VerifierKey, valid_name
+from appliance.ledger.signing import create_keys, load_signers, load_verifiers
+from appliance.ledger.transaction import Reading, Transaction
+from appliance.ledger.verify import Verification, verify_ledger
+
+_SYSTEM = Actor("system", "")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerConfig:
+    """Where a ledger lives.
+
+    Attributes:
+      url: SQLAlchemy URL of the database, `sqlite:////absolute/path`.
+      origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
+      signing_dir: directory of the log's signing keys.
+      anchor: file of the last signed tree head; best on another volume than the database.
+      body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
+    """
+
+    url: str
+    origin: str
+    signing_dir: Path
+    anchor: Path
+    body_public_key: bytes
+
+
+class Ledger:
+    """An open ledger. Made by `create` or `open`; a context manager that signs what is unsigned when it is left."""
+
+    def __init__(self, config: LedgerConfig, database: Database, clock: Clock, *, writable: bool) -> None:
+        self._config = config
+        self._database = database
+        self._clock = clock
+        self._writable = writable
+        self._trusted = load_verifiers(config.signing_dir)
+        self._anchor = Anchor(config.anchor, self._trusted)
+
+    @classmethod
+    def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
+        """Make a new ledger with its first entry, signed and anchored; continues a creation that was interrupted.
+
+        Raises:
+          UsageError: there is a finished ledger already.
+          ConfigInvalid: the origin or the URL cannot be used.
+        """
+        if not valid_name(config.origin) or len(config.body_public_key) != 32:
+            raise ConfigInvalid("the origin or the body key of the ledger cannot be used")
+        if config.anchor.exists():
+            raise UsageError("there is a ledger already", where=str(config.anchor))
+        create_keys(config.signing_dir, config.origin)
+        database = Database(config.url, writable=True, create=True)
+        ledger = cls(config, database, clock, writable=True)
+        try:
+            with database.write() as connection:
+                ledger._begin(connection)
+            sync_directory(database.path.parent)
+            ledger.sign()
+        except BaseException:
+            database.close()
+            raise
+        return ledger
+
+    @classmethod
+    def open(cls, config: LedgerConfig, *, writable: bool = True, checked: bool = True, clock: Clock = now) -> Ledger:
+        """Open a ledger.
+
+        It is checked first: its tables and guards must be those of its first entry, and it must continue what was
+        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+
+        Raises:
+          ArtefactMissing: there is no ledger.
+          IntegrityError: it is damaged, was altered or is behind its anchor.
+        """
+        ledger = cls(config, Database(config.url, writable=writable), clock, writable=writable)
+        if writable or checked:
+            try:
+                with ledger._database.read() as connection:
+                    ledger._check(connection)
+            except BaseException:
+                ledger._database.close()
+                raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Sign and anchor what is not signed yet, and close the database."""
+        try:
+            if self._writable:
+                self.sign()
+        finally:
+            self._database.close()
+
+    @property
+    def verifier_keys(self) -> tuple[str, ...]:
+        """The log's public keys as C2SP verifier keys, for pinning elsewhere."""
+        return tuple(key.encode() for key in self._trusted)
+
+    @contextmanager
+    def transaction(
+        self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None
+    ) -> Iterator[Transaction]:
+        """A writing transaction: all of its rows and entries become durable when the block is left, or none.
+
+        Raises:
+          ApplianceError: rows were changed without an event.
+          Busy: another process held the database for too long.
+          WillNotFit: the disk is full.
+        """
+        self._need_writable()
+        key = self._config.body_public_key
+        context = Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
+        with self._database.write() as connection:
+            transaction = Transaction(connection, context)
+            yield transaction
+            transaction.finish()
+
+    @contextmanager
+    def read(self) -> Iterator[Reading]:
+        """The catalog in one snapshot."""
+        with self._database.read() as connection:
+            yield Reading(connection)
+
+    def sign(self) -> TreeHead:
+        """Sign the log's end, store the tree head and fsync the anchor. Does nothing twice.
+
+        Raises `IntegrityError` when the log is not a continuation of what was signed and anchored.
+        """
+        self._need_writable()
+        with self._database.write() as connection:
+            if self._anchor.path.exists() or read_head(connection).size > 1:
+                check_against_anchor(connection, self._anchor)
+            head = sign_head(connection, self._config.origin, self._trusted, self._signers)
+        self._anchor.advance(head.note, head.size)
+        return head
+
+    def head(self) -> TreeHead | None:
+        """The newest signed tree head."""
+        with self._database.read() as connection:
+            return last_tree_head(connection, self._trusted)
+
+    def entries(
+        self,
+        type: str | None = None,
+        subject: str | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> Iterator[Entry]:
+        """Entries in order, those that match every given filter.
+
+        Args:
+          type: event type.
+          subject: what the event is about.
+          actor: pseudonym of the actor.
+          since: earliest time, inclusive.
+          until: latest time, inclusive.
+          limit: at most so many.
+          newest_first: walk backwards.
+        """
+        wanted = Filter(type, subject, actor, since, until, limit, newest_first)
+        with self._database.read() as connection:
+            yield from read_entries(connection, wanted)
+
+    def entry(self, index: int) -> Entry:
+        """One entry. Raises `ArtefactMissing`."""
+        with self._database.read() as connection:
+            return read_entry(connection, self._leaf(connection, index))
+
+    def leaf(self, index: int) -> bytes:
+        """The stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
+        with self._database.read() as connection:
+            return self._leaf(connection, index)
+
+    def body(self, index: int, private_key: bytes) -> dict[str, str] | None:
+        """The opened body (name, reason) of an entry; None where it has none or it is gone.
+
+        Raises:
+          KeyUnavailable: the 32-byte X25519 private key does not open it.
+          IntegrityError: it is not what the leaf committed to.
+        """
+        with self._database.read() as connection:
+            leaf = parse_leaf(self._leaf(connection, index))
+            sealed = read_body(connection, leaf)
+        if sealed is None:
+            return None
+        return unseal(sealed, leaf["body"]["commitment"], private_key, self._config.origin)
+
+    def prove(self, index: int) -> str:
+        """A C2SP tlog-proof that the entry is in the newest signed tree head; see `proof.verify`.
+
+        Raises:
+          ArtefactMissing: there is no such entry.
+          Stale: it is not signed yet.
+        """
+        with self._database.read() as connection:
+            self._leaf(connection, index)
+            head = last_tree_head(connection, self._trusted)
+            if head is None or index >= head.size:
+                raise Stale(f"entry {index} is newer than the last signed tree head", hint="sign it first")
+            path = merkle.inclusion_path(index, head.size, StoredTree(connection, head.size).node)
+        return proof.encode(index, path, head.note)
+
+    def verify(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        trusted: tuple[str, ...] = (),
+        body_key: bytes | None = None,
+        deep: bool = True,
+    ) -> Verification:
+        """Check everything: every entry, tile, tree head, row, definition and body against the signed log.
+
+        Args:
+          progress: called now and then with (entries checked, entries).
+          trusted: pinned verifier keys; those in the signing directory where none are given.
+          body_key: 32-byte X25519 private key; with it bodies are opened and checked too.
+          deep: check the database's indexes too, which cannot change a row but can hide one from a query.
+
+        Raises:
+          IntegrityError: the database is too damaged to be read to the end.
+        """
+        keys = tuple(VerifierKey.parse(key) for key in trusted) or self._trusted
+        with self._database.read() as connection:
+            anchor = Anchor(self._config.anchor, keys)
+            return verify_ledger(connection, self._database.path, keys, anchor, progress, body_key=body_key, deep=deep)
+
+    def _begin(self, connection: Connection) -> None:
+        """Migrate and write the first entry; in an interrupted creation either may have been done."""
+        from appliance.ledger.migration import upgrade
+
+        upgrade(connection)
+        if read_head(connection).size:
+            return
+        keys = [{"algorithm": ALGORITHMS[k.algorithm], "id": k.key_id.hex(), "vkey": k.encode()} for k in self._trusted]
+        facts = {"origin": self._config.origin, "keys": keys, "schema": schema.schema_digests(connection)}
+        context = Context(self._config.origin, self._clock, _SYSTEM, None, None, self._config.body_public_key)
+        appender = Appender(connection, context)
+        appender.append("ledger.created", facts, subject=None, event_id=new_event_id())
+        appender.flush()
+
+    def _check(self, connection: Connection) -> None:
+        facts = parse_leaf(self._leaf(connection, 0))["facts"]
+        problems = schema.schema_problems(connection, facts["schema"])
+        if problems:
+            raise IntegrityError(problems[0], where=str(self._database.path))
+        if [key["vkey"] for key in facts["keys"]] != list(self.verifier_keys):
+            raise IntegrityError("the signing keys are not those of this ledger", where=str(self._config.signing_dir))
+        check_against_anchor(connection, self._anchor)
+
+    def _signers(self) -> Any:
+        return load_signers(self._config.signing_dir, self._clock)
+
+    def _leaf(self, connection: Connection, index: int) -> bytes:
+        query = select(schema.entry.c.leaf).where(schema.entry.c.idx == index)
+        leaf = connection.execute(query).scalar_one_or_none()
+        if leaf is None:
+            raise ArtefactMissing(f"the ledger has no entry {index}")
+        if not isinstance(leaf, bytes):
+            raise IntegrityError(f"entry {index} of the ledger is damaged")
+        return leaf
+
+    def _need_writable(self) -> None:
+        if not self._writable:
+            raise UsageError("the ledger is open for reading only")

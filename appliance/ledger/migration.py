@@ -1,0 +1,29 @@
+"""Running the Alembic migrations from inside the program; users need neither `alembic` nor an ini file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+import appliance
+from appliance.errors import ArtefactMissing
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the database to the newest revision, inside the caller's transaction."""
+    from alembic import command  # a third of a second to import, and needed once in a ledger's life
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _directory() -> Path:
+    package = Path(appliance.__file__).resolve().parent
+    for candidate in (package / "_migrations", package.parent / "migrations"):
+        if candidate.is_dir():
+            return candidate
+    raise ArtefactMissing("the migrations of the ledger's database are not installed", where=str(package))

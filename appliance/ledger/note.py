@@ -1,0 +1,217 @@
+"""C2SP signed notes and checkpoints, with Ed25519 (0x01) and ML-DSA-44 (0x06) signature lines.
+
+Formats: c2sp.org/signed-note, c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature (for ML-DSA-44, which signs the
+origin, size and root rather than the text; therefore a checkpoint here never has extension lines).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
+
+from appliance.errors import IntegrityError
+
+ED25519 = 0x01
+MLDSA44 = 0x06
+ALGORITHMS = {ED25519: "Ed25519", MLDSA44: "ML-DSA-44"}
+_PUBLIC_BYTES = {ED25519: 32, MLDSA44: 1312}
+_MAX_NOTE = 100_000
+_MAX_LINES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a tree head says: log `origin`, number of leaves, 32-byte root."""
+
+    origin: str
+    size: int
+    root: bytes
+
+    def text(self) -> str:
+        """The note text that is signed."""
+        return f"{self.origin}\n{self.size}\n{encode64(self.root)}\n"
+
+    @staticmethod
+    def parse(text: str) -> Checkpoint:
+        """The checkpoint in a note text. Raises `IntegrityError` unless it is exactly one."""
+        lines = text.split("\n")
+        if len(lines) != 4 or not lines[0] or not decimal(lines[1]):
+            raise IntegrityError("a tree head is malformed")
+        checkpoint = Checkpoint(lines[0], int(lines[1]), decode64(lines[2]))
+        if checkpoint.text() != text or len(checkpoint.root) != 32:
+            raise IntegrityError("a tree head is malformed")
+        return checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierKey:
+    """A public key as C2SP names it: key name, signature type, raw public key."""
+
+    name: str
+    algorithm: int
+    public: bytes
+
+    @property
+    def key_id(self) -> bytes:
+        """Four bytes: SHA-256(name || 0x0A || type || public key)[:4]."""
+        return sha256(f"{self.name}\n".encode() + bytes([self.algorithm]) + self.public).digest()[:4]
+
+    def encode(self) -> str:
+        """The vkey text: name+hex(id)+base64(type || public key)."""
+        return f"{self.name}+{self.key_id.hex()}+{encode64(bytes([self.algorithm]) + self.public)}"
+
+    @staticmethod
+    def parse(text: str) -> VerifierKey:
+        """The key in a vkey text. Raises `IntegrityError` when it is malformed."""
+        parts = text.split("+", 2)
+        raw = decode64(parts[2]) if len(parts) == 3 else b""
+        if not raw or not valid_name(parts[0]) or len(raw) - 1 != _PUBLIC_BYTES.get(raw[0]):
+            raise IntegrityError("a verifier key is malformed")
+        key = VerifierKey(parts[0], raw[0], raw[1:])
+        if key.encode() != text:
+            raise IntegrityError("a verifier key is malformed")
+        return key
+
+    def accepts(self, text: str, signature: bytes) -> bool:
+        """Whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
+        try:
+            if self.algorithm == ED25519:
+                Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
+            elif len(signature) == 8 + 2420:
+                message = cosigned_message(self.name, Checkpoint.parse(text), int.from_bytes(signature[:8], "big"))
+                MLDSA44PublicKey.from_public_bytes(self.public).verify(signature[8:], message)
+            else:
+                return False
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+class Signer(Protocol):
+    """Something that signs checkpoints: a private key beside its public part."""
+
+    @property
+    def verifier(self) -> VerifierKey:
+        """The public part."""
+
+    def sign(self, text: str) -> bytes:
+        """Signature of the note text, as `VerifierKey.accepts` takes it."""
+
+
+def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:
+    """What an ML-DSA-44 line signs: `cosigned_message` of c2sp.org/tlog-cosignature; `timestamp` in POSIX seconds."""
+    return b"".join(
+        (
+            b"subtree/v1\n\0",
+            _opaque(name),
+            struct.pack(">Q", timestamp),
+            _opaque(checkpoint.origin),
+            struct.pack(">QQ", 0, checkpoint.size),
+            checkpoint.root,
+        )
+    )
+
+
+def sign_checkpoint(checkpoint: Checkpoint, signers: Sequence[Signer]) -> str:
+    """The signed note: text, blank line, one line for each signer."""
+    text = checkpoint.text()
+    lines = [_line(signer.verifier, signer.sign(text)) for signer in signers]
+    return f"{text}\n{''.join(lines)}"
+
+
+def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = False) -> Checkpoint:
+    """The checkpoint in a signed note that **every** trusted key signed.
+
+    Lines of unknown keys are ignored, as C2SP asks, unless `exact` (a note of our own, which has no others).
+
+    Raises:
+      IntegrityError: the note is malformed, a line of a trusted key does not verify, one is missing or doubled, or
+        the origin is not the name of the trusted keys.
+    """
+    text, lines = _split(note)
+    if not trusted:
+        raise IntegrityError("no trusted key was given for a tree head")
+    known = {(key.name, key.key_id): key for key in trusted}
+    seen = set()
+    for name, raw in lines:
+        key = known.get((name, raw[:4]))
+        if key is None:
+            if exact:
+                raise IntegrityError("a tree head has a signature of an unknown key")
+            continue
+        if key in seen or not key.accepts(text, raw[4:]):
+            raise IntegrityError(f"the {ALGORITHMS[key.algorithm]} signature of a tree head does not verify")
+        seen.add(key)
+    if len(seen) != len(known):
+        raise IntegrityError("a tree head lacks the signature of a trusted key")
+    checkpoint = Checkpoint.parse(text)
+    if any(key.name != checkpoint.origin for key in trusted):
+        raise IntegrityError("a tree head is of another log")
+    return checkpoint
+
+
+def valid_name(name: str) -> bool:
+    """Whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
+    return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
+
+
+def encode64(data: bytes) -> str:
+    """Standard base64."""
+    return base64.b64encode(data).decode()
+
+
+def decode64(text: str) -> bytes:
+    """Bytes of standard base64; `IntegrityError` when it is not the one canonical encoding of them."""
+    try:
+        data = base64.b64decode(text.encode(), validate=True)
+    except (binascii.Error, ValueError):
+        raise IntegrityError("base64 is malformed") from None
+    if encode64(data) != text:
+        raise IntegrityError("base64 is not canonical")
+    return data
+
+
+def decimal(text: str) -> bool:
+    """Whether `text` is a plain decimal number without leading zeroes, small enough for 63 bits."""
+    return text.isascii() and text.isdigit() and len(text) <= 18 and (text == "0" or text[0] != "0")
+
+
+def _opaque(text: str) -> bytes:
+    data = text.encode()
+    if not 1 <= len(data) <= 255:
+        raise IntegrityError("the name of a log is too long")
+    return bytes([len(data)]) + data
+
+
+def _line(key: VerifierKey, signature: bytes) -> str:
+    return f"— {key.name} {encode64(key.key_id + signature)}\n"
+
+
+def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    text, blank, rest = note.rpartition("\n\n")
+    controls = any(ord(c) < 0x20 and c != "\n" for c in note)
+    if len(note) > _MAX_NOTE or not blank or controls or not rest.endswith("\n"):
+        raise IntegrityError("a signed note is malformed")
+    lines = rest[:-1].split("\n")
+    if len(lines) > _MAX_LINES:
+        raise IntegrityError("a signed note has too many signatures")
+    return text + "\n", [_parse_line(line) for line in lines]
+
+
+def _parse_line(line: str) -> tuple[str, bytes]:
+    parts = line.split(" ")
+    if len(parts) != 3 or parts[0] != "—" or not valid_name(parts[1]):
+        raise IntegrityError("a signature line is malformed")
+    raw = decode64(parts[2])
+    if len(raw) < 5:
+        raise IntegrityError("a signature line is malformed")
+    return parts[1], raw

@@ -1,0 +1,146 @@
+"""The tables as SQLAlchemy sees them, and the check that the database still has its own tables and guards.
+
+The DDL itself is in `migrations/`; the first entry of the ledger states the digest of every table, index and trigger,
+so that an altered definition or a dropped guard is noticed without keeping the DDL twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+
+from sqlalchemy import Column, Connection, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
+
+from appliance.ledger.database import stream
+
+REVISION = "0001"
+
+metadata = MetaData()
+
+
+def _event_id() -> Column[str]:
+    reference = ForeignKey("entry.event_id", deferrable=True, initially="DEFERRED")
+    return Column("event_id", Text, reference, nullable=False)
+
+
+def _text(*names: str, nullable: bool = False) -> list[Column[str]]:
+    return [Column(name, Text, nullable=nullable) for name in names]
+
+
+def _integer(*names: str, nullable: bool = False) -> list[Column[int]]:
+    return [Column(name, Integer, nullable=nullable) for name in names]
+
+
+entry = Table(
+    "entry",
+    metadata,
+    Column("idx", Integer, primary_key=True),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("leaf", LargeBinary, nullable=False),
+    Column("leaf_hash", LargeBinary, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("ts", Text, nullable=False),
+    Column("subject", Text),
+)
+body = Table("body", metadata, Column("idx", Integer, primary_key=True), Column("sealed", LargeBinary, nullable=False))
+tile = Table(
+    "tile",
+    metadata,
+    Column("level", Integer, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("root", LargeBinary, nullable=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+head = Table(
+    "head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+)
+tree_head = Table(
+    "tree_head",
+    metadata,
+    Column("n", Integer, primary_key=True),
+    Column("size", Integer, nullable=False, unique=True),
+    Column("note", Text, nullable=False),
+)
+dataset = Table(
+    "dataset",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    *_text("purpose", "class", "unit_kind"),
+    *_text("unit_key", nullable=True),
+    *_integer("max_records", "declared_units"),
+    *_text("format", "state", "object_blake3"),
+    *_integer("object_bytes", "chunks"),
+    *_text("wrapped_key"),
+    *_integer("key_epoch"),
+    *_text("overlaps", "fingerprints_blake3", "source"),
+    _event_id(),
+)
+model = Table(
+    "model",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("sha256", Text, nullable=False, unique=True),
+    *_text("source_format", "source_sha256", "architecture"),
+    *_integer("parameters"),
+    *_text("licence"),
+    *_integer("has_chat_template"),
+    *_text("files", "shapes", "state"),
+    _event_id(),
+)
+run = Table(
+    "run",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_text("name", "dataset_id", "model_id", "state", "spec_sha256", "policy_sha256", "plan"),
+    *_integer("reserved_attempts", "recorded_attempts"),
+    *_text("recorded_head", nullable=True),
+    *_integer("charged_attempts", nullable=True),
+    *_text("epsilon_reserved"),
+    *_text("epsilon_charged", nullable=True),
+    *_text("epsilon_gap", "delta"),
+    *_text("adapter_sha256", nullable=True),
+    _event_id(),
+)
+policy = Table(
+    "policy",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    *_text("name", "text", "state"),
+    _event_id(),
+)
+
+BUSINESS = (dataset, model, run, policy)
+OWN = frozenset(metadata.tables) | {"alembic_version"}
+
+
+def schema_digests(connection: Connection) -> dict[str, str]:
+    """Hex SHA-256 of every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
+    # sqlite_master is SQLite's catalog; another database brings its own query here. The index of a constraint has no
+    # definition of its own.
+    rows = stream(connection, "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
+    return {
+        f"{kind} {name}": sha256(f"{table}\n{sql}".encode()).hexdigest()
+        for kind, name, table, sql in rows
+        if table in OWN or name in OWN
+    }
+
+
+def schema_problems(connection: Connection, expected: Mapping[str, str]) -> list[str]:
+    """What is wrong with the definitions, in words; tables of others are tolerated, guards added to ours are not."""
+    actual = schema_digests(connection)
+    problems = [f"{name} is missing from the database" for name in expected.keys() - actual.keys()]
+    problems += [f"{name} was added to the database" for name in actual.keys() - expected.keys()]
+    problems += [
+        f"{name} was altered in the database"
+        for name in expected.keys() & actual.keys()
+        if expected[name] != actual[name]
+    ]
+    revisions = list(stream(connection, "SELECT * FROM alembic_version")) if "table alembic_version" in actual else []
+    if revisions != [(REVISION,)]:
+        problems.append(f"the database is not at revision {REVISION}")
+    return sorted(problems)

@@ -1,0 +1,74 @@
+"""A transaction: rows are staged through gateways and commit only together with the entry that covers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+
+from appliance.errors import ApplianceError
+from appliance.ledger import schema
+from appliance.ledger.gateways import Gateway, WritableGateway
+from appliance.ledger.leaf import new_event_id
+from appliance.ledger.log import Appender, Context
+from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
+
+
+class Reading:
+    """The catalog in one snapshot, for reading."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.datasets = Gateway(connection, schema.dataset, DatasetRow)
+        self.models = Gateway(connection, schema.model, ModelRow)
+        self.runs = Gateway(connection, schema.run, RunRow)
+        self.policies = Gateway(connection, schema.policy, PolicyRow)
+
+
+class Transaction:
+    """What `Ledger.transaction` hands out.
+
+    Attributes:
+      datasets, models, runs, policies: gateways; changes are staged until `append`.
+    """
+
+    def __init__(self, connection: Connection, context: Context) -> None:
+        self._connection = connection
+        self._context = context
+        self._appender: Appender | None = None
+        self.datasets = WritableGateway(connection, schema.dataset, DatasetRow, self._permit)
+        self.models = WritableGateway(connection, schema.model, ModelRow, self._permit)
+        self.runs = WritableGateway(connection, schema.run, RunRow, self._permit)
+        self.policies = WritableGateway(connection, schema.policy, PolicyRow, self._permit)
+
+    def append(self, type: str, facts: Mapping[str, Any], subject: str | None = None) -> int:
+        """Write the staged rows and the entry that covers them; no row can be changed after it.
+
+        Args:
+          type: one of `events.EVENTS`.
+          facts: exactly the facts of that event; public values only.
+          subject: what the event is about (a dataset, run or model id), for finding it again.
+
+        Returns:
+          The index of the entry. It holds once the transaction is left without an exception.
+
+        Raises:
+          LeafInvalid: an unknown event, a missing or unknown fact, a private value, a float, or too much.
+        """
+        event_id = new_event_id()
+        gateways = (self.datasets, self.models, self.runs, self.policies)
+        rows = [row for gateway in gateways if gateway.dirty for row in gateway.flush(event_id)]
+        if self._appender is None:
+            self._appender = Appender(self._connection, self._context)
+        return self._appender.append(type, facts, subject=subject, event_id=event_id, rows=rows)
+
+    def finish(self) -> None:
+        """Called when the block is left without an exception. Raises `ApplianceError` for rows without an event."""
+        if any(gateway.dirty for gateway in (self.datasets, self.models, self.runs, self.policies)):
+            raise ApplianceError("rows were changed without an event; nothing was written")
+        if self._appender is not None:
+            self._appender.flush()
+
+    def _permit(self) -> None:
+        if self._appender is not None:
+            raise ApplianceError("rows cannot be changed after the event of their transaction")

@@ -1,0 +1,104 @@
+"""Opening an imported model: always offline, never with code of its publisher, always complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models.offline import strict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HERE_ONLY = {"local_files_only": True, "trust_remote_code": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What a model directory holds, found without reading its weights.
+
+    Attributes:
+      architecture: class of the model, such as "LlamaForCausalLM".
+      parameters: number of parameters, shared ones counted once.
+      shapes: (out_features, in_features) of every `nn.Linear`, by module name.
+      has_chat_template: whether the tokenizer brings a chat template.
+    """
+
+    architecture: str
+    parameters: int
+    shapes: dict[str, tuple[int, int]]
+    has_chat_template: bool
+
+
+def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a directory that `import_model` wrote, on the CPU, in evaluation mode, with no parameter trainable.
+
+    Raises:
+      ArtefactMissing: there is no such directory.
+      DataInvalid: weights are missing or have another shape than the configuration says, or files cannot be read.
+      WillNotFit: memory does not suffice.
+    """
+    model = _from_pretrained(directory, dtype=dtype)
+    # A parameter that transformers keeps in float32 whatever it is asked (a router bias) stays what it is.
+    return model.requires_grad_(False).eval(), load_tokenizer(directory)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory; raises like `load`."""
+    with strict("the tokenizer cannot be loaded", str(directory)):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(directory, **HERE_ONLY)
+
+
+def inspect(directory: Path) -> Structure:
+    """Builds the model without memory for its weights, matching every weight on disk by name and shape.
+
+    Raises:
+      DataInvalid: as `load`; also when the tokenizer makes tokens that the embedding does not have.
+    """
+    model = _from_pretrained(directory, dtype="auto", device_map="meta")
+    tokenizer = load_tokenizer(directory)
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= largest < rows:
+        raise DataInvalid(f"the tokenizer goes up to token {largest}, the embedding has {rows}", where=str(directory))
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return Structure(
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        shapes={name: (module.out_features, module.in_features) for name, module in linear.items()},
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+
+
+def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
+    if not directory.is_dir():
+        raise ArtefactMissing("there is no such model directory", where=str(directory))
+    with strict("the model cannot be loaded", str(directory)):
+        from transformers import AutoModelForCausalLM
+
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
+        )
+    check_complete(info, str(directory))
+    return model
+
+
+def check_complete(info: dict[str, Any], where: str) -> None:
+    """Refuses what transformers only warns of: parameters that were not in the files and were made up.
+
+    Raises:
+      DataInvalid: naming the first parameter.
+    """
+    for kind, problem in (("missing_keys", "is missing"), ("mismatched_keys", "has another shape than configured")):
+        found = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+        if found:
+            raise DataInvalid(f"the weight {found[0]!r} {problem} ({len(found)} in all)", where=where)
+    if info["error_msgs"]:
+        raise DataInvalid("the weights do not fit the configuration", where=where)

@@ -1,0 +1,325 @@
+"""The frozen types that travel between rooms.
+
+Two kinds: plain frozen dataclasses for values inside one process, and strict pydantic models where bytes become
+values (`job.json`, `result.json`). Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+
+class Private(Generic[T]):
+    """A data-dependent value that is not differentially private: a loss, a norm, a batch size, a record count.
+
+    It can be computed with through `reveal`, but never printed, formatted, pickled or serialised, so it cannot reach
+    a log, an event, a report or a bundle by accident.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def reveal(self) -> T:
+        """The value itself; every call site is a place where private data is handled on purpose."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Private(...)"
+
+    def __format__(self, spec: str) -> str:
+        return "Private(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a private value is not serialised")
+
+
+# --- records of private data --------------------------------------------------------------------------------------
+
+RecordKind = Literal["chat", "completion", "text"]
+ROLES: dict[str, tuple[str, ...]] = {
+    "chat": ("system", "user", "assistant", "tool"),
+    "completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One validated training example, with the unit of privacy it belongs to.
+
+    Attributes:
+      unit: identifier of the unit of privacy inside its dataset; for unit kind "record" every record has its own.
+      kind: "chat" (system, user and assistant parts), "completion" (one prompt, one completion) or "text".
+      parts: (role, text) pairs in order.
+    """
+
+    unit: str
+    kind: RecordKind
+    parts: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        return "Record(...)"
+
+    def encode(self) -> bytes:
+        """The bytes that are sealed: compact JSON. `decode(encode(r)) == r`."""
+        return orjson.dumps({"u": self.unit, "k": self.kind, "p": self.parts})
+
+    @staticmethod
+    def decode(data: bytes) -> Record:
+        """The record that `encode` wrote. Raises `ValueError` (without the content) if `data` is something else."""
+        try:
+            raw = orjson.loads(data)
+            return Record(unit=raw["u"], kind=raw["k"], parts=tuple((r, t) for r, t in raw["p"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise ValueError("not an encoded record") from None
+
+
+# --- pydantic values ------------------------------------------------------------------------------------------------
+
+
+class Value(BaseModel):
+    """Base of every value that is read from bytes: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class UnitOfPrivacy(Value):
+    """Whose presence is hidden: one record, or all records of one subject, capped by a public rule."""
+
+    kind: Literal["record", "subject"] = "record"
+    key: str | None = None
+    max_records: Count = 1
+
+
+class PrivacyPlan(Value):
+    """The one object from which sampler, clip, noise and accountant are built, so that they cannot disagree.
+
+    `epsilon` at `delta` is stated for `attempts` = `steps` + `spare_steps` sampled steps. All fields are public and
+    none is derived from the private data: `declared_units` is the data owner's statement.
+    """
+
+    unit: UnitOfPrivacy
+    neighbouring: Literal["add-or-remove-one"] = "add-or-remove-one"
+    declared_units: Count
+    expected_batch_size: Count
+    steps: Count
+    spare_steps: Annotated[int, Field(ge=0)]
+    max_grad_norm: Positive
+    clipping: Literal["fixed", "normalised"]
+    noise_multiplier: Positive
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    sampler_delta: Annotated[float, Field(ge=0, lt=1)]
+    accountant: Literal["pld"] = "pld"
+    rng: Literal["os-csprng"] = "os-csprng"
+
+    @property
+    def sample_rate(self) -> Fraction:
+        """Probability that a unit is in a logical batch, exact."""
+        return Fraction(self.expected_batch_size, self.declared_units)
+
+    @property
+    def attempts(self) -> int:
+        """How many sampled steps are reserved, spare ones included."""
+        return self.steps + self.spare_steps
+
+
+OUTPUT_HEADS = ("lm_head", "embed_out", "score")
+# Projections of attention by the names Llama, Qwen, Mistral and DeepSeek (MLA) give them.
+ATTENTION = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+)
+
+
+class LoraSpec(Value):
+    """Which low-rank adapter is trained: delta W = (alpha / r) B A on every target module."""
+
+    r: Count = 8
+    alpha: Positive = 16.0
+    targets: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+
+    def selects(self, module: str) -> bool:
+        """Whether the linear module of this dotted name is adapted. The output head never is."""
+        if module.rsplit(".", 1)[-1] in OUTPUT_HEADS:
+            return False
+        if self.targets == "all-linear":
+            return True
+        wanted = ATTENTION if self.targets == "attention" else self.targets
+        return any(module == name or module.endswith("." + name) for name in wanted)
+
+
+class TrainSpec(Value):
+    """Optimisation settings. None of them changes the privacy guarantee."""
+
+    lr: Positive
+    max_tokens: Count
+    init_seed: Annotated[int, Field(ge=0)] = 7
+    train_on: Literal["completion", "all"] = "completion"
+    template: Literal["base", "none"] = "base"
+
+
+class EngineOptions(Value):
+    """How the computation is done. By construction none of these can change the privacy plan."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    physical_tokens: Count = 4096
+    gradient_checkpointing: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+class IsolationSpec(Value):
+    """What the policy demands of the worker's sandbox."""
+
+    network: Literal["required", "preferred"] = "required"
+    files: Literal["required", "preferred"] = "preferred"
+
+
+class SealedObject(Value):
+    """A sealed object in the store: where it lies and how it is recognised."""
+
+    dataset_id: str
+    path: str
+    blake3: Digest
+    wrapped_key: str
+    key_epoch: Count
+
+
+class TrainJob(Value):
+    """`job.json` of a training run: everything the worker needs, all of it public."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["train"] = "train"
+    run_id: str
+    plan: PrivacyPlan
+    lora: LoraSpec
+    train: TrainSpec
+    engine: EngineOptions
+    isolation: IsolationSpec
+    model_dir: str
+    model_sha256: Digest
+    dataset: SealedObject
+    agent_socket: str
+
+
+class ImportJob(Value):
+    """`job.json` of a model import: a foreign directory or GGUF file in, a verified safetensors directory out."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["model-import"] = "model-import"
+    run_id: str
+    source: str
+    output_dir: str
+    isolation: IsolationSpec
+
+
+class AccountJob(Value):
+    """`job.json` of a settlement without a result: what do both accountants say of so many attempts?"""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["account"] = "account"
+    run_id: str
+    plan: PrivacyPlan
+    attempts: Annotated[int, Field(ge=0)]
+
+
+class IsolationReport(Value):
+    """What the sandbox of a worker really reached."""
+
+    network: str
+    files: str
+    core_dumps: str
+
+
+class PrivacySpent(Value):
+    """What an accountant says of `attempts` steps, epsilon rounded up."""
+
+    attempts: Annotated[int, Field(ge=0)]
+    epsilon_pld: float
+    epsilon_prv: float
+    epsilon_rdp: float
+    delta: float
+
+
+class TrainResult(Value):
+    """`result.json` of a finished training run. Public values only."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["train"] = "train"
+    run_id: str
+    attempts: int
+    steps: int
+    spent: PrivacySpent
+    adapter_sha256: Digest
+    trainable_parameters: int
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class ModelFile(Value):
+    """One file of a base model: relative path, size in bytes, SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: Digest
+
+
+class ImportResult(Value):
+    """`result.json` of a model import. `shapes` maps a linear module's name to (out_features, in_features)."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["model-import"] = "model-import"
+    run_id: str
+    sha256: Digest
+    files: tuple[ModelFile, ...]
+    source_format: Literal["safetensors", "gguf"]
+    source_sha256: Digest
+    architecture: str
+    parameters: int
+    licence: str
+    has_chat_template: bool
+    shapes: dict[str, tuple[int, int]]
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class Failure(Value):
+    """`result.json` of a job that refused or failed: an `ApplianceError` as data."""
+
+    schema_: Literal["appliance.failure/1"] = Field("appliance.failure/1", alias="schema")
+    error: str
+    message: str
+    hint: str = ""
+    where: str = ""
+
+
+def decimal(value: float) -> str:
+    """A float as the ledger writes it: the shortest decimal text that reads back as the same float, no exponent."""
+    return format(Decimal(repr(float(value))), "f")
+
+
+def rounded_up(epsilon: float) -> str:
+    """Epsilon as it is charged: a decimal text with four places, never below the float."""
+    return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.0001"), ROUND_CEILING))
+
+
+def to_json(value: BaseModel) -> bytes:
+    """Canonical bytes of a pydantic value: sorted keys, compact, a newline at the end."""
+    dumped: Any = value.model_dump(mode="json", by_alias=True)
+    return orjson.dumps(dumped, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,160 @@
+"""What commands and workers use to ask the key agent."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from appliance.errors import KeyUnavailable, UsageError
+from appliance.records import Value, to_json
+from appliance.store.protocol import (
+    MAX_MESSAGE,
+    BodyKeyRequest,
+    IngestKeysRequest,
+    LockRequest,
+    ReleaseKeyRequest,
+    StatusRequest,
+    address,
+    parse_reply,
+    peer,
+    receive_message,
+    send_message,
+)
+
+_REPLY_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """Whether the store is unsealed.
+
+    Attributes:
+      state: "unsealed" while an agent holds the root key, else "sealed".
+      who: the name that unsealed it, or an empty string.
+      until: when the agent will forget the key (RFC 3339, UTC), or an empty string.
+    """
+
+    state: Literal["sealed", "unsealed"]
+    who: str = ""
+    until: str = ""
+
+
+class AgentClient:
+    """Asks the agent that listens on a socket.
+
+    All methods but `status` raise `KeyUnavailable` when no agent runs, and when what listens belongs to another user.
+
+    Args:
+      socket_path: as given to `appliance.store.agent.serve`.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    def status(self) -> AgentStatus:
+        """Who unsealed the store and until when; "sealed" if no agent runs."""
+        connection = self._connect()
+        if connection is None:
+            return AgentStatus("sealed")
+        reply = self._talk(connection, StatusRequest())
+        return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
+
+    def lock(self) -> None:
+        """Makes the agent zero its keys and exit; when this returns, it has zeroed them."""
+        self._ask(LockRequest())
+
+    def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
+        """A new data key for a dataset.
+
+        Returns:
+          data key (32 bytes), the wrapped key to record, the epoch to record, fingerprint key (32 bytes).
+        """
+        reply = self._ask(_checked(IngestKeysRequest, dataset_id=dataset_id))
+        try:
+            return _key(reply, "data_key"), str(reply["wrapped"]), int(reply["epoch"]), _key(reply, "fingerprint_key")
+        except (KeyError, ValueError):
+            raise _bad_reply() from None
+
+    def body_key(self) -> bytes:
+        """The raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
+        return _key(self._ask(BodyKeyRequest()), "body_key")
+
+    def release(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int) -> bytes:
+        """The data key of a dataset (32 bytes).
+
+        Args:
+          evidence: what proves the reservation; the agent's `authorise` judges it.
+          dataset_id: the dataset.
+          wrapped: its wrapped key as recorded.
+          epoch: its key epoch as recorded.
+
+        Raises:
+          KeyUnavailable: the evidence was refused, or the key-encryption key is not here.
+          IntegrityError: the wrapped key is not the one of this dataset and epoch.
+        """
+        request = _checked(
+            ReleaseKeyRequest,
+            evidence=base64.b64encode(evidence).decode(),
+            dataset_id=dataset_id,
+            wrapped=wrapped,
+            epoch=epoch,
+        )
+        return _key(self._ask(request), "data_key")
+
+    def _ask(self, request: Value) -> dict[str, Any]:
+        connection = self._connect()
+        if connection is None:
+            raise KeyUnavailable("the store is sealed: no key agent is running", hint="appliance key unlock")
+        return self._talk(connection, request)
+
+    def _connect(self) -> socket.socket | None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(_REPLY_WITHIN_S)
+            with address(self._path) as name:
+                connection.connect(name)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            connection.close()
+            return None
+        except OSError:
+            connection.close()
+            raise KeyUnavailable("the key agent cannot be reached", where=str(self._path)) from None
+        return connection
+
+    def _talk(self, connection: socket.socket, request: Value) -> dict[str, Any]:
+        with connection:
+            # An agent of somebody else would hand out keys that somebody else knows.
+            if peer(connection)[1] != os.geteuid():
+                raise KeyUnavailable("the key agent belongs to another user", where=str(self._path))
+            message = to_json(request)
+            if len(message) > MAX_MESSAGE:
+                raise UsageError("the evidence is too large for the key agent")
+            try:
+                send_message(connection, message)
+                reply = receive_message(connection, _REPLY_WITHIN_S)
+            except (OSError, UsageError):
+                raise KeyUnavailable("the key agent went away", hint="appliance key unlock") from None
+            return parse_reply(reply)
+
+
+def _checked(kind: type[Value], **fields: object) -> Value:
+    try:
+        return kind(**fields)
+    except ValueError:
+        raise UsageError("the dataset id or the key epoch is malformed") from None
+
+
+def _key(reply: dict[str, Any], name: str) -> bytes:
+    try:
+        return base64.b64decode(reply[name], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        raise _bad_reply() from None
+
+
+def _bad_reply() -> KeyUnavailable:
+    return KeyUnavailable("the key agent gave a reply that cannot be understood")

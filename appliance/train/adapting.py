@@ -1,0 +1,171 @@
+"""Puts LoRA on a base model: which layers, a deterministic start, and what is refused with a reason."""
+
+from __future__ import annotations
+
+import math
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from appliance.errors import ConfigInvalid
+from appliance.records import LoraSpec
+from appliance.train.lora import ATTENTION, Adapter, Site
+
+
+def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
+    """Freezes the model and puts a LoRA adapter with B = 0 on it, the same for the same seed.
+
+    Args:
+      model: a `PreTrainedModel` with a language-model head, changed in place; its base stays as it is.
+      spec: rank, alpha and targets.
+      init_seed: seeds the start of the A matrices and nothing else.
+
+    Raises:
+      ConfigInvalid: for targets or models whose per-record gradients would not be exact.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = target_names(model, spec)
+    _refuse(model, spec, names)
+    model.eval().requires_grad_(False)
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=_short_names(model, names),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings(), _taken_literally(model.config):
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 by an old name
+        peft_model = get_peft_model(model, config)
+    peft_model.eval()
+    sites: list[Site] = []
+    for name in names:
+        sites.append(Site(name, len(sites), model.get_submodule(name), sites[-1].end if sites else 0))
+    _initialise(sites, init_seed)
+    for site in sites:
+        model.get_submodule(site.name).forward = site.forward
+    adapter = Adapter(model=model, peft_model=peft_model, sites=tuple(sites))
+    _check_calls(adapter)
+    return adapter
+
+
+@contextmanager
+def _taken_literally(config: Any) -> Iterator[None]:
+    # For mixture-of-experts models peft 0.21 turns gate_proj, up_proj and down_proj of every layer into the fused
+    # parameters of the routed experts, dropping the dense and shared layers that were meant. It goes by model type.
+    kind = config.model_type
+    try:
+        config.model_type = "taken-literally"
+        yield
+    finally:
+        config.model_type = kind
+
+
+def target_names(model: nn.Module, spec: LoraSpec) -> list[str]:
+    """Full names of the linear layers that `spec.targets` means, in the model's own order."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head and n != "lm_head"]
+    if spec.targets == "all-linear":
+        return linear
+    wanted = ATTENTION if spec.targets == "attention" else spec.targets
+    names = [n for n in linear if any(n == w or n.endswith("." + w) for w in wanted)]
+    unmatched = [] if spec.targets == "attention" else [w for w in wanted if not _matches(w, names)]
+    if unmatched:
+        raise ConfigInvalid(
+            f"no linear layer is called {unmatched[0]}",
+            hint="`all-linear` and `attention` fit every supported model",
+            where="lora.targets",
+        )
+    return names
+
+
+def _matches(wanted: str, names: list[str]) -> bool:
+    return any(n == wanted or n.endswith("." + wanted) for n in names)
+
+
+def _short_names(model: nn.Module, names: list[str]) -> list[str]:
+    # PEFT matches by suffix and other tools expect short names; full names where the short ones would match more.
+    short = sorted({name.rsplit(".", 1)[-1] for name in names})
+    matched = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rsplit(".", 1)[-1] in short}
+    return short if matched == set(names) else names
+
+
+def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
+    if hasattr(model, "peft_config"):
+        raise ConfigInvalid("the base model already carries an adapter", where="base")
+    if not names:
+        raise ConfigInvalid("the targets match no linear layer of this model", where="lora.targets")
+    if getattr(model.config, "output_router_logits", False):
+        raise ConfigInvalid("a router's auxiliary loss couples records", where="base")
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ConfigInvalid("batch normalisation couples records", where="base")
+    _refuse_shared(model, names)
+    for name in names:
+        layer = model.get_submodule(name)
+        if type(layer) is not nn.Linear or layer.weight.dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigInvalid(f"{name} is not a plain float32 or bfloat16 linear layer", where="lora.targets")
+        if spec.r > min(layer.weight.shape):
+            raise ConfigInvalid(f"rank {spec.r} is larger than a dimension of {name}", where="lora.r")
+
+
+def _refuse_shared(model: nn.Module, names: list[str]) -> None:
+    owners: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), set()).add(name)
+    for name in names:
+        weight = model.get_submodule(name).weight
+        if len(owners[weight.data_ptr()]) > 1:  # type: ignore[operator]
+            raise ConfigInvalid(f"the weight of {name} is tied to another layer", where="lora.targets")
+
+
+def _initialise(sites: list[Site], init_seed: int) -> None:
+    generator = torch.Generator().manual_seed(init_seed)
+    for site in sites:
+        start = torch.empty(site.a.shape)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+        site.a.data = start.to(site.a.device)
+        site.b.data = torch.zeros(site.b.shape, device=site.b.device)
+
+
+@torch.no_grad()
+def _check_calls(adapter: Adapter) -> None:
+    # A layer that runs twice in one pass would overwrite its first report; one that does not run would report never.
+    calls = [0] * len(adapter.sites)
+
+    def counting(site: Site) -> Any:
+        def forward(_: nn.Module, x: Tensor) -> Tensor:
+            calls[site.index] += 1
+            return site.forward(x)
+
+        return forward
+
+    layers = [adapter.model.get_submodule(site.name) for site in adapter.sites]
+    try:
+        for site, layer in zip(adapter.sites, layers, strict=True):
+            layer.forward = types.MethodType(counting(site), layer)
+        body(adapter.model)(input_ids=torch.zeros(1, 8, dtype=torch.long, device=adapter.sites[0].a.device))
+    finally:
+        for site, layer in zip(adapter.sites, layers, strict=True):
+            layer.forward = site.forward
+    for site in adapter.sites:
+        if calls[site.index] != 1:
+            raise ConfigInvalid(f"{site.name} runs {calls[site.index]} times per forward pass", where="lora.targets")
+
+
+def body(model: Any) -> nn.Module:
+    """The model without its head: token ids in, last hidden states out.
+
+    Raises:
+      ConfigInvalid: when the model does not separate the two.
+    """
+    decoder: nn.Module = model.get_decoder()
+    if decoder is model or model.get_output_embeddings() is None:
+        raise ConfigInvalid("the model has no separate language-model head", where="base")
+    return decoder

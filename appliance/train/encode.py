@@ -1,0 +1,130 @@
+"""Records to tokens: what the model reads, what it is trained on, how long the padded row is.
+
+Every rule looks at one record only, so no record changes what another one becomes: the template, the truncation (the
+first max_tokens tokens are kept) and the padded length (the next public bucket). A record whose supervised part was
+cut off has nothing to train on; it stays in the batch with a zero gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from appliance.errors import ConfigInvalid
+from appliance.records import Record, TrainSpec
+
+Piece = tuple[str, bool]
+"""Text and whether it is supervised."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Encoded:
+    """One record as tokens.
+
+    Attributes:
+      ids: token ids, at most max_tokens of them.
+      positions: ascending positions p whose prediction of token p + 1 is trained.
+      length: padded length, a public bucket.
+    """
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    length: int
+
+
+def buckets(max_tokens: int) -> list[int]:
+    """The public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
+    lengths = [8]
+    while lengths[-1] < max_tokens:
+        lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
+    return lengths
+
+
+class Encoder:
+    """Encodes records for one base model.
+
+    Args:
+      tokenizer: the base model's tokenizer.
+      spec: template, train_on and max_tokens.
+
+    Raises:
+      ConfigInvalid: when the base's chat template does not extend a conversation turn by turn; a mask of what is
+        the completion could then not be told.
+    """
+
+    def __init__(self, tokenizer: Any, spec: TrainSpec) -> None:
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._buckets = buckets(spec.max_tokens)
+        self._template = spec.template == "base" and bool(tokenizer.chat_template)
+        self._bos = _automatic_bos(tokenizer)
+        self._eos = tokenizer.eos_token or ""
+        self.pad = int(tokenizer.pad_token_id or 0)
+        if self._template and self._templated((("user", "a"), ("assistant", "b"))) is None:
+            raise ConfigInvalid(
+                "the base model's chat template does not keep a conversation's beginning unchanged",
+                hint="set template.from to none",
+                where="template.from",
+            )
+
+    def encode(self, record: Record) -> Encoded:
+        """The record's tokens, what of them is supervised, and its bucket."""
+        pieces = self._pieces(record)
+        ids: list[int] = []
+        supervised: list[bool] = []
+        for text, train in pieces:
+            part = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids += part
+            supervised += [train or self._spec.train_on == "all"] * len(part)
+        ids, supervised = ids[: self._spec.max_tokens], supervised[: self._spec.max_tokens]
+        positions = tuple(p - 1 for p in range(1, len(ids)) if supervised[p])
+        return Encoded(tuple(ids), positions, next(n for n in self._buckets if n >= len(ids)))
+
+    def _pieces(self, record: Record) -> list[Piece]:
+        parts = record.parts
+        if self._template and record.kind == "completion":
+            parts = tuple(("assistant" if role == "completion" else "user", text) for role, text in parts)
+        templated = self._templated(parts) if self._template and record.kind != "text" else None
+        return templated if templated is not None else self._plain(record)
+
+    def _templated(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
+        # None where this conversation does not fit the template; it is then concatenated plainly, by itself.
+        pieces: list[Piece] = []
+        done = ""
+        for end, (role, _) in enumerate(parts, start=1):
+            if role != "assistant" and end < len(parts):
+                continue
+            opened = self._render(parts[: end - 1], prompt=True) if role == "assistant" else done
+            closed = self._render(parts[:end], prompt=False)
+            if opened is None or closed is None or not opened.startswith(done) or not closed.startswith(opened):
+                return None
+            pieces += [(opened[len(done) :], False), (closed[len(opened) :], role == "assistant")]
+            done = closed
+        return pieces
+
+    def _render(self, parts: tuple[tuple[str, str], ...], *, prompt: bool) -> str | None:
+        if not parts:
+            return ""
+        messages = [{"role": role, "content": text} for role, text in parts]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError):
+            return None
+
+    def _plain(self, record: Record) -> list[Piece]:
+        pieces: list[Piece] = [(self._bos, False)]
+        for role, text in record.parts:
+            if record.kind == "chat":
+                pieces += [(f"{role}: ", False), (f"{text}\n", role == "assistant")]
+            else:
+                pieces.append((text, role != "prompt"))
+        return [*pieces, (self._eos, True)]
+
+
+def _automatic_bos(tokenizer: Any) -> str:
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return (
+        str(tokenizer.bos_token) if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else ""
+    )

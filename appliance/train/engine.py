@@ -1,0 +1,125 @@
+"""From a logical batch of units to the exact sum of their clipped gradients.
+
+A micro-batch holds records of one padded length. Records are sorted by that length and then by unit, so the records
+of one unit always arrive in an order that depends on them alone; a unit with several records is summed in float32 in
+that order before it is clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from appliance.records import EngineOptions, PrivacyPlan
+from appliance.train.adapting import body
+from appliance.train.clipping import ExactSum, norms
+from appliance.train.encode import Encoded
+from appliance.train.lora import Adapter, GradientBuffer
+from appliance.train.loss import hidden_gradient
+
+_GRADIENT_BYTES = 1 << 28  # per-record gradients that exist at once
+_MAX_ROWS = 256
+
+Unit = Sequence[Encoded]
+"""The records of one unit of privacy."""
+
+
+class Engine:
+    """Per-record gradients, clip and exact sum for one adapted model.
+
+    Args:
+      adapter: the model and its LoRA sites.
+      plan: clip norm and clipping rule.
+      options: physical_tokens and gradient checkpointing.
+      pad: token id that fills a row up to its bucket.
+
+    Attributes:
+      sum: the exact sum of the logical step in progress.
+      fixed_rows: None, or the row count every micro-batch is filled up to (with rows that are ignored), for kernels
+        whose results for a row depend on how many rows there are.
+    """
+
+    def __init__(self, adapter: Adapter, plan: PrivacyPlan, options: EngineOptions, pad: int) -> None:
+        self.adapter = adapter
+        self.fixed_rows: int | None = None
+        self._pad = pad
+        self._tokens = options.physical_tokens
+        self._body = body(adapter.model)
+        model: Any = adapter.model
+        self._head = model.get_output_embeddings()
+        self._device = adapter.sites[0].a.device
+        rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (4 * adapter.parameters)))
+        self.buffer = GradientBuffer(adapter.parameters, rows, self._device)
+        adapter.bind(self.buffer)
+        self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
+        if options.gradient_checkpointing:
+            _checkpoint(model)
+
+    def rows_at(self, length: int) -> int:
+        """How many records of this padded length make a full micro-batch; public."""
+        rows = max(1, min(len(self.buffer.data), self._tokens // length))
+        return min(rows, self.fixed_rows or rows)
+
+    def accumulate(self, units: Sequence[Unit]) -> None:
+        """Adds the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
+        singles = [records[0] for records in units if len(records) == 1]
+        for batch in self._micro_batches([(0, record) for record in singles]):
+            self.sum.add(self.gradients([record for _, record in batch]))
+        several = [records for records in units if len(records) > 1]
+        size = len(self.buffer.data)
+        for start in range(0, len(several), size):
+            self._accumulate_group(several[start : start + size])
+
+    def gradients(self, batch: Sequence[Encoded]) -> Tensor:
+        """Per-record gradients of records of one padded length.
+
+        Args:
+          batch: at most `rows_at(length)` records.
+
+        Returns:
+          float32 [len(batch), width], a view that the next call overwrites; rows may still be non-finite.
+        """
+        rows, length = len(batch), batch[0].length
+        physical = rows if self.fixed_rows is None else self.rows_at(length)
+        ids = torch.full((physical, length), self._pad, dtype=torch.long)
+        for row, record in enumerate(batch):
+            ids[row, : len(record.ids)] = torch.tensor(record.ids)
+        self.buffer.begin(physical, len(self.adapter.sites))
+        hidden = self._body(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
+        hidden.backward(hidden_gradient(hidden, self._head, list(batch)))
+        return self.buffer.finish()[:rows]
+
+    def _accumulate_group(self, units: Sequence[Unit]) -> None:
+        totals = torch.zeros(len(units), self.buffer.width, device=self._device)
+        numbered = [(number, record) for number, records in enumerate(units) for record in records]
+        for batch in self._micro_batches(numbered):
+            rows = self.gradients([record for _, record in batch])
+            norms(rows)  # zeroes the records that are not finite, so that they do not take their unit with them
+            for (number, _), row in zip(batch, rows, strict=True):
+                totals[number] += row
+        self.sum.add(totals)
+
+    def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
+        # A record with nothing to supervise has a zero gradient; running the model would not change it.
+        trained = sorted((item for item in numbered if item[1].positions), key=lambda item: (item[1].length, item[0]))
+        start = 0
+        while start < len(trained):
+            length = trained[start][1].length
+            end = start
+            while end < len(trained) and end - start < self.rows_at(length) and trained[end][1].length == length:
+                end += 1
+            yield trained[start:end]
+            start = end
+
+
+def _checkpoint(model: Any) -> None:
+    # Layers recompute only in training mode; their children stay in evaluation mode, so nothing is dropped out.
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

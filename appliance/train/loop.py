@@ -1,0 +1,283 @@
+"""The order of a DP-SGD step, once: attempt, sample, gradients, clip, sum, noise, release, apply, snapshot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant
+from torch import Tensor
+
+from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
+from appliance.privacy.sampler import noise_variance
+from appliance.records import Record, TrainJob, to_json
+from appliance.train.adapting import adapt
+from appliance.train.encode import Encoder
+from appliance.train.engine import Engine
+from appliance.train.lora import Adapter
+from appliance.train.noise import DiscreteGaussian
+from appliance.train.optimizer import ExactDPOptimizer, Noise
+from appliance.train.proofs import prove, prove_moved
+from appliance.train.sampler import PoissonSampler
+from appliance.train.snapshot import (
+    EVERY,
+    STATE,
+    Release,
+    Snapshots,
+    State,
+    decode_release,
+    decode_state,
+    digest,
+    encode_release,
+    encode_state,
+    release_name,
+)
+from appliance.train.trained import Trained, collect
+
+Progress = Callable[[dict[str, int]], None]
+
+
+class Records(Protocol):
+    """Random access to the decrypted training records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+class JournalState(Protocol):
+    """What the loop reads of a journal's state."""
+
+    @property
+    def attempts(self) -> int:
+        """Attempts made so far, those of earlier processes included."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """The highest step whose release was journaled."""
+        ...
+
+
+class Journal(Protocol):
+    """The write-ahead journal, see `appliance.privacy.journal`."""
+
+    @property
+    def state(self) -> JournalState:
+        """What has been journaled."""
+        ...
+
+    def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
+        """Journals that a batch is about to be sampled; durable when it returns."""
+        ...
+
+    def released(self, step: int, sha256: str) -> None:
+        """Journals a release before it is applied."""
+        ...
+
+    def checkpointed(self, step: int, sha256: str) -> None:
+        """Journals a snapshot."""
+        ...
+
+
+class Sampler(Protocol):
+    """Where logical batches come from."""
+
+    def draw(self) -> NDArray[np.int64]:
+        """Positions of the sampled units."""
+        ...
+
+
+def train(
+    job: TrainJob,
+    model: Any,
+    tokenizer: Any,
+    records: Records,
+    journal: Journal,
+    snapshots: Snapshots,
+    progress: Progress,
+    unit_of: Sequence[str] | None = None,
+) -> Trained:
+    """Trains a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
+
+    Args:
+      job: plan, adapter, training and engine settings, all public.
+      model: a loaded causal language model in the engine's dtype; it is adapted in place.
+      tokenizer: its tokenizer.
+      records: the private records.
+      journal: the run's journal, opened to continue.
+      snapshots: where state and releases are kept.
+      progress: called after every applied step with public counts: step, steps, attempts, reserved.
+      unit_of: the unit of privacy of each record; read from the records when it is None. Only used by plans whose
+        unit is the subject: otherwise every record is its own unit.
+
+    Raises:
+      ConfigInvalid: for a model or targets that cannot be trained exactly.
+      GateFailed: when a proof at the start or after the first step fails.
+      IntegrityError: when snapshot, releases and journal contradict each other.
+    """
+    return Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of).run()
+
+
+class Trainer:
+    """One training run. Call `train` instead; tests alone pass `sampler` and `noise`.
+
+    `sampler` and `noise` have no counterpart in `TrainJob`, which forbids unknown keys, and `train` does not take
+    them, so no job can reach them; whoever passes one gets an adapter that `save_adapter` refuses.
+    """
+
+    def __init__(
+        self,
+        job: TrainJob,
+        model: Any,
+        tokenizer: Any,
+        records: Records,
+        journal: Journal,
+        snapshots: Snapshots,
+        progress: Progress,
+        unit_of: Sequence[str] | None = None,
+        *,
+        sampler: Sampler | None = None,
+        noise: Noise | None = None,
+    ) -> None:
+        plan = job.plan
+        self._plan, self._records, self._journal = plan, records, journal
+        self._snapshots, self._progress = snapshots, progress
+        self._private = sampler is None and noise is None
+        self._adapter: Adapter = adapt(model, job.lora, job.train.init_seed)
+        self._encoder = Encoder(tokenizer, job.train)
+        self._engine = Engine(self._adapter, plan, job.engine, self._encoder.pad)
+        self._units = _units(job, records, unit_of)
+        self._sampler = sampler or PoissonSampler(len(self._units), plan.sample_rate)
+        variance = noise_variance(plan.noise_multiplier, plan.max_grad_norm, self._adapter.parameters)
+        self._optimizer = ExactDPOptimizer(
+            self._adapter, self._engine.sum, noise or DiscreteGaussian(variance), plan, job.train.lr
+        )
+        self._accountant = PRVAccountant()
+        rate = float(plan.sample_rate)
+        self._optimizer.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=rate))
+        self._settings = _settings_digest(job)
+        self._step = 0
+
+    def run(self) -> Trained:
+        """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""
+        prove(self._engine)
+        self._resume()
+        made = 0
+        while self._step < self._plan.steps and self._journal.state.attempts < self._plan.attempts:
+            self._attempt()
+            self._check_accounted(made := made + 1)
+        return collect(self._adapter, self._step, self._journal.state.attempts, private=self._private)
+
+    def _attempt(self) -> None:
+        self._journal.attempt(self._plan.sample_rate, self._plan.noise_multiplier)
+        units = [[self._encoder.encode(self._records[i]) for i in self._units[u]] for u in self._sampler.draw()]
+        self._engine.accumulate(units)
+        self._apply(self._written(self._optimizer.release()))
+        if self._step % EVERY == 0 or self._step == self._plan.steps:
+            self._snapshot()
+        self._report()
+
+    def _check_accounted(self, made: int) -> None:
+        # Opacus' hook runs inside the step: it must have seen every step once, with the plan's mechanism.
+        expected = [(self._plan.noise_multiplier, float(self._plan.sample_rate), made)]
+        if self._accountant.history != expected:
+            raise GateFailed("the accountant did not see exactly the steps that were made")
+
+    def _written(self, gradient: Tensor) -> Tensor:
+        step = self._step + 1
+        data = encode_release(Release(step, self._settings, gradient))
+        self._snapshots.save(release_name(step), data)
+        self._journal.released(step, digest(data))
+        return gradient
+
+    def _apply(self, gradient: Tensor) -> None:
+        # Without noise a step need not move anything: A's gradient is zero while B is.
+        before = self._weights() if self._step == 0 and self._private else None
+        self._optimizer.apply(gradient)
+        self._step += 1
+        if before is not None:
+            prove_moved(self._adapter, self._optimizer, before)
+
+    def _snapshot(self) -> None:
+        moments = [self._optimizer.state[p] for p in self._adapter.trainable]
+        state = State(
+            step=self._step,
+            attempts=self._journal.state.attempts,
+            plan=self._settings,
+            weights=self._weights(),
+            first_moment=self._adapter.flatten([m["exp_avg"] for m in moments]),
+            second_moment=self._adapter.flatten([m["exp_avg_sq"] for m in moments]),
+        )
+        data = encode_state(state)
+        self._snapshots.save(STATE, data)
+        self._journal.checkpointed(self._step, digest(data))
+        self._forget_releases()
+
+    def _forget_releases(self) -> None:
+        for step in range(max(1, self._step - EVERY + 1), self._step + 1):
+            self._snapshots.delete(release_name(step))
+
+    def _resume(self) -> None:
+        stored = self._snapshots.load(STATE)
+        if stored is not None:
+            self._restore(decode_state(stored, self._adapter.parameters))
+            self._forget_releases()
+        # A release that was saved but not journaled is not replayed: its attempt is charged and it was never applied.
+        while self._step < self._journal.state.steps:
+            data = self._snapshots.load(release_name(self._step + 1))
+            if data is None:
+                raise IntegrityError("a journaled release is missing", where=release_name(self._step + 1))
+            release = decode_release(data, self._adapter.parameters)
+            self._check_belongs(release.plan, release.step == self._step + 1)
+            self._apply(release.gradient)
+
+    def _restore(self, state: State) -> None:
+        self._check_belongs(state.plan, state.step <= self._journal.state.steps)
+        self._step = state.step
+        moments = zip(
+            self._adapter.views(state.weights),
+            self._adapter.views(state.first_moment),
+            self._adapter.views(state.second_moment),
+            strict=True,
+        )
+        for (parameter, weight), (_, first), (_, second) in moments:
+            parameter.data.copy_(weight)
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.step)),
+                "exp_avg": first.clone(memory_format=torch.contiguous_format).to(parameter.device),
+                "exp_avg_sq": second.clone(memory_format=torch.contiguous_format).to(parameter.device),
+            }
+
+    def _check_belongs(self, plan: str, in_order: bool) -> None:
+        if plan != self._settings or not in_order:
+            raise IntegrityError("the stored training state is not of this run, or is ahead of its journal")
+
+    def _weights(self) -> Tensor:
+        return self._adapter.flatten([p.detach() for p in self._adapter.trainable])
+
+    def _report(self) -> None:
+        attempts, plan = self._journal.state.attempts, self._plan
+        self._progress({"step": self._step, "steps": plan.steps, "attempts": attempts, "reserved": plan.attempts})
+
+
+def _units(job: TrainJob, records: Records, unit_of: Sequence[str] | None) -> list[list[int]]:
+    if job.plan.unit.kind == "record":
+        return [[index] for index in range(len(records))]
+    names = unit_of if unit_of is not None else [records[index].unit for index in range(len(records))]
+    if len(names) != len(records):
+        raise ConfigInvalid("there must be one unit of privacy for each record")
+    grouped: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        grouped.setdefault(name, []).append(index)
+    return list(grouped.values())
+
+
+def _settings_digest(job: TrainJob) -> str:
+    parts = b"".join(to_json(value) for value in (job.plan, job.lora, job.train))
+    return hashlib.sha256(parts + job.model_sha256.encode() + job.dataset.blake3.encode()).hexdigest()

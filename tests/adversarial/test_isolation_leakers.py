@@ -1,0 +1,79 @@
+"""The planted leakers, in the sandbox and out of it: unless the control leaks, the other verdict means nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from appliance.errors import IsolationViolated
+from appliance.isolation import landlock, leakers
+from appliance.isolation.leakers import LEAKERS, run_leakers
+
+ALWAYS_POSSIBLE = {
+    "tcp4",
+    "udp",
+    "dns",
+    "unix",
+    "any-family",
+    "socketpair",
+    "python-child",
+    "write-outside",
+    "read-outside",
+}
+"""The others depend on the machine: IPv6, root, io_uring, ptrace rules, 32-bit emulation, curl."""
+FILES = {"write-outside", "read-outside"}
+
+
+def test_nothing_gets_out_of_the_sandbox() -> None:
+    verdicts = run_leakers()
+    assert set(verdicts) == set(LEAKERS)
+    leaked = {name for name, verdict in verdicts.items() if verdict != "blocked"}
+    assert leaked <= (set() if landlock.abi() else FILES | {"read-memory"})
+
+
+def test_without_the_sandbox_the_same_leakers_leak() -> None:
+    verdicts = run_leakers(sandboxed=False)
+    assert {name for name, verdict in verdicts.items() if verdict == "leaked"} >= ALWAYS_POSSIBLE
+
+
+@pytest.mark.parametrize(
+    ("layer", "gets_out"),
+    [
+        ("seccomp.deny_network = lambda: None; sandbox._probe_sockets = lambda: None", {"udp", "dns", "socketpair"}),
+        ("landlock.restrict_files = lambda read, write: True; sandbox._root_is_readable = lambda: False", FILES),
+    ],
+    ids=["no network filter", "no file rules"],
+)
+def test_a_sandbox_with_a_layer_taken_out_is_found_out(
+    layer: str, gets_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of the leakers runs with one layer broken on purpose."""
+    script = (
+        "import sys; from appliance.isolation import landlock, leakers, sandbox, seccomp\n"
+        f"{layer}\nleakers.main(['--inside', sys.argv[-1]])"
+    )
+    real = subprocess.run
+
+    def broken(command: list[str], **options: object) -> object:
+        if "--inside" in command:
+            command = [sys.executable, "-c", script, command[-1]]
+        return real(command, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(leakers.subprocess, "run", broken)
+    verdicts = run_leakers()
+    assert {name for name, verdict in verdicts.items() if verdict == "leaked"} >= gets_out
+
+
+def test_leakers_that_cannot_run_are_not_taken_for_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(IsolationViolated):
+        run_leakers()
+
+
+def test_the_command_prints_json() -> None:
+    command = [sys.executable, "-m", "appliance.isolation.leakers"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    assert json.loads(done.stdout).keys() == LEAKERS.keys()

@@ -1,0 +1,281 @@
+"""Foreign models that must not be imported: each is refused with its own reason, and none runs, hangs or crashes."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid
+from appliance.models.importing import import_model
+
+Damage = Callable[[Path], None]
+
+
+def refused(source: Path, tmp_path: Path) -> ApplianceError:
+    with pytest.raises(ApplianceError) as caught:
+        import_model(source, tmp_path / "out")
+    assert caught.value.message == caught.value.message.strip().rstrip(".")
+    assert caught.value.where
+    return caught.value
+
+
+def edit(name: str, **changes: Any) -> Damage:
+    def damage(model: Path) -> None:
+        fields = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(fields | changes))
+
+    return damage
+
+
+def write(name: str, data: bytes | str) -> Damage:
+    return lambda model: (model / name).write_bytes(data if isinstance(data, bytes) else data.encode()) and None
+
+
+def remove(name: str) -> Damage:
+    return lambda model: (model / name).unlink()
+
+
+def header(change: Callable[[dict[str, Any]], Any]) -> Damage:
+    """Rewrites the header of the weights and leaves their bytes alone."""
+
+    def damage(model: Path) -> None:
+        data = (model / "model.safetensors").read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        fields = json.loads(data[8 : 8 + length])
+        change(fields)
+        text = json.dumps(fields).encode()
+        (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+    return damage
+
+
+def tensors(change: Callable[[dict[str, Any]], Any]) -> Damage:
+    """Changes the tensors themselves, with a header that is right."""
+
+    def damage(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        change(weights)
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def cut(keep: Callable[[bytes], bytes]) -> Damage:
+    return lambda model: (
+        (model / "model.safetensors").write_bytes(keep((model / "model.safetensors").read_bytes())) and None
+    )
+
+
+def link_out(name: str) -> Damage:
+    def damage(model: Path) -> None:
+        outside = model.parent / f"outside-{name}"
+        outside.write_bytes((model / name).read_bytes())
+        (model / name).unlink()
+        (model / name).symlink_to(outside)
+
+    return damage
+
+
+def added_tokens(count: int) -> Damage:
+    def damage(model: Path) -> None:
+        fields = json.loads((model / "tokenizer.json").read_text())
+        last = fields["added_tokens"][-1]
+        fields["added_tokens"] += [last | {"id": 261 + i, "content": f"<|new{i}|>"} for i in range(count)]
+        (model / "tokenizer.json").write_text(json.dumps(fields))
+
+    return damage
+
+
+def index_naming(shard: str) -> Damage:
+    def damage(model: Path) -> None:
+        (model / "model.safetensors").rename(model / "model-1.safetensors")
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-1.safetensors", "x": shard}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return damage
+
+
+DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
+    # what could run code
+    "pickle beside safetensors": (write("pytorch_model.bin", b"\x80\x04"), DataInvalid, "pickled weights"),
+    "pickle, upper case": (write("WEIGHTS.PT", b""), DataInvalid, "pickled weights"),
+    "pickle, checkpoint": (write("last.ckpt", b""), DataInvalid, "pickled weights"),
+    "modelling code": (write("modeling_x.py", "raise SystemExit"), DataInvalid, "never run"),
+    "compiled code": (write("modeling_x.so", b""), DataInvalid, "never run"),
+    "auto_map in the config": (edit("config.json", auto_map={"AutoModel": "m.M"}), DataInvalid, "'auto_map'"),
+    "auto_map elsewhere": (edit("config.json", auto_map={"AutoModel": "evil/repo--m.M"}), DataInvalid, "'auto_map'"),
+    "auto_map deep inside": (edit("config.json", text={"a": [{"auto_map": {"A": "m.M"}}]}), DataInvalid, "'auto_map'"),
+    "auto_map of the tokenizer": (
+        edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]}),
+        DataInvalid,
+        "'auto_map'",
+    ),
+    "auto_map of generation": (edit("generation_config.json", auto_map={"x": "g.G"}), DataInvalid, "'auto_map'"),
+    "attention kernel to fetch": (
+        edit("config.json", attn_implementation="evil/kernel"),
+        DataInvalid,
+        "_implementation",
+    ),
+    "weights named elsewhere": (edit("config.json", transformers_weights="../x.bin"), DataInvalid, "elsewhere"),
+    # links
+    "weights linked outside": (link_out("model.safetensors"), DataInvalid, "leaves the model"),
+    "config linked outside": (link_out("config.json"), DataInvalid, "leaves the model"),
+    "unused link outside": (lambda model: (model / "etc").symlink_to("/etc"), DataInvalid, "leaves the model"),
+    "dangling link inside": (lambda model: (model / "LICENSE").symlink_to("none"), DataInvalid, "cannot be read"),
+    "directory as file": (lambda model: (model / "LICENSE").mkdir(), DataInvalid, "not a regular file"),
+    # the safetensors header
+    "empty weights": (cut(lambda data: b""), DataInvalid, "shorter than"),
+    "cut in the header": (cut(lambda data: data[:100]), DataInvalid, "header claims"),
+    "cut in the data": (cut(lambda data: data[:-1]), DataInvalid, "truncated"),
+    "bytes after the end": (cut(lambda data: data + b"x"), DataInvalid, "belong to no tensor"),
+    "huge header": (cut(lambda data: struct.pack("<Q", 2**62) + data[8:]), DataInvalid, "header claims"),
+    "header over the limit": (
+        cut(lambda data: struct.pack("<Q", 100_000_001) + data[8:]),
+        DataInvalid,
+        "header claims",
+    ),
+    "header is no JSON": (cut(lambda data: data[:8] + b"[" * 8 + data[16:]), DataInvalid, "not a JSON"),
+    "header nested to the sky": (
+        cut(lambda data: struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995 + data[200_008:]),
+        DataInvalid,
+        "",
+    ),
+    "overlapping tensors": (
+        header(lambda f: f["lm_head.weight"].update(data_offsets=f["model.norm.weight"]["data_offsets"])),
+        DataInvalid,
+        "",
+    ),
+    "shape that does not follow": (header(lambda f: f["lm_head.weight"].update(shape=[272, 31])), DataInvalid, "size"),
+    "dtype that does not follow": (header(lambda f: f["lm_head.weight"].update(dtype="F16")), DataInvalid, "size"),
+    "unknown dtype": (header(lambda f: f["lm_head.weight"].update(dtype="F128")), DataInvalid, "unknown dtype"),
+    "negative shape": (header(lambda f: f["lm_head.weight"].update(shape=[-272, -32])), DataInvalid, "described"),
+    "boolean shape": (header(lambda f: f["lm_head.weight"].update(shape=[True, 8704])), DataInvalid, "described"),
+    "gap": (header(lambda f: f.pop("lm_head.weight")), DataInvalid, "gap"),
+    # what is missing
+    "no config": (remove("config.json"), ArtefactMissing, "config.json"),
+    "no weights": (remove("model.safetensors"), ArtefactMissing, "neither"),
+    "no tokenizer": (remove("tokenizer.json"), ArtefactMissing, "no tokenizer"),
+    "shard that is not here": (index_naming("model-2.safetensors"), ArtefactMissing, "model-2.safetensors"),
+    "shard outside": (index_naming("../model-1.safetensors"), DataInvalid, "beside it"),
+    "shard that is a pickle": (index_naming("pytorch_model.bin"), DataInvalid, "beside it"),
+    "shard without its tensor": (index_naming("model-1.safetensors"), DataInvalid, "'x'"),
+    "missing weight": (tensors(lambda w: w.pop("model.norm.weight")), DataInvalid, "'model.norm.weight' is missing"),
+    "weight of another shape": (
+        tensors(lambda w: w.update({"lm_head.weight": w["lm_head.weight"][:100].clone()})),
+        DataInvalid,
+        "",
+    ),
+    # configurations
+    "config is no JSON": (write("config.json", "{"), DataInvalid, "JSON"),
+    "config is a list": (write("config.json", "[]"), DataInvalid, "not a JSON object"),
+    "config says a key twice": (write("config.json", '{"a": 1, "a": 2}'), DataInvalid, "JSON"),
+    "config nested to the sky": (write("config.json", "[" * 200_000), DataInvalid, "JSON"),
+    "config not in UTF-8": (write("config.json", b'{"a": "\xff"}'), DataInvalid, "JSON"),
+    "unknown architecture": (edit("config.json", model_type="nope"), DataInvalid, "cannot be loaded"),
+    "no language model": (edit("config.json", model_type="vit"), DataInvalid, "cannot be loaded"),
+    "nonsense sizes": (edit("config.json", hidden_size=-1), DataInvalid, "cannot be loaded"),
+    "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
+    "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
+    "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
+    "tokenizer beyond the embedding": (added_tokens(20), DataInvalid, "token 280"),
+}
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_a_directory_is_refused(name: str, copied_model: Path, tmp_path: Path) -> None:
+    damage, kind, words = DIRECTORIES[name]
+    damage(copied_model)
+    error = refused(copied_model, tmp_path)
+    assert type(error) is kind
+    assert error.exit_status == {DataInvalid: 6, ArtefactMissing: 11}[kind]
+    assert words in str(error)
+
+
+def test_the_same_directory_undamaged_is_imported(copied_model: Path, tmp_path: Path) -> None:
+    assert import_model(copied_model, tmp_path / "out").architecture == "LlamaForCausalLM"
+
+
+def test_a_link_inside_the_directory_is_followed(copied_model: Path, tmp_path: Path) -> None:
+    (copied_model / "tokenizer.json").rename(copied_model / "blob")
+    (copied_model / "tokenizer.json").symlink_to("blob")
+    import_model(copied_model, tmp_path / "out")
+    assert not (tmp_path / "out/tokenizer.json").is_symlink()
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    assert refused(tmp_path / "nowhere", tmp_path).exit_status == 11
+
+
+# --- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def patched(at: int, data: bytes) -> Callable[[bytes], bytes]:
+    return lambda whole: whole[:at] + data + whole[at + len(data) :]
+
+
+def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    return lambda whole: whole.replace(old, new, 1)
+
+
+def offset_of(tensor: bytes, offset: int) -> Callable[[bytes], bytes]:
+    """Sets the offset of a two-dimensional tensor in the table: name, u32 count, two u64, u32 type, u64 offset."""
+
+    def change(whole: bytes) -> bytes:
+        at = whole.index(tensor) + len(tensor) + 4 + 16 + 4
+        return patched(at, struct.pack("<Q", offset))(whole)
+
+    return change
+
+
+GGUFS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda whole: b"", "not a GGUF"),
+    "text": (lambda whole: b"hello, this is no model at all", "not a GGUF"),
+    "a pickle": (lambda whole: b"\x80\x04" + whole, "not a GGUF"),
+    "a zip": (patched(0, b"PK\x03\x04"), "not a GGUF"),
+    "version 1": (patched(4, struct.pack("<I", 1)), "version"),
+    "big-endian": (patched(4, struct.pack(">I", 3)), "byte order"),
+    "cut in the fixed header": (lambda whole: whole[:20], "not a GGUF"),
+    "cut in the metadata": (lambda whole: whole[:300], "truncated"),
+    "cut in the data": (lambda whole: whole[:-200], "truncated"),
+    "countless tensors": (patched(8, struct.pack("<Q", 2**63)), "claims"),
+    "more tensors than described": (patched(8, struct.pack("<Q", 1000)), ""),
+    "fewer tensors": (patched(8, struct.pack("<Q", 3)), ""),
+    "countless metadata": (patched(16, struct.pack("<Q", 2**40)), "claims"),
+    "key longer than the file": (patched(24, struct.pack("<Q", 2**50)), "truncated"),
+    "overlapping tensors": (offset_of(b"blk.1.attn_k.weight", 0), "overlaps"),
+    "misaligned tensor": (offset_of(b"blk.1.attn_k.weight", 1), "misaligned"),
+    "tensor after the file": (offset_of(b"blk.1.attn_k.weight", 2**40), "truncated"),
+    "unknown architecture": (replaced(b"llama", b"xlama"), "cannot be converted"),
+    "no vocabulary": (replaced(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", GGUFS)
+def test_a_gguf_is_refused(name: str, write_tiny_gguf: Callable[..., Path], tmp_path: Path) -> None:
+    source = write_tiny_gguf(tmp_path / "m.gguf")
+    change, words = GGUFS[name]
+    source.write_bytes(change(source.read_bytes()))
+    error = refused(source, tmp_path)
+    assert error.exit_status == (11 if name == "no vocabulary" else 6)
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        ({"skip": "tokenizer"}, 11, "no tokenizer"),
+        ({"skip": "layers.1.mlp.up_proj"}, 6, "'model.layers.1.mlp.up_proj.weight' is missing"),
+        ({"pre": "deepseek-llm"}, 6, "pre-tokenizer 'deepseek-llm'"),
+        ({"arch": "deepseek2"}, 6, "cannot be converted"),
+    ],
+)
+def test_a_gguf_that_would_give_another_model_is_refused(
+    write_tiny_gguf: Callable[..., Path], tmp_path: Path, options: dict[str, str], status: int, words: str
+) -> None:
+    error = refused(write_tiny_gguf(tmp_path / "m.gguf", **options), tmp_path)
+    assert error.exit_status == status
+    assert words in str(error)

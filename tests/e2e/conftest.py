@@ -1,0 +1,129 @@
+"""The command line as a user has it: a process, a home, an exit status. Homes are built once and copied."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PASSPHRASE = "correct horse battery staple"
+TOKEN = "quokka-7391-zanzibar"  # in every record of the tiny dataset
+RECORDS = 600
+
+
+@dataclass
+class Done:
+    """A command that ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document of --json."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+@dataclass
+class Appliance:
+    """`appliance --home HOME ...` as a subprocess."""
+
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
+
+    def popen(self, *words: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "APPLIANCE_PASSPHRASE_FILE": str(self.passphrase), **self.environment}
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, "-m", "appliance", "--home", str(self.home), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __call__(self, *words: str, expect: int | None = 0) -> Done:
+        process = self.popen(*words)
+        out, err = process.communicate(timeout=900)
+        assert "Traceback" not in err, err
+        assert TOKEN not in out + err
+        if expect is not None:
+            assert process.returncode == expect, f"{' '.join(words)}: {process.returncode}\n{out}\n{err}"
+        return Done(process.returncode, out, err)
+
+    def json(self, *words: str, expect: int = 0) -> dict[str, Any]:
+        return self("--json", *words, expect=expect).document
+
+    @property
+    def passphrase(self) -> Path:
+        return self.home.with_name("passphrase.txt")
+
+
+def write_notes(path: Path, records: int = RECORDS) -> None:
+    lines = ["patient,question,answer"]
+    lines += [f"p{i // 2},how is patient {i}?,{TOKEN} number {i} feels well today" for i in range(records)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Path:
+    """A directory with a sealed home (policy default, tiny model, dataset `notes`), notes.csv and passphrase.txt."""
+
+    def build(directory: Path) -> None:
+        (directory / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        write_notes(directory / "notes.csv")
+        appliance = Appliance(directory / "home")
+        appliance("init", "--policy", "default")
+        appliance("key", "unlock")
+        try:
+            appliance("model", "import", str(tiny_model_dir), "--name", "tiny")
+            columns = ("--prompt", "question", "--completion", "answer")
+            appliance("data", "ingest", str(directory / "notes.csv"), "--name", "notes", "--units", "600", *columns)
+        finally:
+            appliance("key", "lock")
+
+    return built_once("template-home", build)
+
+
+@pytest.fixture
+def sealed(template: Path, tmp_path: Path) -> Appliance:
+    """A copy of the template home, sealed."""
+    for name in ("home", "notes.csv", "passphrase.txt"):
+        source = template / name
+        target = tmp_path / name
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    (tmp_path / "home").chmod(0o700)
+    return Appliance(tmp_path / "home")
+
+
+@pytest.fixture
+def appliance(sealed: Appliance) -> Iterator[Appliance]:
+    """A copy of the template home, unsealed."""
+    sealed("key", "unlock")
+    yield sealed
+    sealed("key", "lock", expect=None)
+
+
+@pytest.fixture
+def run_file(appliance: Appliance, tmp_path: Path) -> Path:
+    """A run file for three small steps."""
+    path = tmp_path / "run.yaml"
+    plan(appliance, path)
+    return path
+
+
+def plan(appliance: Appliance, path: Path, *options: str, epsilon: str = "2") -> None:
+    small = ("--steps", "3", "--batch", "60", "--max-tokens", "64", "--rank", "2")
+    appliance("train", "plan", "notes", "tiny", "--epsilon", epsilon, "--out", str(path), *small, *options)

@@ -1,0 +1,101 @@
+"""The main job through the command line, on a tiny random model: every figure is checked against the ledger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests.e2e.conftest import Appliance, plan
+
+
+def facts(appliance: Appliance, type_: str) -> list[dict[str, object]]:
+    entries = appliance.json("ledger", "log", "--type", type_)["entries"]
+    return [entry["leaf"]["facts"] for entry in entries]
+
+
+def test_a_run_is_reserved_trained_charged_and_provable(appliance: Appliance, run_file: Path) -> None:
+    done = appliance.json("train", "start", str(run_file))
+    assert done["state"] == "finished"
+    assert done["charged_attempts"] == 3
+    assert done["reserved_attempts"] == 4
+
+    (reserved,), (settled,) = facts(appliance, "run.reserved"), facts(appliance, "run.settled")
+    assert reserved["plan"]["attempts"] == 4
+    assert settled["attempts"] == settled["steps"] == 3
+    adapter = appliance.home / "runs" / done["run"] / "adapter" / "adapter_model.safetensors"
+    with safe_open(str(adapter), "pt") as tensors:
+        assert any(tensors.get_tensor(name).abs().sum() > 0 for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118
+    appliance("ledger", "verify")
+
+    shown = appliance.json("budget", "show")["budgets"][0]
+    assert 0 < shown["spent_epsilon"] == shown["reserved_epsilon"] < 2
+
+
+def test_the_guarantee_is_what_independent_accountants_say_of_the_ledger(appliance: Appliance, run_file: Path) -> None:
+    appliance("train", "start", str(run_file))
+    (settled,) = facts(appliance, "run.settled")
+    sigma, rate = float(settled["noise_multiplier"]), Fraction(str(settled["sample_rate"]))
+    delta = float(settled["delta"]) - float(settled["sampler_delta"])
+    charged = float(settled["epsilon_charged"])
+
+    code = (
+        "import sys; from opacus.accountants import PRVAccountant, RDPAccountant\n"
+        "s, q, t, d = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])\n"
+        "for kind in (PRVAccountant, RDPAccountant):\n"
+        "    a = kind(); a.history = [(s, q, t)]\n"
+        "    fine = dict(eps_error=0.0005, delta_error=d / 1e6) if kind is PRVAccountant else {}\n"
+        "    print(a.get_epsilon(d, **fine))\n"
+    )
+    arguments = [str(sigma), str(float(rate)), str(settled["attempts"]), str(delta)]
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, check=True)
+    prv, rdp = map(float, out.stdout.split())
+    assert charged >= prv - 1e-9, "charged less than an independent accountant says"
+    assert charged == pytest.approx(prv, abs=max(0.012, 0.01 * prv))
+    assert charged < rdp
+    assert charged <= float(facts(appliance, "run.reserved")[0]["plan"]["epsilon"]) + 0.012
+
+
+def test_a_run_that_overspends_is_refused_before_anything_is_opened(appliance: Appliance, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    plan(appliance, first, epsilon="8")
+    plan(appliance, second, "--name", "again", epsilon="8")
+    appliance("train", "start", str(first))
+    # Sealed store, no data, no model: had the refusal come later, one of these would have been the error.
+    appliance("key", "lock")
+    for path in (*(appliance.home / "objects").iterdir(), *(appliance.home / "models").glob("*/*")):
+        path.unlink()
+    before = list((appliance.home / "runs").iterdir())
+    refused = appliance("train", "start", str(second), expect=5)
+    assert "exceeds the cap 8" in refused.err
+    assert list((appliance.home / "runs").iterdir()) == before
+    assert facts(appliance, "run.refused")[0]["code"] == 5
+
+
+def test_a_renamed_copy_inherits_what_was_spent(appliance: Appliance, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    plan(appliance, first, epsilon="8")
+    appliance("train", "start", str(first))
+    copy = tmp_path / "renamed.csv"
+    copy.write_text((tmp_path / "notes.csv").read_text().replace("question,answer", "q,a"))
+    appliance("data", "ingest", str(copy), "--name", "fresh", "--units", "600", "--prompt", "q", "--completion", "a")
+    small = ("--steps", "3", "--batch", "60", "--max-tokens", "64", "--rank", "2")
+    appliance("train", "plan", "fresh", "tiny", "--epsilon", "8", "--out", str(second), *small, expect=5)
+
+
+def test_aborting_charges_what_was_attempted(appliance: Appliance, run_file: Path) -> None:
+    run = appliance.json("train", "start", str(run_file), "--detach")["run"]
+    aborted = appliance.json("train", "abort", run)
+    assert aborted["state"] in ("aborted", "finished")
+    assert aborted["charged_attempts"] <= 3
+    appliance("train", "resume", run, expect=2)
+    appliance("ledger", "verify")
+
+
+def test_what_is_demonstrated_in_the_dry_run_is_not_done(appliance: Appliance, run_file: Path) -> None:
+    appliance("--dry-run", "train", "start", str(run_file))
+    assert facts(appliance, "run.reserved") == []

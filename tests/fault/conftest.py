@@ -1,0 +1,7 @@
+"""The command line as the end-to-end tests drive it, here to be killed."""
+
+from __future__ import annotations
+
+from tests.e2e.conftest import appliance, sealed, template
+
+__all__ = ["appliance", "sealed", "template"]

@@ -1,0 +1,274 @@
+"""kill -9 during training: every attempt that was made is charged, and a damaged record of them is charged in full."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.flows.train import RECORD_EVERY
+from appliance.privacy import journal
+from tests.e2e.conftest import Appliance
+
+STEPS, SPARE = 60, 30
+PATIENCE_S = 240.0
+
+
+def write_run_file(appliance: Appliance, path: Path) -> Path:
+    """A run file of many short steps, with attempts to spare for those that a kill loses."""
+    small = ("--steps", str(STEPS), "--batch", "12", "--max-tokens", "32", "--rank", "1")
+    appliance("train", "plan", "notes", "tiny", "--epsilon", "2", "--out", str(path), *small)
+    text = path.read_text()
+    assert "spare_steps: 1\n" in text
+    path.write_text(text.replace("spare_steps: 1\n", f"spare_steps: {SPARE}\n"))
+    return path
+
+
+def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; one that its parent has not collected yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def worker_of(supervisor: int) -> int | None:
+    """The worker that this supervisor started, if there is one now."""
+    try:
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children}
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(pid) for pid in children if b"appliance.worker" in words[pid]), None)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A sealed home and the directory of the interrupted run in it."""
+
+    appliance: Appliance
+    directory: Path
+
+    @property
+    def run(self) -> str:
+        return self.directory.name
+
+    def attempts(self) -> int:
+        state = journal.read(self.directory / "journal.jsonl", self.run)
+        assert state is not None
+        return state.attempts
+
+
+class Supervised:
+    """One life of the run: a supervisor on the command line, its worker, and the run's journal."""
+
+    def __init__(self, appliance: Appliance, *words: str) -> None:
+        self.before = {path.name for path in (appliance.home / "runs").iterdir()}
+        self.appliance = appliance
+        self.process: subprocess.Popen[str] = appliance.popen("--json", *words)
+        self.run = words[-1] if words[1] == "resume" else ""
+
+    @property
+    def directory(self) -> Path:
+        return self.appliance.home / "runs" / self.run
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def attempts(self) -> int:
+        state = journal.read(self.directory / "journal.jsonl", self.run)
+        return state.attempts if state else 0
+
+    def find_worker(self) -> int | None:
+        """Wait for the worker and return its process id; None if the supervisor ended before one was seen."""
+        until(lambda: self.ended or worker_of(self.process.pid), "there is a worker")
+        if not self.run:
+            made = [path.name for path in (self.appliance.home / "runs").iterdir()]
+            (self.run,) = (name for name in made if name not in self.before and name.startswith("run_"))
+        return worker_of(self.process.pid)
+
+    def kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> tuple[int, str]:
+        _, err = self.process.communicate(timeout=PATIENCE_S)
+        assert "Traceback" not in err, err
+        return self.process.returncode, err
+
+
+@pytest.fixture(scope="session")
+def interrupted_template(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
+    """A sealed home with a run whose worker was killed after the ledger had recorded its journal at least once."""
+
+    def build(directory: Path) -> None:
+        shutil.copytree(template, directory, dirs_exist_ok=True)
+        (directory / "home").chmod(0o700)
+        appliance = Appliance(directory / "home")
+        appliance("key", "unlock")
+        try:
+            write_run_file(appliance, directory / "run.yaml")
+            life = Supervised(appliance, "train", "start", str(directory / "run.yaml"))
+            worker = life.find_worker()
+            assert worker is not None
+            until(lambda: life.ended or recorded(appliance), "the ledger recorded the journal")
+            life.kill(worker)
+            status, err = life.close()
+            assert status == 130, err
+            assert "the reservation stands" in err
+        finally:
+            appliance("key", "lock")
+
+    return built_once("interrupted-home", build)
+
+
+@pytest.fixture
+def interrupted(interrupted_template: Path, tmp_path: Path) -> Interrupted:
+    """A copy of that home, sealed."""
+    shutil.copytree(interrupted_template, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "home").chmod(0o700)
+    (journal_path,) = (tmp_path / "home" / "runs").glob("run_*/journal.jsonl")
+    return Interrupted(Appliance(tmp_path / "home"), journal_path.parent)
+
+
+def facts(appliance: Appliance, kind: str) -> list[dict[str, Any]]:
+    return [entry["leaf"]["facts"] for entry in appliance.json("ledger", "log", "--type", kind)["entries"]]
+
+
+def recorded(appliance: Appliance) -> int:
+    """Attempts up to which the ledger has recorded the journal while the run ran."""
+    return max((fact["attempts"] for fact in facts(appliance, "run.checkpointed")), default=0)
+
+
+def row_of(appliance: Appliance, run: str) -> dict[str, Any]:
+    return next(row for row in appliance.json("train", "status")["runs"] if row["run"] == run)
+
+
+@pytest.mark.timeout(7200)  # the full count on a busy machine
+def test_killed_at_random_a_run_is_charged_for_every_attempt(
+    appliance: Appliance, tmp_path: Path, stress_count: Callable[[int, int], int]
+) -> None:
+    kills = stress_count(4, 25)
+    chooser = random.Random(17)
+    victims = ["supervisor", "worker"] * (kills // 2 + 1)
+    chooser.shuffle(victims)
+    made = resumed = 0
+    life = Supervised(appliance, "train", "start", str(write_run_file(appliance, tmp_path / "run.yaml")))
+    for whom in victims[:kills]:
+        worker = life.find_worker()
+        if worker is None:  # every attempt was used up, or every step made
+            break
+        wait_for_the_moment(life, made, chooser, STEPS // kills)
+        life.kill(life.process.pid if whom == "supervisor" else worker)
+        until(lambda: gone(life.process.pid) and gone(worker), "both processes are gone", 30)  # noqa: B023
+        status, err = life.close()
+        if row_of(appliance, life.run)["state"] == "finished":
+            break
+        assert status == (-signal.SIGKILL if whom == "supervisor" else 130), err
+        assert whom == "supervisor" or "the reservation stands" in err
+        state = journal.read(life.directory / "journal.jsonl", life.run)
+        assert state is not None
+        assert state.intact
+        assert state.sampled >= made, "an attempt was forgotten"
+        made = state.sampled
+        assert row_of(appliance, life.run)["charged_attempts"] is None
+        life, resumed = Supervised(appliance, "train", "resume", life.run), resumed + 1
+    life.close()
+
+    row = row_of(appliance, life.run)
+    state = journal.read(life.directory / "journal.jsonl", life.run)
+    assert state is not None
+    assert row["state"] == "finished"
+    assert row["reserved_attempts"] == STEPS + SPARE
+    assert state.sampled <= row["charged_attempts"] <= row["reserved_attempts"]
+    assert row["charged_attempts"] >= row["steps"] > 0
+    assert len(facts(appliance, "run.started")) == 1
+    assert len(facts(appliance, "run.resumed")) == resumed
+    (settled,) = facts(appliance, "run.settled")
+    assert settled["attempts"] == row["charged_attempts"]
+    appliance("ledger", "verify")
+
+
+def wait_for_the_moment(life: Supervised, made: int, chooser: random.Random, at_most: int) -> None:
+    """Now and then some time into the worker's start, else some attempts further, and a random while into the next."""
+    if chooser.random() < 0.25:
+        time.sleep(chooser.uniform(0, 2))
+        return
+    target = made + chooser.randint(1, max(1, at_most // 2))
+    until(lambda: life.ended or life.attempts() >= target, f"attempt {target} is made")
+    time.sleep(chooser.uniform(0, 0.05))
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def cut_behind_what_was_recorded(path: Path) -> None:
+    """Drop whole lines: what is left is intact, and holds fewer attempts than the ledger recorded."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept: list[bytes] = []
+    for line in lines:
+        if json.loads(line)["entry"].get("n") == RECORD_EVERY - 1:
+            break
+        kept.append(line)
+    path.write_bytes(b"".join(kept))
+    state = journal.read(path, path.parent.name)
+    assert state is not None
+    assert state.intact
+    assert state.attempts < RECORD_EVERY
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.Random(3).randrange(len(content) // 2)] ^= 0x01
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [delete, cut_behind_what_was_recorded, flip_a_byte])
+def test_a_damaged_journal_is_charged_in_full(interrupted: Interrupted, damage: Callable[[Path], None]) -> None:
+    damage(interrupted.directory / "journal.jsonl")
+    aborted = interrupted.appliance.json("train", "abort", interrupted.run)
+    assert aborted["state"] == "aborted"
+    assert aborted["charged_attempts"] == aborted["reserved_attempts"] == STEPS + SPARE
+    interrupted.appliance("ledger", "verify")
+
+
+def test_an_undamaged_journal_is_charged_as_it_stands(interrupted: Interrupted) -> None:
+    made = interrupted.attempts()
+    aborted = interrupted.appliance.json("train", "abort", interrupted.run)
+    assert aborted["charged_attempts"] == made < aborted["reserved_attempts"]
+
+
+def test_an_edited_job_is_not_resumed_and_charged_in_full(interrupted: Interrupted) -> None:
+    path = interrupted.directory / "job.json"
+    job = json.loads(path.read_bytes())
+    job["plan"]["noise_multiplier"] /= 2
+    path.write_text(json.dumps(job))
+    interrupted.appliance("key", "unlock")
+    refused = interrupted.appliance("train", "resume", interrupted.run, expect=8)
+    assert "altered" in refused.err
+    interrupted.appliance("train", "resume", interrupted.run, expect=2)
+    interrupted.appliance("key", "lock")
+    row = row_of(interrupted.appliance, interrupted.run)
+    assert row["state"] == "failed"
+    assert row["charged_attempts"] == row["reserved_attempts"] == STEPS + SPARE
+    interrupted.appliance("ledger", "verify")

@@ -1,0 +1,167 @@
+"""The gatekeeper of dataset keys, against a real log: what it accepts, once, and what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import KeyUnavailable
+from appliance.flows.agent import FRESH_S, Gatekeeper, evidence_for
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.store.agent import ReleaseRequest
+from tests.unit.ledger.conftest import Clock
+
+DATASET = "ds_0123456789ab"
+
+
+def request(evidence: bytes, dataset_id: str = DATASET) -> ReleaseRequest:
+    return ReleaseRequest(evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=1, peer_uid=0)
+
+
+@pytest.fixture
+def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
+    """Appends and signs a run's leaf; returns its index."""
+
+    def run_leaf(kind: str = "run.started", dataset_id: str = DATASET, nonce: str = "") -> int:
+        facts = {"run_id": "run_1", "dataset_id": dataset_id, "attempts_left": 5}
+        if kind in ("run.started", "run.resumed"):
+            facts["nonce"] = nonce or secrets.token_hex(16)
+        with ledger.transaction(actor) as tx:
+            index = tx.append(kind, facts, subject="run_1")
+        ledger.sign()
+        return index
+
+    return run_leaf
+
+
+@pytest.fixture
+def evidence(ledger: Ledger, append: Callable[..., int]) -> Callable[..., bytes]:
+    """Evidence of a new leaf."""
+
+    def make(**leaf: str) -> bytes:
+        index = append(**leaf)
+        return evidence_for(ledger.prove(index), ledger.leaf(index))
+
+    return make
+
+
+@pytest.fixture
+def gatekeeper(ledger: Ledger, clock: Clock) -> Gatekeeper:
+    """A gatekeeper that has just started; its clock is the ledger's."""
+    newest = next(ledger.entries(limit=1, newest_first=True)).index
+    return Gatekeeper(ledger.verifier_keys, since=newest + 1, clock=lambda: clock().timestamp())
+
+
+@pytest.mark.parametrize("kind", ["run.started", "run.resumed"])
+def test_fresh_evidence_opens_its_dataset_once(
+    gatekeeper: Gatekeeper, evidence: Callable[..., bytes], kind: str
+) -> None:
+    shown = evidence(kind=kind)
+    gatekeeper.check(request(shown))
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(shown))
+    gatekeeper.check(request(evidence(kind=kind)))
+
+
+def test_a_proof_against_a_later_head_of_a_used_leaf_opens_nothing(
+    gatekeeper: Gatekeeper, ledger: Ledger, append: Callable[..., int]
+) -> None:
+    index = append()
+    gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
+    append()
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
+
+
+def test_a_nonce_opens_once_whatever_leaf_it_is_in(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
+    gatekeeper.check(request(evidence(nonce="ab" * 16)))
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(evidence(nonce="ab" * 16)))
+
+
+def test_evidence_of_another_dataset_opens_nothing(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
+    shown = evidence(dataset_id="ds_ffffffffffff")
+    with pytest.raises(KeyUnavailable, match="not of a run on this dataset"):
+        gatekeeper.check(request(shown))
+    gatekeeper.check(request(shown, "ds_ffffffffffff"))  # a refusal uses nothing up
+
+
+def test_another_kind_of_event_opens_nothing(
+    gatekeeper: Gatekeeper, ledger: Ledger, actor: Actor, append: Callable[..., int]
+) -> None:
+    with ledger.transaction(actor) as tx:
+        facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
+        index = tx.append("run.checkpointed", facts, subject="run_1")
+    ledger.sign()
+    with pytest.raises(KeyUnavailable, match="not of a run on this dataset"):
+        gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
+
+
+def test_evidence_older_than_the_agent_opens_nothing(ledger: Ledger, clock: Clock, append: Callable[..., int]) -> None:
+    index = append()
+    shown = request(evidence_for(ledger.prove(index), ledger.leaf(index)))
+    started_after = Gatekeeper(ledger.verifier_keys, since=index + 1, clock=lambda: clock().timestamp())
+    with pytest.raises(KeyUnavailable, match="not fresh"):
+        started_after.check(shown)
+    Gatekeeper(ledger.verifier_keys, since=index, clock=lambda: clock().timestamp()).check(shown)
+
+
+def test_old_evidence_opens_nothing(ledger: Ledger, append: Callable[..., int]) -> None:
+    index = append()
+    shown = request(evidence_for(ledger.prove(index), ledger.leaf(index)))
+    made = datetime.fromisoformat(ledger.entry(index).leaf["time"]).timestamp()
+    late = Gatekeeper(ledger.verifier_keys, since=0, clock=lambda: made + FRESH_S + 0.01)
+    with pytest.raises(KeyUnavailable, match="not fresh"):
+        late.check(shown)
+    Gatekeeper(ledger.verifier_keys, since=0, clock=lambda: made + FRESH_S - 0.01).check(shown)
+
+
+def test_no_byte_of_the_leaf_may_differ(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
+    shown = json.loads(evidence())
+    leaf = base64.b64decode(shown["leaf"])
+    for position in range(len(leaf)):
+        altered = leaf[:position] + bytes([leaf[position] ^ 1]) + leaf[position + 1 :]
+        document = {**shown, "leaf": base64.b64encode(altered).decode()}
+        with pytest.raises(KeyUnavailable, match="does not prove"):
+            gatekeeper.check(request(json.dumps(document).encode()))
+    gatekeeper.check(request(json.dumps(shown).encode()))
+
+
+def test_a_log_with_other_keys_proves_nothing(
+    gatekeeper: Gatekeeper, config: LedgerConfig, clock: Clock, actor: Actor, tmp_path: Path
+) -> None:
+    mine = LedgerConfig(
+        url=f"sqlite:///{tmp_path / 'forged.db'}",
+        origin=config.origin,
+        signing_dir=tmp_path / "forged-signing",
+        anchor=tmp_path / "forged-anchor",
+        body_public_key=config.body_public_key,
+    )
+    with Ledger.create(mine, clock=clock) as forged:
+        for _ in range(3):
+            with forged.transaction(actor) as tx:
+                facts = {"run_id": "run_1", "dataset_id": DATASET, "attempts_left": 5, "nonce": secrets.token_hex(16)}
+                index = tx.append("run.started", facts, subject="run_1")
+        forged.sign()
+        shown = evidence_for(forged.prove(index), forged.leaf(index))
+        accepting = Gatekeeper(forged.verifier_keys, since=0, clock=lambda: clock().timestamp())
+        with pytest.raises(KeyUnavailable, match="does not prove"):
+            gatekeeper.check(request(shown))
+        accepting.check(request(shown))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [b"", b"{}", b"[]", b"null", b"\xff", b'{"leaf":"AAAA"}', b'{"leaf":"!","proof":""}', b'{"leaf":1,"proof":1}',
+     b'{"leaf":"AAAA","proof":7}', b'{"leaf":"AAAA","proof":"c2sp.org/tlog-proof@v1\\nindex 0\\n\\n"}'],
+)  # fmt: skip
+def test_malformed_evidence_is_a_refusal(gatekeeper: Gatekeeper, shown: bytes) -> None:
+    with pytest.raises(KeyUnavailable, match="does not prove"):
+        gatekeeper.check(request(shown))

@@ -1,0 +1,75 @@
+"""run.yaml: rendering explains every key, and the values that other rooms take from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.errors import ConfigInvalid
+from appliance.policy import run_file
+from appliance.policy.run_file import BaseChoice, DataChoice, PrivacyChoice, RunFile, TemplateChoice, TrainChoice
+from appliance.records import UnitOfPrivacy
+
+UNIT = UnitOfPrivacy(kind="subject", key="patient_id", max_records=4)
+RUN = RunFile(
+    name="claims-v3",
+    base=BaseChoice(id="smollm2-135m", sha256="a" * 64),
+    data=(DataChoice(id="ds_1", unit=UNIT),),
+    template=TemplateChoice(from_="none", train_on="all"),
+    train=TrainChoice(steps=40, expected_batch_size=64),
+    privacy=PrivacyChoice(epsilon=4, delta=1e-6),
+)
+
+
+def test_every_key_stands_under_its_explanation() -> None:
+    lines = run_file.render(RUN).splitlines()
+    keys = [n for n, line in enumerate(lines) if line and not line.lstrip().startswith("#")]
+    assert len(keys) == 31
+    assert all(lines[n - 1].lstrip().startswith("# ") for n in keys if "- id" not in lines[n])
+    assert max(map(len, lines)) <= 120
+
+
+def test_round_trip_and_minimal_file() -> None:
+    assert run_file.parse(run_file.render(RUN).encode(), "run.yaml") == RUN
+    text = f"""
+schema: 1
+name: small
+base: {{id: m, sha256: {"b" * 64}}}
+data: [{{id: d}}]
+train: {{epochs: 2, expected_batch_size: 64}}
+privacy: {{epsilon: 8}}
+"""
+    small = run_file.parse(text.encode(), "run.yaml")
+    assert (small.delta, small.privacy.accountant, small.dataset.unit) == (None, "pld", None)
+    assert small.steps(600) == 19  # 2 x 600 / 64 = 18.75
+    assert run_file.parse(run_file.render(small).encode(), "run.yaml") == small
+
+
+def test_values_for_other_rooms() -> None:
+    assert RUN.steps(600) == 40
+    assert RUN.delta == 1e-6
+    spec = RUN.train_spec
+    assert (spec.template, spec.train_on, spec.lr, spec.max_tokens, spec.init_seed) == ("none", "all", 5e-4, 512, 7)
+
+
+WRONG = [
+    ("  epsilon: 4.0", "  epsilom: 4.0", "unknown key 'epsilom'", "did you mean 'epsilon'?"),
+    ("  steps: 40", "  steps: 40\n  epochs: 1", "not both", ""),
+    ("  steps: 40\n", "\n", "not both", ""),
+    ("  - id: ds_1", "  - id: ds_2\n  - id: ds_1", "at most 1 item", ""),
+    ("  delta: 1e-06", "  delta: 1.5", "less than 1", ""),
+    ("  delta: 1e-06", "  delta: some", "'auto' or input should be a valid number", ""),
+    ("      kind: subject", "      kid: subject", "unknown key 'kid'", "did you mean 'kind'?"),
+    ("  accountant: pld", "  noise_seed: 7", "unknown key 'noise_seed'", ""),
+    ("  from: base", "  from_: base", "unknown key 'from_'", "did you mean 'from'?"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message", "hint"), WRONG)
+def test_errors(old: str, new: str, message: str, hint: str) -> None:
+    text = run_file.render(RUN).replace("from: none", "from: base")
+    assert old in text
+    with pytest.raises(ConfigInvalid) as caught:
+        run_file.parse(text.replace(old, new, 1).encode(), "run.yaml")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.where.startswith("run.yaml:")

@@ -1,0 +1,100 @@
+"""Records to tokens: what is supervised, public truncation, public lengths, each from the record alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.errors import ConfigInvalid
+from appliance.records import Record, TrainSpec
+from appliance.train.encode import Encoded, Encoder, buckets
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def encoder(tokenizer: Any, **changes: Any) -> Encoder:
+    return Encoder(tokenizer, TrainSpec(**({"lr": 0.1, "max_tokens": 200} | changes)))
+
+
+def supervised(tokenizer: Any, encoded: Encoded) -> str:
+    return str(tokenizer.decode([encoded.ids[p + 1] for p in encoded.positions]))
+
+
+COMPLETION = Record(unit="u", kind="completion", parts=(("prompt", "How?"), ("completion", "So.")))
+CHAT = Record(
+    unit="u",
+    kind="chat",
+    parts=(("system", "S"), ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")),
+)
+
+
+def test_completion_through_the_template(tokenizer: Any) -> None:
+    got = encoder(tokenizer).encode(COMPLETION)
+    text = tokenizer.decode(got.ids)
+    assert text == "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"
+    assert supervised(tokenizer, got) == "So.<|im_end|>\n"
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}], tokenize=True
+    )["input_ids"]
+    assert list(got.ids) == list(whole)
+
+
+def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
+    got = encoder(tokenizer).encode(CHAT)
+    assert supervised(tokenizer, got) == "two<|im_end|>\nfour<|im_end|>\n"
+
+
+def test_train_on_all(tokenizer: Any) -> None:
+    got = encoder(tokenizer, train_on="all").encode(COMPLETION)
+    assert got.positions == tuple(range(len(got.ids) - 1))
+
+
+def test_plain_concatenation(tokenizer: Any) -> None:
+    got = encoder(tokenizer, template="none").encode(COMPLETION)
+    assert tokenizer.decode(got.ids) == "How?So.<|im_end|>"
+    assert supervised(tokenizer, got) == "So.<|im_end|>"
+    text = encoder(tokenizer).encode(Record(unit="u", kind="text", parts=(("text", "Once."),)))
+    assert tokenizer.decode(text.ids) == "Once.<|im_end|>"
+    assert text.positions == tuple(range(len(text.ids) - 1))
+
+
+def test_truncation_leaves_nothing_to_supervise_but_keeps_the_record(tokenizer: Any) -> None:
+    got = encoder(tokenizer, max_tokens=10).encode(COMPLETION)
+    assert len(got.ids) == 10
+    assert got.positions == ()
+    assert got.length == 16
+
+
+def test_a_conversation_the_template_refuses_is_concatenated_by_itself(tokenizer: Any) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    made = encoder(tokenizer)
+    assert supervised(tokenizer, made.encode(CHAT)).startswith("two\nfour\n")
+    assert "im_start" in tokenizer.decode(made.encode(COMPLETION).ids)
+
+
+def test_a_template_that_rewrites_the_beginning_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+    with pytest.raises(ConfigInvalid, match="chat template"):
+        encoder(tokenizer)
+    encoder(tokenizer, template="none")
+
+
+def test_buckets_are_public_and_grow_by_an_eighth() -> None:
+    lengths = buckets(2000)
+    assert lengths[:4] == [8, 16, 24, 32]
+    assert lengths[-1] >= 2000 > lengths[-2]
+    assert all(n % 8 == 0 for n in lengths)
+    assert all(b - a <= max(8, 0.12 * a) for a, b in pairwise(lengths))
+
+
+def test_encoding_never_shows_content(tokenizer: Any) -> None:
+    assert "ids" not in repr(encoder(tokenizer).encode(COMPLETION))

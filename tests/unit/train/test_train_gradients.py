@@ -1,0 +1,205 @@
+"""The engine's per-record gradients are those of plain autograd, and no record's depends on another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from appliance.errors import ConfigInvalid, GateFailed
+from appliance.records import EngineOptions, LoraSpec
+from appliance.train.adapting import adapt, target_names
+from appliance.train.lora import BLOCK
+from appliance.train.proofs import coupled, prove, reference_gradient
+from tests.unit.train.rig import clipped, encoded, engine, load, total
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=["tiny_model_dir", "tiny_deepseek_dir"])
+def directory(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+def test_exact_against_one_record_at_a_time(directory: Path, targets: str, checkpointing: bool) -> None:
+    options = EngineOptions(physical_tokens=256, gradient_checkpointing=checkpointing)
+    made = engine(directory, targets=targets, options=options)
+    batch = [encoded(n, seed=n) for n in (20, 17, 22, 24)]
+    rows = made.gradients(batch).clone()
+    for record, row in zip(batch, rows, strict=True):
+        plain = reference_gradient(made.adapter, record)
+        assert (row[: len(plain)] - plain).norm() / plain.norm() < 1e-5
+        assert abs(float(made.sum.factors(row[None].clone())[0]) * plain.norm() * made.sum.grid) <= 0.5
+
+
+def test_checkpointing_changes_no_bit(directory: Path) -> None:
+    batch = [encoded(n, seed=n) for n in (20, 17, 22)]
+    plain = engine(directory).gradients(batch).clone()
+    options = EngineOptions(physical_tokens=256, gradient_checkpointing=True)
+    assert torch.equal(plain, engine(directory, options=options).gradients(batch))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [8, 15, 40])
+def test_a_record_is_bit_identical_whatever_its_neighbours(directory: Path, dtype: torch.dtype, tokens: int) -> None:
+    made = engine(directory, dtype)
+    record = encoded(tokens, seed=1)
+    alone = clipped(made, [record])[0]
+    for rows in {2, 3, made.rows_at(record.length)} - {1}:
+        for position in {0, rows // 2, rows - 1}:
+            batch = [encoded(record.length, seed=100 + i) for i in range(rows)]
+            batch[position] = record
+            assert torch.equal(clipped(made, batch)[position], alone)
+
+
+@pytest.mark.parametrize("fixed", [4, 1])
+def test_a_fixed_row_count_gives_the_same_sum(tiny_model_dir: Path, fixed: int) -> None:
+    made = engine(tiny_model_dir)
+    units = [[encoded(n, seed=n)] for n in (9, 20, 21, 22, 23, 24, 40)]
+    free = total(made, units)
+    made.fixed_rows = fixed
+    assert torch.equal(total(made, units), free)
+    seen = []
+    body = made._body
+    made._body = lambda **kw: seen.append(len(kw["input_ids"])) or body(**kw)  # type: ignore[assignment, func-returns-value]
+    total(made, units)
+    assert set(seen) == {fixed}
+
+
+def test_kernels_that_couple_fall_back_to_fixed_rows(tiny_model_dir: Path) -> None:
+    # A model whose kernels give other bits for more than four rows, as a GEMM that changes its algorithm would.
+    made = engine(tiny_model_dir, random_b=False)
+    body = made._body
+
+    def sensitive(**inputs: Any) -> Any:
+        out = body(**inputs)
+        if len(inputs["input_ids"]) > 4:
+            out.last_hidden_state = out.last_hidden_state * 1.0001
+        return out
+
+    made._body = sensitive  # type: ignore[assignment]
+    assert coupled_with_b(made)
+    prove(made)
+    assert made.fixed_rows == 4
+
+
+def test_records_that_couple_even_alone_are_refused(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    body, calls = made._body, []
+
+    def drifting(**inputs: Any) -> Any:
+        calls.append(1)
+        out = body(**inputs)
+        out.last_hidden_state = out.last_hidden_state * (1 + 1e-6 * (len(calls) % 5))
+        return out
+
+    made._body = drifting  # type: ignore[assignment]
+    with pytest.raises(GateFailed):
+        prove(made)
+
+
+def coupled_with_b(made: Any) -> bool:
+    for site in made.adapter.sites:
+        site.b.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+    return coupled(made)
+
+
+def test_proofs_leave_the_start_untouched(directory: Path) -> None:
+    made = engine(directory, random_b=False)
+    before = [p.detach().clone() for p in made.adapter.trainable]
+    prove(made)
+    assert all(torch.equal(p, old) for p, old in zip(made.adapter.trainable, before, strict=True))
+    assert all(not site.b.any() for site in made.adapter.sites)
+    assert made.fixed_rows is None
+
+
+def test_a_wrong_gradient_fails_the_proof(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    made.adapter.sites[3].scale *= 1.001
+    with pytest.raises(GateFailed, match="plain automatic differentiation"):
+        prove(made)
+
+
+def test_a_head_that_does_more_than_a_linear_layer_fails_the_proof(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    forward = made.adapter.model.forward
+
+    def capped(*args: Any, **kw: Any) -> Any:
+        out = forward(*args, **kw)
+        out.logits = 0.1 * torch.tanh(out.logits / 0.1)
+        return out
+
+    made.adapter.model.forward = capped  # type: ignore[method-assign]
+    with pytest.raises(GateFailed):
+        prove(made)
+
+
+def test_targets(directory: Path) -> None:
+    model = load(directory)
+    every = target_names(model, LoraSpec())
+    assert "lm_head" not in every
+    assert len(every) == sum(isinstance(m, torch.nn.Linear) for m in model.modules()) - 1
+    attention = target_names(model, LoraSpec(targets="attention"))
+    assert attention
+    assert all("self_attn" in name for name in attention)
+    assert target_names(model, LoraSpec(targets=("o_proj",))) == [n for n in every if n.endswith("o_proj")]
+
+
+def test_the_start_depends_on_the_seed_alone(tiny_model_dir: Path) -> None:
+    first, again, other = (adapt(load(tiny_model_dir), LoraSpec(r=4), seed) for seed in (3, 3, 4))
+    torch.manual_seed(0)
+    for a, b, c in zip(first.sites, again.sites, other.sites, strict=True):
+        assert torch.equal(a.a, b.a)
+        assert not torch.equal(a.a, c.a)
+        assert not a.b.any()
+        assert a.a.dtype == torch.float32
+
+
+def test_layout_round_trip(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    values = [torch.randn_like(p) for p in made.adapter.trainable]
+    flat = made.adapter.flatten(values)
+    assert all(torch.equal(v, w) for (_, v), w in zip(made.adapter.views(flat), values, strict=True))
+    assert flat.numel() == made.adapter.parameters == sum(p.numel() for p in made.adapter.trainable)
+    assert made.buffer.width % BLOCK == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "match"),
+    [
+        (LoraSpec(targets=("nothing",)), "no linear layer"),
+        (LoraSpec(targets=("lm_head",)), "no linear layer"),
+        (LoraSpec(r=33), "rank 33"),
+    ],
+)
+def test_impossible_targets_are_refused(tiny_model_dir: Path, spec: LoraSpec, match: str) -> None:
+    with pytest.raises(ConfigInvalid, match=match):
+        adapt(load(tiny_model_dir), spec, 1)
+
+
+def test_models_that_couple_or_share_are_refused(tiny_model_dir: Path) -> None:
+    tied = load(tiny_model_dir)
+    tied.model.layers[1].self_attn.q_proj.weight = tied.model.layers[0].self_attn.q_proj.weight
+    with pytest.raises(ConfigInvalid, match="tied"):
+        adapt(tied, LoraSpec(r=4), 1)
+    twice = load(tiny_model_dir)
+    twice.model.layers[1].mlp.register_forward_hook(lambda m, x, y: y + m.down_proj(m.up_proj(x[0])))
+    with pytest.raises(ConfigInvalid, match="runs 2 times"):
+        adapt(twice, LoraSpec(r=4), 1)
+    router = load(tiny_model_dir)
+    router.config.output_router_logits = True
+    with pytest.raises(ConfigInvalid, match="router"):
+        adapt(router, LoraSpec(r=4), 1)
+    norm = load(tiny_model_dir)
+    norm.model.extra = torch.nn.BatchNorm1d(3)
+    with pytest.raises(ConfigInvalid, match="batch normalisation"):
+        adapt(norm, LoraSpec(r=4), 1)
+    adapted = load(tiny_model_dir)
+    adapt(adapted, LoraSpec(r=4), 1)
+    with pytest.raises(ConfigInvalid, match="already"):
+        adapt(adapted, LoraSpec(r=4), 1)
