@@ -84,6 +84,32 @@ class Record:
             raise ValueError("not an encoded record") from None
 
 
+# --- what the ledger says, for rooms that do not see the ledger ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedEvent:
+    """An entry of the ledger as reports and bundles see it: public values only.
+
+    Attributes:
+      index: place in the log.
+      type: kind of event.
+      time: RFC 3339, UTC.
+      subject: id of what the event is about.
+      policy_sha256: the policy in force.
+      software: version and source digest of the software that wrote it.
+      facts: the facts of the event, as in its leaf.
+    """
+
+    index: int
+    type: str
+    time: str
+    subject: str | None
+    policy_sha256: str | None
+    software: dict[str, str]
+    facts: dict[str, Any]
+
+
 # --- pydantic values ------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +321,158 @@ class ImportResult(Value):
     licence: str
     has_chat_template: bool
     shapes: dict[str, tuple[int, int]]
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class Check(Value):
+    """One check of the engine self-test: what was seen, beside the bound it had to keep, both as decimal text."""
+
+    name: str
+    passed: bool
+    value: str
+    bound: str
+    count: Annotated[int, Field(ge=0)]
+
+
+class SelftestJob(Value):
+    """`job.json` of an engine self-test: the job of a run without its data."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["selftest"] = "selftest"
+    run_id: str
+    plan: PrivacyPlan
+    lora: LoraSpec
+    train: TrainSpec
+    engine: EngineOptions
+    isolation: IsolationSpec
+    model_dir: str
+    model_sha256: Digest
+
+
+class SelftestResult(Value):
+    """`result.json` of a self-test. Everything in it comes from synthetic data."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["selftest"] = "selftest"
+    run_id: str
+    passed: bool
+    checks: tuple[Check, ...]
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class WatermarkKey(Value):
+    """A watermark key as it lies in the catalog, wrapped, with the commitment to it."""
+
+    key_id: str
+    commitment: Digest
+    wrapped_key: str
+    key_epoch: Count
+
+
+class EmbedJob(Value):
+    """`job.json` of embedding a watermark in the adapter of a run."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["watermark-embed"] = "watermark-embed"
+    run_id: str
+    engine: EngineOptions
+    isolation: IsolationSpec
+    model_dir: str
+    model_sha256: Digest
+    adapter_dir: str
+    adapter_sha256: Digest
+    key: WatermarkKey
+    agent_socket: str
+
+
+class EmbedResult(Value):
+    """`result.json` of an embedding. Scores and strength are decimal text."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["watermark-embed"] = "watermark-embed"
+    run_id: str
+    released_sha256: Digest
+    escrow_sha256: Digest
+    certificate_sha256: Digest
+    algorithm_sha256: Digest
+    strength: str
+    modules: Count
+    score: str
+    score_predicted: dict[str, str]
+    p_bound: str
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class DetectJob(Value):
+    """`job.json` of looking for the watermark of a run in a suspect adapter or model."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["watermark-detect"] = "watermark-detect"
+    run_id: str
+    engine: EngineOptions
+    isolation: IsolationSpec
+    model_dir: str
+    model_sha256: Digest
+    suspect: str
+    escrow: str
+    escrow_sha256: Digest
+    key: WatermarkKey
+    agent_socket: str
+
+
+class DetectResult(Value):
+    """`result.json` of a detection."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["watermark-detect"] = "watermark-detect"
+    run_id: str
+    suspect_sha256: Digest
+    suspect_kind: Literal["adapter", "model"]
+    score: str
+    p_bound: str
+    detected: bool
+    certificate_sha256: Digest
+    isolation: IsolationReport
+    libraries: dict[str, str]
+
+
+class EvaluateJob(Value):
+    """`job.json` of an evaluation: the run's own job tells template, lengths and base model."""
+
+    schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
+    kind: Literal["evaluate"] = "evaluate"
+    run_id: str
+    evaluation_id: str
+    train: TrainSpec
+    engine: EngineOptions
+    isolation: IsolationSpec
+    model_dir: str
+    model_sha256: Digest
+    adapter_dir: str
+    adapter_sha256: Digest
+    released_dir: str | None
+    released_sha256: Digest | None
+    dataset: SealedObject
+    unit: UnitOfPrivacy
+    declared_units: Count
+    noise_multiplier: Positive
+    clip_nat: Positive
+    public_tokens: Annotated[int, Field(ge=0)]
+    agent_socket: str
+
+
+class EvaluateResult(Value):
+    """`result.json` of an evaluation: noised figures of private data, exact ones of public text, as decimal text."""
+
+    schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
+    kind: Literal["evaluate"] = "evaluate"
+    run_id: str
+    evaluation_id: str
+    comparisons: tuple[dict[str, str], ...]
+    public: dict[str, str]
     isolation: IsolationReport
     libraries: dict[str, str]
 

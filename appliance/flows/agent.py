@@ -1,8 +1,8 @@
 """The key agent as a process: started by `key unlock`, it holds the root key until it is locked or its time is up.
 
-A dataset key leaves it only against evidence: a signed tree head and an inclusion proof of a `run.started` or
-`run.resumed` leaf for that dataset. The leaf must be younger than the agent and than two minutes, and it is accepted
-once, so evidence found in an old run directory opens nothing.
+A key leaves it only against evidence: a signed tree head and an inclusion proof of a leaf that says what the key is
+about to be used for (`OPENS`). The leaf must be younger than the agent and than two minutes, and it is accepted once,
+so evidence found in an old run directory opens nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ from appliance.store.agent import ReleaseRequest, serve
 from appliance.store.keys import RootKey
 
 FRESH_S = 120.0
+OPENS = {
+    "run.started": "dataset_id",
+    "run.resumed": "dataset_id",
+    "evaluation.started": "dataset_id",
+    "watermark.started": "key_id",
+}
+"""Kinds of leaf that release a key, and the fact that names whose key."""
 
 
 @dataclass(slots=True)
@@ -47,11 +54,12 @@ class Gatekeeper:
     used: set[str] = field(default_factory=set)
 
     def check(self, request: ReleaseRequest) -> None:
-        """Return if the request is backed by a fresh, unused, signed run leaf; raise `KeyUnavailable` otherwise."""
+        """Return if the request is backed by a fresh, unused, signed leaf; raise `KeyUnavailable` otherwise."""
         leaf = self._proven_leaf(request.evidence)
         facts = leaf.get("facts", {})
-        if leaf.get("type") not in ("run.started", "run.resumed") or facts.get("dataset_id") != request.dataset_id:
-            raise KeyUnavailable("the evidence is not of a run on this dataset")
+        named = OPENS.get(str(leaf.get("type")))
+        if named is None or facts.get(named) != request.dataset_id:
+            raise KeyUnavailable("the evidence is not of a use of this key")
         started = datetime.fromisoformat(str(leaf["time"])).astimezone(UTC).timestamp()
         if leaf["index"] < self.since or self.clock() - started > FRESH_S:
             raise KeyUnavailable("the evidence is not fresh", hint="`appliance train resume RUN` makes fresh evidence")

@@ -32,6 +32,7 @@ _SPENT = (
 # that are not whole are decimal strings, a sample rate is "numerator/denominator".
 EVENTS: dict[str, EventType] = {
     "ledger.created": _event("origin keys schema"),
+    "ledger.upgraded": _event("revision schema"),
     "clock.regression": _event("last observed"),
     "body.erased": _event("index"),
     "policy.activated": _event("name sha256"),
@@ -53,10 +54,35 @@ EVENTS: dict[str, EventType] = {
     "run.started": _event("run_id dataset_id attempts_left nonce"),
     "run.resumed": _event("run_id dataset_id attempts_left nonce"),
     "run.checkpointed": _event("run_id attempts journal_sha256"),
-    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries"),
+    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve"),
     "run.failed": _event(f"{_SPENT} code reason"),
     "run.aborted": _event(_SPENT),
     "run.refused": _event("code reason"),
+    "audit.selftest": _event("run_id spec_sha256 passed checks result_sha256 isolation libraries"),
+    "watermark.keyed": _event("key_id commitment key_epoch"),
+    "watermark.committed": _event("run_id key_id commitment model_sha256 algorithm_sha256"),
+    "watermark.started": _event("run_id key_id nonce purpose"),
+    "watermark.embedded": _event(
+        "run_id key_id commitment model_sha256 adapter_sha256 released_sha256 escrow_sha256 algorithm_sha256 "
+        "certificate_sha256 strength modules score score_predicted p_bound isolation libraries"
+    ),
+    "watermark.detected": _event(
+        "run_id key_id suspect_sha256 suspect_kind score p_bound detected keys_tested certificate_sha256"
+    ),
+    "watermark.refused": _event("code reason"),
+    "evaluation.reserved": _event(
+        "evaluation_id run_id dataset_id declared_units clip_nat noise_multiplier epsilon delta epsilon_before "
+        "epsilon_after cap"
+    ),
+    "evaluation.started": _event("evaluation_id run_id dataset_id nonce"),
+    "evaluation.settled": _event(
+        "evaluation_id run_id dataset_id epsilon_charged delta declared_units comparisons public isolation libraries"
+    ),
+    "evaluation.failed": _event("evaluation_id run_id dataset_id epsilon_charged delta code reason"),
+    "evaluation.refused": _event("code reason"),
+    "report.built": _event("report_id run_id tree_size root manifest_sha256"),
+    "bundle.exported": _event("bundle_id run_id manifest_sha256 recipient released_sha256", nullable="recipient"),
+    "export.refused": _event("code reason"),
 }
 
 

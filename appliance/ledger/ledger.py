@@ -25,7 +25,7 @@ from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read
 from appliance.ledger.note import ALGORITHMS, VerifierKey, valid_name
 from appliance.ledger.signing import create_keys, load_signers, load_verifiers
 from appliance.ledger.transaction import Reading, Transaction
-from appliance.ledger.verify import Verification, verify_ledger
+from appliance.ledger.verify import Verification, stated, verify_ledger
 
 _SYSTEM = Actor("system", "")
 
@@ -89,8 +89,8 @@ class Ledger:
     def open(cls, config: LedgerConfig, *, writable: bool = True, checked: bool = True, clock: Clock = now) -> Ledger:
         """Open a ledger.
 
-        It is checked first: its tables and guards must be those of its first entry, and it must continue what was
-        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+        It is checked first: its tables and guards must be those that it states, and it must continue what was
+        anchored. One of an older revision is upgraded when it is opened for writing. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
 
         Raises:
           ArtefactMissing: there is no ledger.
@@ -101,6 +101,9 @@ class Ledger:
             try:
                 with ledger._database.read() as connection:
                     ledger._check(connection)
+                    old = ledger._revision(connection) != schema.REVISION
+                if writable and old:
+                    ledger._upgrade()
             except BaseException:
                 ledger._database.close()
                 raise
@@ -274,13 +277,38 @@ class Ledger:
         appender.flush()
 
     def _check(self, connection: Connection) -> None:
-        facts = parse_leaf(self._leaf(connection, 0))["facts"]
-        problems = schema.schema_problems(connection, facts["schema"])
+        keys, definitions = self._stated(connection)
+        problems = schema.schema_problems(connection, definitions)
         if problems:
             raise IntegrityError(problems[0], where=str(self._database.path))
-        if [key["vkey"] for key in facts["keys"]] != list(self.verifier_keys):
+        if keys != list(self.verifier_keys):
             raise IntegrityError("the signing keys are not those of this ledger", where=str(self._config.signing_dir))
         check_against_anchor(connection, self._anchor)
+
+    def _stated(self, connection: Connection) -> tuple[list[str], dict[str, str]]:
+        try:
+            return stated(connection)
+        except (StopIteration, KeyError, TypeError, ValueError):
+            where = str(self._database.path)
+            raise IntegrityError("the ledger does not say how it was made", where=where) from None
+
+    def _upgrade(self) -> None:
+        """Bring an older database to this revision, in one transaction with the entry that says so."""
+        from appliance.ledger.migration import upgrade
+
+        with self._database.write() as connection:
+            if self._revision(connection) == schema.REVISION:  # another process was faster
+                return
+            upgrade(connection)
+            facts = {"revision": schema.REVISION, "schema": schema.schema_digests(connection)}
+            context = Context(self._config.origin, self._clock, _SYSTEM, None, None, self._config.body_public_key)
+            appender = Appender(connection, context)
+            appender.append("ledger.upgraded", facts, subject=None, event_id=new_event_id())
+            appender.flush()
+        self.sign()
+
+    def _revision(self, connection: Connection) -> str:
+        return schema.revision_of(self._stated(connection)[1])
 
     def _signers(self) -> Any:
         return load_signers(self._config.signing_dir, self._clock)

@@ -91,7 +91,34 @@ class PolicyRow:
     state: str
 
 
-AnyRow = DatasetRow | ModelRow | RunRow | PolicyRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRow:
+    """An evaluation on a held-out dataset and what it spends of that dataset's budget; numbers are decimal strings."""
+
+    id: str
+    run_id: str
+    dataset_id: str
+    state: str
+    policy_sha256: str
+    declared_units: int
+    noise_multiplier: str
+    epsilon: str
+    delta: str
+    sampler_delta: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatermarkKeyRow:
+    """A watermark key, wrapped under the epoch's key; `state` is "current" or "retired", `wrapped_key` is base64."""
+
+    id: str
+    commitment: str
+    wrapped_key: str
+    key_epoch: int
+    state: str
+
+
+AnyRow = DatasetRow | ModelRow | RunRow | PolicyRow | EvaluationRow | WatermarkKeyRow
 Row = TypeVar("Row", bound=AnyRow)
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import Column, Connection, ForeignKey, Integer, LargeBinary, Met
 
 from appliance.ledger.database import stream
 
-REVISION = "0001"
+REVISION = "0002"
+_SINCE = {"evaluation": "0002", "watermark_key": "0002"}  # the other tables are there since 0001
 
 metadata = MetaData()
 
@@ -114,8 +115,43 @@ policy = Table(
     _event_id(),
 )
 
-BUSINESS = (dataset, model, run, policy)
+evaluation = Table(
+    "evaluation",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_text("run_id", "dataset_id", "state", "policy_sha256"),
+    *_integer("declared_units"),
+    *_text("noise_multiplier", "epsilon", "delta", "sampler_delta"),
+    _event_id(),
+)
+watermark_key = Table(
+    "watermark_key",
+    metadata,
+    Column("id", Text, primary_key=True),
+    *_text("commitment", "wrapped_key"),
+    *_integer("key_epoch"),
+    *_text("state"),
+    _event_id(),
+)
+
+BUSINESS = (dataset, model, run, policy, evaluation, watermark_key)
 OWN = frozenset(metadata.tables) | {"alembic_version"}
+
+
+def tables_since_the_first() -> list[str]:
+    """Names of the tables that every revision has."""
+    return sorted(OWN - _SINCE.keys())
+
+
+def present(connection: Connection, table: Table) -> bool:
+    """Whether the database has this table; one of an older revision may not."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return next(stream(connection, query, str(table.name)), None) is not None
+
+
+def revision_of(definitions: Mapping[str, str]) -> str:
+    """The revision that these definitions are of."""
+    return max((since for name, since in _SINCE.items() if f"table {name}" in definitions), default="0001")
 
 
 def schema_digests(connection: Connection) -> dict[str, str]:
@@ -141,6 +177,6 @@ def schema_problems(connection: Connection, expected: Mapping[str, str]) -> list
         if expected[name] != actual[name]
     ]
     revisions = list(stream(connection, "SELECT * FROM alembic_version")) if "table alembic_version" in actual else []
-    if revisions != [(REVISION,)]:
-        problems.append(f"the database is not at revision {REVISION}")
+    if revisions != [(revision_of(expected),)]:
+        problems.append(f"the database is not at revision {revision_of(expected)}")
     return sorted(problems)

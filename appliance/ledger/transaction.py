@@ -12,7 +12,7 @@ from appliance.ledger import schema
 from appliance.ledger.gateways import Gateway, WritableGateway
 from appliance.ledger.leaf import new_event_id
 from appliance.ledger.log import Appender, Context
-from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
+from appliance.ledger.rows import DatasetRow, EvaluationRow, ModelRow, PolicyRow, RunRow, WatermarkKeyRow
 
 
 class Reading:
@@ -23,13 +23,15 @@ class Reading:
         self.models = Gateway(connection, schema.model, ModelRow)
         self.runs = Gateway(connection, schema.run, RunRow)
         self.policies = Gateway(connection, schema.policy, PolicyRow)
+        self.evaluations = Gateway(connection, schema.evaluation, EvaluationRow)
+        self.watermark_keys = Gateway(connection, schema.watermark_key, WatermarkKeyRow)
 
 
 class Transaction:
     """What `Ledger.transaction` hands out.
 
     Attributes:
-      datasets, models, runs, policies: gateways; changes are staged until `append`.
+      datasets, models, runs, policies, evaluations, watermark_keys: gateways; changes are staged until `append`.
     """
 
     def __init__(self, connection: Connection, context: Context) -> None:
@@ -40,6 +42,8 @@ class Transaction:
         self.models = WritableGateway(connection, schema.model, ModelRow, self._permit)
         self.runs = WritableGateway(connection, schema.run, RunRow, self._permit)
         self.policies = WritableGateway(connection, schema.policy, PolicyRow, self._permit)
+        self.evaluations = WritableGateway(connection, schema.evaluation, EvaluationRow, self._permit)
+        self.watermark_keys = WritableGateway(connection, schema.watermark_key, WatermarkKeyRow, self._permit)
 
     def append(self, type: str, facts: Mapping[str, Any], subject: str | None = None) -> int:
         """Write the staged rows and the entry that covers them; no row can be changed after it.
@@ -56,18 +60,21 @@ class Transaction:
           LeafInvalid: an unknown event, a missing or unknown fact, a private value, a float, or too much.
         """
         event_id = new_event_id()
-        gateways = (self.datasets, self.models, self.runs, self.policies)
-        rows = [row for gateway in gateways if gateway.dirty for row in gateway.flush(event_id)]
+        rows = [row for gateway in self._gateways() if gateway.dirty for row in gateway.flush(event_id)]
         if self._appender is None:
             self._appender = Appender(self._connection, self._context)
         return self._appender.append(type, facts, subject=subject, event_id=event_id, rows=rows)
 
     def finish(self) -> None:
         """Called when the block is left without an exception. Raises `ApplianceError` for rows without an event."""
-        if any(gateway.dirty for gateway in (self.datasets, self.models, self.runs, self.policies)):
+        if any(gateway.dirty for gateway in self._gateways()):
             raise ApplianceError("rows were changed without an event; nothing was written")
         if self._appender is not None:
             self._appender.flush()
+
+    def _gateways(self) -> tuple[WritableGateway[Any], ...]:
+        catalog = (self.datasets, self.models, self.runs, self.policies)
+        return (*catalog, self.evaluations, self.watermark_keys)
 
     def _permit(self) -> None:
         if self._appender is not None:

@@ -101,27 +101,36 @@ def verify_ledger(
 
 
 def check_tables(connection: Connection, problems: Problems) -> bool:
-    """Whether all of our tables are there."""
+    """Whether the tables are there without which nothing can be read; definitions are compared later."""
     present = schema.schema_digests(connection).keys()
-    missing = sorted(name for name in schema.OWN if f"table {name}" not in present)
+    missing = [name for name in schema.tables_since_the_first() if f"table {name}" not in present]
     for name in missing:
         problems.add(f"table {name} is missing from the database")
     return not missing
 
 
 def check_genesis(connection: Connection, trusted: Sequence[VerifierKey], problems: Problems) -> None:
-    """Compare definitions and keys with what the first entry states of them."""
+    """Compare keys with what the first entry states of them, and definitions with the newest statement."""
     try:
-        row = next(stream(connection, "SELECT leaf FROM entry WHERE idx = 0"))
-        facts = parse_leaf(row[0])["facts"]
-        stated = [key["vkey"] for key in facts["keys"]]
-        definitions = dict(facts["schema"])
+        keys, definitions = stated(connection)
     except (StopIteration, ApplianceError, KeyError, TypeError, ValueError):
         problems.add("the first entry does not say how the ledger was made", 0)
         return
-    if stated != [key.encode() for key in trusted]:
+    if keys != [key.encode() for key in trusted]:
         problems.add("the keys that are trusted are not those that the first entry names", 0)
     check_definitions(connection, definitions, problems)
+
+
+def stated(connection: Connection) -> tuple[list[str], dict[str, str]]:
+    """The verifier keys of the first entry, and the definitions that it or the newest `ledger.upgraded` states.
+
+    Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.
+    """
+    genesis = parse_leaf(next(stream(connection, "SELECT leaf FROM entry WHERE idx = 0"))[0])["facts"]
+    newest = "SELECT leaf FROM entry WHERE type = 'ledger.upgraded' ORDER BY idx DESC LIMIT 1"
+    upgraded = next(stream(connection, newest), None)
+    facts = genesis if upgraded is None else parse_leaf(upgraded[0])["facts"]
+    return [key["vkey"] for key in genesis["keys"]], dict(facts["schema"])
 
 
 def _read_anchor(anchor: Anchor, problems: Problems) -> tuple[str, int, bytes] | None:

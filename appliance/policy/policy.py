@@ -34,6 +34,7 @@ class ClassRules(Value):
       bases: "any", or the digests of the base models that may be trained on this data.
       max_rejected_fraction: an ingest that rejects more of its rows than this is refused.
       public_data: a statement of the data's owner that they are public already; nothing is allowed by it yet.
+      watermark: whether a run needs a watermark key, to which the ledger commits before training.
       isolation: what the worker's sandbox must reach before it opens the data.
     """
 
@@ -45,6 +46,7 @@ class ClassRules(Value):
     bases: Literal["any"] | Annotated[tuple[Digest, ...], Field(min_length=1)]
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)]
     public_data: bool = False
+    watermark: Literal["required", "optional"] = "optional"
     isolation: IsolationSpec = IsolationSpec()
 
 

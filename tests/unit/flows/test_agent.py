@@ -88,7 +88,7 @@ def test_a_nonce_opens_once_whatever_leaf_it_is_in(gatekeeper: Gatekeeper, evide
 
 def test_evidence_of_another_dataset_opens_nothing(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
     shown = evidence(dataset_id="ds_ffffffffffff")
-    with pytest.raises(KeyUnavailable, match="not of a run on this dataset"):
+    with pytest.raises(KeyUnavailable, match="not of a use of this key"):
         gatekeeper.check(request(shown))
     gatekeeper.check(request(shown, "ds_ffffffffffff"))  # a refusal uses nothing up
 
@@ -100,7 +100,7 @@ def test_another_kind_of_event_opens_nothing(
         facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
         index = tx.append("run.checkpointed", facts, subject="run_1")
     ledger.sign()
-    with pytest.raises(KeyUnavailable, match="not of a run on this dataset"):
+    with pytest.raises(KeyUnavailable, match="not of a use of this key"):
         gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
 
 

@@ -1,0 +1,43 @@
+"""What several jobs open: the base model, checked against its digest, and sealed records as a sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import IntegrityError
+from appliance.records import EngineOptions, Record
+from appliance.store import container
+from appliance.store.files import tree_digest
+
+
+def load_base(directory: str, sha256: str, engine: EngineOptions) -> tuple[Any, Any]:
+    """The base model in the engine's dtype on its device, and its tokenizer.
+
+    Raises:
+      IntegrityError: the directory does not have the digest of the job.
+    """
+    import torch
+
+    from appliance.models.loading import load
+
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    if tree_digest(Path(directory))[0] != sha256:
+        raise IntegrityError("the base model is not the one of the job", where=directory)
+    model, tokenizer = load(Path(directory), getattr(torch, engine.dtype))
+    model.to(engine.device)
+    return model, tokenizer
+
+
+class DecodedRecords:
+    """The records of an open sealed object as a sequence; each is decrypted when it is asked for."""
+
+    def __init__(self, sealed: container.SealedRecords) -> None:
+        self._sealed = sealed
+
+    def __len__(self) -> int:
+        return len(self._sealed)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record.decode(self._sealed[index])

@@ -1,0 +1,22 @@
+"""What every job does before it imports torch: enter the sandbox; and what every result says of its libraries."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from appliance.isolation import sandbox
+from appliance.records import IsolationReport, IsolationSpec
+
+LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography")
+
+
+def enter(spec: IsolationSpec, run_dir: Path, *readable: Path) -> IsolationReport:
+    """No network from here on, and no files but the system's, the package's and those of the job."""
+    read = [*sandbox.system_paths(), *readable]
+    return sandbox.enter(spec, read=read, write=[run_dir, Path("/dev/null")])
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that decide what is computed."""
+    return {name: version(name) for name in LIBRARIES}
