@@ -1,4 +1,4 @@
-"""Business rows against the entries that cover them, both ways, and the definitions against what the ledger states of them."""
+"""Business rows against the entries that cover them, both ways, and the definitions against what the ledger says."""
 
 from __future__ import annotations
 

@@ -36,6 +36,17 @@ def last_tree_head(connection: Connection, trusted: Sequence[VerifierKey]) -> Tr
     return TreeHead(checkpoint.size, checkpoint.root, row.note)
 
 
+def first_head_over(connection: Connection, index: int, trusted: Sequence[VerifierKey]) -> TreeHead | None:
+    """The oldest signed tree head that covers entry `index`: what was handed out right after the entry was written."""
+    columns = schema.tree_head.c
+    query = select(columns.note).where(columns.size > index).order_by(columns.size).limit(1)
+    note = connection.execute(query).scalar_one_or_none()
+    if note is None:
+        return None
+    checkpoint = open_checkpoint(note, trusted, exact=True)
+    return TreeHead(checkpoint.size, checkpoint.root, note)
+
+
 def check_against_anchor(connection: Connection, anchor: Anchor) -> None:
     """Raise `IntegrityError` unless the log continues what was anchored."""
     anchored = anchor.read()

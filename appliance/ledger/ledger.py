@@ -19,7 +19,7 @@ from appliance.ledger.bodies import unseal
 from appliance.ledger.database import Database
 from appliance.ledger.durable import sync_directory
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, check_against_anchor, last_tree_head, sign_head
+from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head, sign_head
 from appliance.ledger.leaf import Actor, new_event_id, parse_leaf
 from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read_head
 from appliance.ledger.note import ALGORITHMS, VerifierKey, valid_name
@@ -90,7 +90,8 @@ class Ledger:
         """Open a ledger.
 
         It is checked first: its tables and guards must be those that it states, and it must continue what was
-        anchored. One of an older revision is upgraded when it is opened for writing. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+        A ledger of an older revision is upgraded when it is opened for writing, and an entry says so.
 
         Raises:
           ArtefactMissing: there is no ledger.
@@ -168,9 +169,11 @@ class Ledger:
         self._anchor.advance(head.note, head.size)
         return head
 
-    def head(self) -> TreeHead | None:
-        """The newest signed tree head."""
+    def head(self, covering: int | None = None) -> TreeHead | None:
+        """The newest signed tree head; the first one that covers entry `covering` where an index is given."""
         with self._database.read() as connection:
+            if covering is not None:
+                return first_head_over(connection, covering, self._trusted)
             return last_tree_head(connection, self._trusted)
 
     def entries(
@@ -223,8 +226,8 @@ class Ledger:
             return None
         return unseal(sealed, leaf["body"]["commitment"], private_key, self._config.origin)
 
-    def prove(self, index: int) -> str:
-        """A C2SP tlog-proof that the entry is in the newest signed tree head; see `proof.verify`.
+    def prove(self, index: int, head: TreeHead | None = None) -> str:
+        """A C2SP tlog-proof that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
 
         Raises:
           ArtefactMissing: there is no such entry.
@@ -232,11 +235,24 @@ class Ledger:
         """
         with self._database.read() as connection:
             self._leaf(connection, index)
-            head = last_tree_head(connection, self._trusted)
+            head = head or last_tree_head(connection, self._trusted)
             if head is None or index >= head.size:
                 raise Stale(f"entry {index} is newer than the last signed tree head", hint="sign it first")
             path = merkle.inclusion_path(index, head.size, StoredTree(connection, head.size).node)
         return proof.encode(index, path, head.note)
+
+    def prove_consistency(self, old_size: int, head: TreeHead) -> str:
+        """A proof that the tree of `head` continues that of its first `old_size` entries; `proof.verify_consistency`.
+
+        Raises `UsageError` unless 0 < `old_size` <= `head.size`.
+        """
+        if not 0 < old_size <= head.size:
+            raise UsageError(f"a tree of {head.size} entries has no part of {old_size}")
+        with self._database.read() as connection:
+            node = StoredTree(connection, head.size).node
+            old_root = merkle.fold(merkle.frontier_at(old_size, node))
+            path = merkle.consistency_path(old_size, head.size, node)
+        return proof.encode_consistency(old_size, old_root, path)
 
     def verify(
         self,

@@ -10,15 +10,15 @@ import appliance
 from appliance.errors import ArtefactMissing
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the database to the newest revision, inside the caller's transaction."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to a revision, the newest by default, inside the caller's transaction."""
     from alembic import command  # a third of a second to import, and needed once in a ledger's life
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _directory() -> Path:

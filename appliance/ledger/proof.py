@@ -12,6 +12,7 @@ from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.note import Checkpoint, VerifierKey, decimal, decode64, encode64, open_checkpoint
 
 _HEADER = "c2sp.org/tlog-proof@v1"
+_CONSISTENCY_HEADER = "appliance.consistency/1"
 _MAX_PATH = 63
 
 
@@ -28,6 +29,29 @@ def encode(index: int, path: Sequence[bytes], note: str) -> str:
     """The text of a proof: index, audit path from the leaf's sibling upwards, signed note."""
     lines = [_HEADER, f"index {index}", *(encode64(digest) for digest in path), ""]
     return "\n".join(lines) + "\n" + note
+
+
+def encode_consistency(old_size: int, old_root: bytes, path: Sequence[bytes]) -> str:
+    """The text of a consistency proof: size and root of the earlier tree, then the hashes of RFC 6962, 2.1.2."""
+    lines = [_CONSISTENCY_HEADER, f"old {old_size}", encode64(old_root), *(encode64(digest) for digest in path)]
+    return "\n".join(lines) + "\n"
+
+
+def verify_consistency(text: str, head: Checkpoint) -> Checkpoint:
+    """Check that the tree of `head` continues the earlier one that a proof names; returns the earlier one.
+
+    Raises:
+      IntegrityError: the proof is malformed or does not hold.
+    """
+    lines = text.split("\n")
+    size = lines[1].removeprefix("old ") if len(lines) > 3 and lines[1].startswith("old ") else ""
+    if lines[0] != _CONSISTENCY_HEADER or lines[-1] or not decimal(size) or len(lines) > 4 + 2 * _MAX_PATH:
+        raise IntegrityError("a consistency proof is malformed")
+    root, *path = (decode64(line) for line in lines[2:-1])
+    if any(len(digest) != 32 for digest in (root, *path)):
+        raise IntegrityError("a consistency proof is malformed")
+    merkle.check_consistency(int(size), head.size, root, head.root, path)
+    return Checkpoint(head.origin, int(size), root)
 
 
 def verify(text: str, leaf: bytes, trusted: Sequence[str]) -> ProvenEntry:
