@@ -1,0 +1,121 @@
+"""Which entries of the ledger a report about one run rests on, and the signed tree head that covers them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.errors import ArtefactMissing
+from appliance.records import LoggedEvent
+from appliance.report.figures import Figure
+
+ENDINGS = ("run.settled", "run.failed", "run.aborted")
+EVALUATION_ENDINGS = ("evaluation.settled", "evaluation.failed")
+ABOUT_RUN = (
+    *("run.reserved", "run.started", "run.resumed", *ENDINGS),
+    *("watermark.committed", "watermark.started", "watermark.embedded", "watermark.detected"),
+    "audit.selftest",
+    *("evaluation.reserved", "evaluation.started", *EVALUATION_ENDINGS),
+)
+# Left out on purpose: `data.sealed`, whose overlaps are not covered by any guarantee, and the exports to others.
+WANTED = (*ABOUT_RUN, "model.imported", "policy.activated", "watermark.keyed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedHead:
+    """A signed tree head.
+
+    Attributes:
+      origin: name of the log.
+      size: how many entries it covers.
+      root: root hash, hex.
+      note: the signed text (a C2SP checkpoint).
+    """
+
+    origin: str
+    size: int
+    root: str
+    note: str
+
+    def figure(self, field: str) -> Figure:
+        """One of `origin`, `size`, `root`."""
+        return Figure("head", -1, f"/{field}", {"origin": self.origin, "size": self.size, "root": self.root}[field])
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The entries about one run, in order, and those that say what other work cost the same dataset."""
+
+    run_id: str
+    head: SignedHead
+    events: tuple[LoggedEvent, ...]
+    others: tuple[LoggedEvent, ...]
+
+    def last(self, *types: str) -> LoggedEvent | None:
+        """The newest entry about the run of one of these types."""
+        return next((event for event in reversed(self.events) if event.type in types), None)
+
+    def first(self, *types: str) -> LoggedEvent | None:
+        """The oldest entry about the run of one of these types."""
+        return next((event for event in self.events if event.type in types), None)
+
+    @property
+    def reserved(self) -> LoggedEvent:
+        """The entry that reserved the run; every report has one."""
+        event = self.first("run.reserved")
+        if event is None:
+            raise ArtefactMissing(f"the ledger has no run {self.run_id}")
+        return event
+
+    @property
+    def ending(self) -> LoggedEvent | None:
+        """The entry that closed the run."""
+        return self.last(*ENDINGS)
+
+    @property
+    def settled(self) -> LoggedEvent | None:
+        """The entry of a run that finished."""
+        ending = self.ending
+        return ending if ending is not None and ending.type == "run.settled" else None
+
+    @property
+    def state(self) -> str:
+        """One of `reserved`, `running`, `finished`, `failed`, `aborted`."""
+        ending = self.ending
+        if ending is not None:
+            return {"run.settled": "finished", "run.failed": "failed", "run.aborted": "aborted"}[ending.type]
+        return "running" if self.first("run.started", "run.resumed") else "reserved"
+
+
+def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evidence:
+    """Choose what concerns a run from entries of the ledger, in any order and with others among them.
+
+    Raises:
+      ArtefactMissing: no entry reserves the run.
+    """
+    known = sorted({event.index: event for event in events if event.index < head.size}.values(), key=_index)
+    own = [event for event in known if event.type in ABOUT_RUN and event.facts.get("run_id") == run_id]
+    reserved = next((event for event in own if event.type == "run.reserved"), None)
+    if reserved is None:
+        raise ArtefactMissing(f"the ledger has no run {run_id}", hint="`appliance train status` lists the runs")
+    keys = {event.facts["key_id"] for event in own if event.type.startswith("watermark.")}
+    released = {event.facts["released_sha256"] for event in own if event.type == "watermark.embedded"}
+    chosen = [event for event in own if event.type != "watermark.detected" or event.facts["suspect_sha256"] in released]
+    chosen += [event for event in known if event.type == "watermark.keyed" and event.facts["key_id"] in keys]
+    chosen += _newest(known, reserved, "model.imported", "model_id", reserved.facts["model_id"])
+    chosen += _newest(known, reserved, "policy.activated", "sha256", reserved.policy_sha256)
+    spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
+    dataset = reserved.facts["dataset_id"]
+    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] == dataset]
+    return Evidence(run_id, head, tuple(sorted(chosen, key=_index)), tuple(others))
+
+
+def _newest(known: list[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
+    """The newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
+    found = [e for e in known if e.type == type_ and e.facts[name] == value and e.index < before.index]
+    return found[-1:]
+
+
+def _index(event: LoggedEvent) -> int:
+    return event.index

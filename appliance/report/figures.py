@@ -1,0 +1,125 @@
+"""A figure: one value of one ledger entry, which knows where it stands. Nothing else is ever shown as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from markupsafe import Markup, escape
+
+from appliance.errors import ApplianceError
+from appliance.records import LoggedEvent
+
+Source = Literal["figure", "leaf", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A value with its place.
+
+    Attributes:
+      source: "figure" for a fact, "leaf" for another field of a leaf (its time, its software), "head" for a field of
+        the signed tree head.
+      entry: index of the entry; -1 for the tree head.
+      pointer: RFC 6901 pointer into the facts, into the leaf, or into the tree head.
+      value: the JSON value that stands there.
+    """
+
+    source: Source
+    entry: int
+    pointer: str
+    value: Any
+
+    @property
+    def name(self) -> str:
+        """A name that is the same in every report: where the value comes from, without the index."""
+        return self.pointer.removeprefix("/").replace("/", ".")
+
+    def __str__(self) -> str:
+        return text(self.value)
+
+    def __html__(self) -> str:
+        shown = escape(str(self))
+        if self.source == "head":
+            place = Markup('data-field="{}"').format(self.pointer)
+        else:
+            where = "fact" if self.source == "figure" else "field"
+            place = Markup('data-entry="{}" data-{}="{}"').format(self.entry, where, self.pointer)
+        kind = "hex " if _is_long(self.value) else ""
+        return Markup('<data class="{}" {}{} value="{}">{}</data>').format(
+            self.source, Markup('data-look="hex" ') if kind else "", place, shown, shown
+        )
+
+
+Sentence = tuple["str | Figure", ...]
+"""Words and figures in order. Plain words hold no value."""
+
+
+def plain(sentence: Sentence) -> str:
+    """A sentence as text."""
+    return "".join(str(part) for part in sentence)
+
+
+def text(value: Any) -> str:
+    """How a value is shown: text as it is, whole numbers in decimal, everything else as canonical JSON."""
+    if isinstance(value, str):
+        return value
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER).decode()
+
+
+def fact(event: LoggedEvent, pointer: str) -> Figure:
+    """The fact of `event` at an RFC 6901 pointer. Raises `ApplianceError` where the entry does not state it."""
+    return Figure("figure", event.index, pointer, resolve(event.facts, pointer))
+
+
+def leaf_field(event: LoggedEvent, pointer: str) -> Figure:
+    """A field of the leaf itself: `/index`, `/type`, `/time`, `/subject`, `/policy_sha256`, `/software/version`."""
+    fields = {
+        "index": event.index,
+        "type": event.type,
+        "time": event.time,
+        "subject": event.subject,
+        "policy_sha256": event.policy_sha256,
+        "software": event.software,
+    }
+    return Figure("leaf", event.index, pointer, resolve(fields, pointer))
+
+
+def states(event: LoggedEvent, pointer: str) -> bool:
+    """Whether the entry states a fact at this pointer that is not null."""
+    try:
+        return resolve(event.facts, pointer) is not None
+    except ApplianceError:
+        return False
+
+
+def resolve(value: Any, pointer: str) -> Any:
+    """The part of a JSON value that an RFC 6901 pointer names. Raises `ApplianceError` where there is none."""
+    for token in pointer.split("/")[1:]:
+        key = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, Mapping) and key in value:
+            value = value[key]
+        elif isinstance(value, Sequence) and not isinstance(value, str) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            raise ApplianceError(f"an entry of the ledger states nothing at {pointer}")
+    return value
+
+
+def escape_token(name: str) -> str:
+    """A key as a reference token of an RFC 6901 pointer."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def items(event: LoggedEvent, pointer: str) -> Iterator[tuple[str, Figure]]:
+    """Every (key, figure) of an object, or (position, figure) of a list, in order."""
+    value = resolve(event.facts, pointer)
+    keys = sorted(value) if isinstance(value, Mapping) else [str(position) for position in range(len(value))]
+    for key in keys:
+        yield key, fact(event, f"{pointer}/{escape_token(key)}")
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value) >= 40 and " " not in value
