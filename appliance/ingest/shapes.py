@@ -14,6 +14,15 @@ Parts = tuple[tuple[str, str], ...]
 Shaper = Callable[[dict[str, Any]], tuple[RecordKind, Parts]]
 
 _CHAT_ROLES = frozenset(ROLES["chat"])
+# The names that collections in the ShareGPT form use.
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 
 
 def shaper(spec: IngestSpec) -> Shaper:
@@ -31,13 +40,23 @@ def shaper(spec: IngestSpec) -> Shaper:
     def as_found(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
         if "messages" in fields:
             return _as_chat(fields)
+        if "conversations" in fields:
+            return _as_sharegpt(fields)
         if "prompt" in fields and "completion" in fields:
             return as_pair(fields)
+        if "instruction" in fields and "output" in fields:
+            return _as_alpaca(fields)
         if "text" in fields:
             return as_text(fields)
-        raise RowRefused("has neither messages, nor prompt and completion, nor text")
+        raise RowRefused("has neither messages or conversations, nor prompt and completion, nor text")
 
-    by_shape: dict[str, Shaper] = {"messages": _as_chat, "prompt-completion": as_pair, "text": as_text}
+    by_shape: dict[str, Shaper] = {
+        "messages": _as_chat,
+        "sharegpt": _as_sharegpt,
+        "alpaca": _as_alpaca,
+        "prompt-completion": as_pair,
+        "text": as_text,
+    }
     return by_shape.get(spec.resolved_shape, as_found)
 
 
@@ -119,3 +138,31 @@ def _message(message: Any, number: int) -> tuple[str, str]:
         # Dropping a tool call or an image silently would train on something other than what was given.
         raise RowRefused(f"message {number} has more than a role and a content")
     return role, _checked(content, f"content of message {number}")
+
+
+def _as_sharegpt(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+    turns = fields.get("conversations")
+    if type(turns) is not list or not turns:
+        raise RowRefused("'conversations' is not a list of turns")
+    return _as_chat({"messages": [_turn(turn, number) for number, turn in enumerate(turns, 1)]})
+
+
+def _turn(turn: Any, number: int) -> dict[str, Any]:
+    if type(turn) is not dict:
+        raise RowRefused(f"turn {number} is not an object")
+    speaker = turn.get("from")
+    role = _SHAREGPT_ROLES.get(speaker) if type(speaker) is str else None
+    if role is None:
+        raise RowRefused(f"turn {number} is from none of {', '.join(_SHAREGPT_ROLES)}")
+    others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    return {**others, "role": role, "content": turn.get("value")}
+
+
+def _as_alpaca(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
+    """The instruction and, two lines below, its input where there is one; the answer is `output`."""
+    instruction = _checked(_column(fields, "instruction"), "instruction")
+    given = fields.get("input")
+    if given is not None and type(given) is not str:
+        raise RowRefused("'input' is not a text")
+    prompt = f"{instruction}\n\n{_checked(given, 'input')}" if given and not given.isspace() else instruction
+    return "completion", (("prompt", prompt), ("completion", _checked(_column(fields, "output"), "output")))

@@ -10,7 +10,7 @@ from appliance.errors import UsageError
 from appliance.records import UnitOfPrivacy
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
-Shape = Literal["auto", "messages", "prompt-completion", "text"]
+Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
 Split = Literal["file", "line", "paragraph"]
 
 _RECORD = UnitOfPrivacy()
@@ -63,8 +63,9 @@ class IngestSpec:
 
     Attributes:
       format: of all files; gzip is recognised by itself. Text is UTF-8, with or without a byte order mark.
-      shape: "messages" (a list of role and content), "prompt-completion", "text", or "auto": prompt-completion or
-        text if templates are given, else by the columns each row has.
+      shape: "messages" (a list of role and content), "sharegpt" (`conversations` with `from` and `value`), "alpaca"
+        (`instruction`, `input` which may be empty, `output`), "prompt-completion", "text", or "auto":
+        prompt-completion or text if templates are given, else by the columns each row has.
       prompt: column or template of the prompt.
       completion: column or template of the completion.
       text: column or template of a plain text.
@@ -120,8 +121,8 @@ def _check_templates(spec: IngestSpec) -> None:
         raise UsageError("text belongs to the shape text")
     if spec.format == "text" and (pair or spec.text is not None or spec.shape not in ("auto", "text")):
         raise UsageError("a plain text file has no columns and only the shape text")
-    if spec.format in ("csv", "tsv") and spec.shape == "messages":
-        raise UsageError("messages are read from JSONL only")
+    if spec.format in ("csv", "tsv") and spec.shape in ("messages", "sharegpt"):
+        raise UsageError(f"the shape {spec.shape} is read from JSONL only")
     assert spec.columns is not None  # noqa: S101  (reads every template, so a malformed one is refused here)
 
 

@@ -48,11 +48,40 @@ def test_auto_takes_each_row_by_its_columns(tmp_path: Path) -> None:
     ]
     assert len({record.unit for record in records}) == 3
     assert [(bad.line, bad.reason) for bad in ingestion.rejected] == [
-        (4, "has neither messages, nor prompt and completion, nor text")
+        (4, "has neither messages or conversations, nor prompt and completion, nor text")
     ]
     counts = (ingestion.records, ingestion.units, ingestion.rejected_count, ingestion.accepted_count)
     assert [count.reveal() for count in counts] == [3, 3, 1, 3]
     assert all(type(count) is Private for count in counts)
+
+
+def test_sharegpt_and_alpaca_are_known_by_their_columns(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    rows = [
+        {"conversations": turns},
+        {"instruction": "add", "input": "1 2", "output": "3"},
+        {"instruction": "greet", "input": " ", "output": "hello"},
+        {"instruction": "bow", "output": "done"},
+        {"conversations": [{"from": "bot", "value": "a"}]},
+        {"conversations": [{"from": "gpt", "value": "a", "image": "x"}]},
+        {"conversations": [{"from": "human", "value": "u"}]},
+        {"instruction": "add", "input": ["1"], "output": "3"},
+        {"instruction": " ", "output": "3"},
+    ]
+    records, ingestion = ingest(jsonl(tmp_path / "f", *rows))
+    assert [(r.kind, r.parts) for r in records] == [
+        ("chat", (("system", "s"), ("user", "u"), ("assistant", "a"))),
+        ("completion", (("prompt", "add\n\n1 2"), ("completion", "3"))),
+        ("completion", (("prompt", "greet"), ("completion", "hello"))),
+        ("completion", (("prompt", "bow"), ("completion", "done"))),
+    ]
+    assert [(bad.line, bad.reason) for bad in ingestion.rejected] == [
+        (5, "turn 1 is from none of system, human, user, gpt, assistant, tool"),
+        (6, "message 1 has more than a role and a content"),
+        (7, "has no message of the assistant, so there is nothing to learn"),
+        (8, "'input' is not a text"),
+        (9, "'instruction' is empty"),
+    ]
 
 
 def test_templates_and_plain_columns(tmp_path: Path) -> None:
@@ -226,6 +255,7 @@ MEANINGLESS: list[dict[str, Any]] = [
     {"text": "no {} column"},
     {"text": "{{no column}}"},
     {"format": "csv", "shape": "messages"},
+    {"format": "tsv", "shape": "sharegpt"},
     {"format": "text", "text": "t"},
     {"format": "text", "unit": SUBJECT},
     {"unit": UnitOfPrivacy(kind="subject")},
