@@ -1,0 +1,1 @@
+"""The sealed directory (bundle or report) and the stand-alone verifier that goes with it. Control plane, no ledger."""

@@ -1,0 +1,231 @@
+"""Sealed directories, bundle or report: payload, manifest, event, signature, proofs, and only then the final name.
+
+The digest of the manifest is recorded and signed before anything stands under the final name. A crash in between
+leaves an entry for a directory that never came to be, and never a directory that no entry vouches for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, UsageError
+from appliance.export.bundle import VERIFIER, Assembly, verifier_source
+from appliance.export.evidence import Evidence, ProvenLeaf
+from appliance.export.manifest import EVENT_OF, Kind, Manifest
+from appliance.ledger.entries import Entry
+from appliance.ledger.heads import TreeHead
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.records import LoggedEvent
+from appliance.store.files import commit, fsync_tree, full_disk_refused, tree_digest
+
+EARLIER_HEADS = 1000
+"""For so many of the newest earlier sealed directories a new one proves that it continues their tree head."""
+
+ABOUT_A_RUN = (
+    "run.reserved",
+    "watermark.committed",
+    "audit.selftest",
+    "run.started",
+    "run.resumed",
+    "run.settled",
+    "run.failed",
+    "run.aborted",
+    "watermark.embedded",
+    "evaluation.reserved",
+    "evaluation.started",
+    "evaluation.settled",
+    "evaluation.failed",
+)
+"""Events of a run that go into its bundle. Not `run.checkpointed`: only the journal needs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What goes into a sealed directory.
+
+    Attributes:
+      kind: "bundle" or "report".
+      id: its id, `bundle_...` or `report_...`.
+      run_id: the run it is about.
+      documents: payload files, path to bytes; `verify.py` is added.
+      entries: indices of the ledger entries that the documents rely on.
+      facts: the facts of its event besides its id, the run and the manifest's digest.
+      copies: directories to copy into it: path below it, to (source, digest that the ledger records).
+      tree_sizes: sizes of the signed tree heads that the documents name.
+      policy_sha256: the policy in force.
+    """
+
+    kind: Kind
+    id: str
+    run_id: str
+    documents: Mapping[str, bytes]
+    entries: Collection[int]
+    facts: Mapping[str, Any]
+    copies: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    tree_sizes: Collection[int] = ()
+    policy_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A sealed directory: where it is, the entry that vouches for it, and the tree head that covers the entry."""
+
+    path: Path
+    manifest: Manifest
+    index: int
+    head: TreeHead
+
+
+def seal_directory(ledger: Ledger, actor: Actor, out: Path, contents: Contents, *, reason: str = "") -> Sealed:
+    """Write a sealed directory to `out` and record it in the ledger.
+
+    Raises:
+      UsageError: `out` exists already, or a file name cannot stand in it; nothing was recorded.
+      IntegrityError: a copied directory is not the one that the ledger records; nothing was recorded.
+      WillNotFit: the disk is full.
+    """
+    with assembling(out) as assembly:
+        assembly.add({**contents.documents, VERIFIER: verifier_source()})
+        for prefix, (source, digest) in contents.copies.items():
+            found, files = tree_digest(source)
+            if found != digest:
+                raise IntegrityError("the files are not the ones that the ledger records", where=str(source))
+            assembly.copy(source, prefix, files)
+        manifest = _manifest(ledger, assembly, contents)
+        index = _record(ledger, actor, manifest, contents, reason)
+        ledger.sign()
+        head = ledger.head(covering=index)
+        if head is None:
+            raise ApplianceError(f"entry {index} was signed and no tree head covers it")
+        assembly.seal(manifest, _evidence(ledger, manifest, index, head))
+    return Sealed(path=out, manifest=manifest, index=index, head=head)
+
+
+@contextmanager
+def assembling(out: Path) -> Iterator[Assembly]:
+    """A directory under a temporary name, which becomes `out` when the block ends well and vanishes when it does not.
+
+    Files get mode 0644, directories 0755, whatever the umask: the directory is there to be handed on.
+
+    Raises:
+      UsageError: `out` exists already.
+      WillNotFit: the disk is full.
+    """
+    if out.exists() or out.is_symlink():
+        raise UsageError("the directory exists already and is not replaced", where=str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name[:100]}.{secrets.token_hex(8)}.partial")
+    with full_disk_refused(out):
+        temporary.mkdir()
+        try:
+            yield Assembly(temporary)
+            _make_readable(temporary)
+            fsync_tree(temporary)
+            commit(temporary, out)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary)
+            raise
+
+
+def _make_readable(directory: Path) -> None:
+    for parent, _, names in os.walk(directory):
+        Path(parent).chmod(0o755)
+        for name in names:
+            Path(parent, name).chmod(0o644)
+
+
+def _manifest(ledger: Ledger, assembly: Assembly, contents: Contents) -> Manifest:
+    entries = tuple(sorted({0, *contents.entries}))
+    leaves = [ledger.entry(index).leaf for index in entries]
+    return Manifest(
+        kind=contents.kind,
+        id=contents.id,
+        run_id=contents.run_id,
+        origin=leaves[0]["origin"],
+        created=max(leaf["time"] for leaf in leaves),
+        files=assembly.files(),
+        entries=entries,
+        earlier=tuple(sorted({*_earlier_heads(ledger), *contents.tree_sizes})),
+    )
+
+
+def _record(ledger: Ledger, actor: Actor, manifest: Manifest, contents: Contents, reason: str) -> int:
+    facts = {
+        f"{manifest.kind}_id": manifest.id,
+        "run_id": manifest.run_id,
+        "manifest_sha256": manifest.sha256(),
+        **contents.facts,
+    }
+    with ledger.transaction(actor, reason=reason or None, policy_sha256=contents.policy_sha256) as tx:
+        return tx.append(EVENT_OF[manifest.kind], facts, subject=manifest.id)
+
+
+def _evidence(ledger: Ledger, manifest: Manifest, index: int, head: TreeHead) -> Evidence:
+    return Evidence(
+        keys=ledger.verifier_keys,
+        head=head.note,
+        leaves={i: ProvenLeaf(ledger.leaf(i), ledger.prove(i, head)) for i in (*manifest.entries, index)},
+        consistency={size: ledger.prove_consistency(size, head) for size in manifest.earlier},
+    )
+
+
+def _earlier_heads(ledger: Ledger) -> Iterator[int]:
+    """Sizes of the tree heads in the sealed directories before this one, the newest `EARLIER_HEADS`."""
+    indices = [e.index for type_ in EVENT_OF.values() for e in ledger.entries(type_, newest_first=True)]
+    for index in sorted(indices, reverse=True)[:EARLIER_HEADS]:
+        head = ledger.head(covering=index)
+        if head is not None:
+            yield head.size
+
+
+# --- the entries of a run -------------------------------------------------------------------------------------------
+
+
+def run_events(ledger: Ledger, run_id: str) -> tuple[LoggedEvent, ...]:
+    """What the ledger says of a run, oldest first: its policy, its base model and every event in `ABOUT_A_RUN`.
+
+    The entry about its data is left out: how the data were ingested is nobody's business outside.
+
+    Raises:
+      ArtefactMissing: there is no such run.
+    """
+    own = [e for type_ in ABOUT_A_RUN for e in ledger.entries(type_) if e.leaf["facts"].get("run_id") == run_id]
+    reserved = next((e for e in own if e.leaf["type"] == "run.reserved"), None)
+    if reserved is None:
+        raise ArtefactMissing(f"no run {run_id}", hint="`appliance train status` lists the runs")
+    policy = _last(ledger, reserved, "policy.activated", "sha256", reserved.leaf["policy_sha256"])
+    model = _last(ledger, reserved, "model.imported", "model_id", reserved.leaf["facts"]["model_id"])
+    first = ledger.entry(0)
+    return tuple(logged(entry) for entry in sorted([first, *policy, *model, *own], key=lambda entry: entry.index))
+
+
+def logged(entry: Entry) -> LoggedEvent:
+    """An entry as the report and export rooms see it."""
+    leaf = entry.leaf
+    return LoggedEvent(
+        index=entry.index,
+        type=leaf["type"],
+        time=leaf["time"],
+        subject=leaf["subject"],
+        policy_sha256=leaf["policy_sha256"],
+        software=leaf["software"],
+        facts=leaf["facts"],
+    )
+
+
+def _last(ledger: Ledger, before: Entry, type_: str, fact: str, value: Any) -> list[Entry]:
+    """The last entry of a type with this fact before an entry, if there is one."""
+    for entry in ledger.entries(type_, newest_first=True):
+        if entry.index < before.index and entry.leaf["facts"].get(fact) == value:
+            return [entry]
+    return []
