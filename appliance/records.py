@@ -419,6 +419,7 @@ class DetectJob(Value):
     suspect: str
     escrow: str
     escrow_sha256: Digest
+    keys_tested: Count
     key: WatermarkKey
     agent_socket: str
 

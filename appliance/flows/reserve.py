@@ -11,6 +11,7 @@ from appliance.flows import model
 from appliance.flows.budget import sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
+from appliance.flows.order import committed_facts, current_key
 from appliance.flows.plan import Resolved, afford, resolve
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -31,6 +32,7 @@ def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator)
         try:
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
+            _require_watermark_key(ledger, resolved)
         except (PolicyDenied, BudgetExceeded) as refusal:
             _record_refusal(ledger, actor, refusal)
             raise
@@ -45,6 +47,15 @@ def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator)
         except BaseException:
             shutil.rmtree(run_dir, ignore_errors=True)
             raise
+
+
+def _require_watermark_key(ledger: Ledger, resolved: Resolved) -> None:
+    if resolved.policy.rules(resolved.dataset.class_).watermark != "required":
+        return
+    with ledger.read() as rows:
+        if current_key(rows) is None:
+            hint = "make one with `appliance watermark keygen`"
+            raise PolicyDenied("the policy requires a watermark, and there is no watermark key", hint=hint)
 
 
 def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError) -> None:
@@ -77,6 +88,9 @@ def _reserve(ledger: Ledger, actor: Actor, row: RunRow, resolved: Resolved, reas
             if (tuple(tx.datasets.list()), tuple(tx.runs.list())) == seen:
                 tx.runs.add(row)
                 tx.append("run.reserved", _reserved_facts(row, resolved, before, after), subject=row.id)
+                if key := current_key(tx):  # before training: a key chosen afterwards would prove nothing
+                    facts = committed_facts(row.id, key, resolved.model.sha256)
+                    tx.append("watermark.committed", facts, subject=row.id)
                 break
     ledger.sign()
     return row

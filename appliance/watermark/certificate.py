@@ -5,8 +5,11 @@ Every number is a decimal string, so that no two readers understand different fl
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
+from decimal import Decimal
+from importlib.resources import files
 from typing import Any
 
 import rfc8785
@@ -22,6 +25,16 @@ POST_PROCESSING = (
     "was drawn independently of the private data and of the noise of training. By post-processing the marked adapter "
     "has the (epsilon, delta) of the unmarked one."
 )
+
+
+def algorithm_sha256() -> str:
+    """SHA-256 of `algorithm.txt`, the text that defines signs, mark and statistic; `sha256sum` finds the same."""
+    return hashlib.sha256((files("appliance.watermark") / "algorithm.txt").read_bytes()).hexdigest()
+
+
+def strength_text(rho: float) -> str:
+    """A strength as it is stated, exactly: it has four digits."""
+    return format(Decimal(repr(rho)), "f")
 
 
 def text_of(score: float) -> str:
@@ -56,7 +69,8 @@ def certificate(
     """The certificate's bytes (RFC 8785 and a newline).
 
     Args:
-      digests: "suspect", "base", "escrow", "algorithm", "commitment": SHA-256 in hex; "key_id", "run_id", "role".
+      digests: what was compared: `suspect_sha256`, `model_sha256` (the base), `escrow_sha256`, `algorithm_sha256`,
+        `commitment`, `key_id`, `run_id`, `role`.
       suspect_kind: "adapter" or "model".
       score: T.
       keys_tested: how many keys were tried on this suspect.

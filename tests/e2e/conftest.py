@@ -88,6 +88,7 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_mod
         appliance("init", "--policy", "default")
         appliance("key", "unlock")
         try:
+            appliance("watermark", "keygen")
             appliance("model", "import", str(tiny_model_dir), "--name", "tiny")
             columns = ("--prompt", "question", "--completion", "answer")
             appliance("data", "ingest", str(directory / "notes.csv"), "--name", "notes", "--units", "600", *columns)

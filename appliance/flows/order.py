@@ -1,0 +1,154 @@
+"""The order of a watermark, as the ledger proves it: key committed, then trained, then marked.
+
+Whoever could choose key or reference after seeing the other could forge any score. Each leaf that is relied on here is
+checked against a signed tree head, not only read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from appliance.errors import IntegrityError, PolicyDenied
+from appliance.flows import model
+from appliance.flows.home import Home
+from appliance.flows.train import find
+from appliance.ledger import proof
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import RunRow, WatermarkKeyRow
+from appliance.ledger.transaction import Reading, Transaction
+from appliance.records import TrainJob, WatermarkKey
+from appliance.store.files import tree_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the ledger committed to before a run was trained, and what the training made.
+
+    Attributes:
+      run: the finished run.
+      job: its training job, the one that was reserved.
+      model_dir: where the base model lies now.
+      key: the watermark key that was committed to.
+      adapter_sha256: the unmarked adapter that the ledger records and that is here.
+      algorithm_sha256: the algorithm that was committed to.
+    """
+
+    run: RunRow
+    job: TrainJob
+    model_dir: Path
+    key: WatermarkKey
+    adapter_sha256: str
+    algorithm_sha256: str
+
+
+def algorithm_sha256() -> str:
+    """SHA-256 of the text that defines the watermark; `sha256sum appliance/watermark/algorithm.txt` finds the same."""
+    return hashlib.sha256((files("appliance") / "watermark" / "algorithm.txt").read_bytes()).hexdigest()
+
+
+def current_key(rows: Reading | Transaction) -> WatermarkKeyRow | None:
+    """The watermark key that new runs are committed to, or None if there is none yet."""
+    return next((row for row in rows.watermark_keys.list() if row.state == "current"), None)
+
+
+def committed_facts(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> dict[str, Any]:
+    """The facts of `watermark.committed`."""
+    return {
+        "run_id": run_id,
+        "key_id": key.id,
+        "commitment": key.commitment,
+        "model_sha256": model_sha256,
+        "algorithm_sha256": algorithm_sha256(),
+    }
+
+
+def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
+    """The proven order of a run.
+
+    Raises:
+      ArtefactMissing: there is no such run.
+      PolicyDenied: it has not finished, or was trained without a commitment.
+      IntegrityError: adapter, job, key or algorithm are not those that the ledger names.
+    """
+    run = find(ledger, run_id)
+    if run.state != "finished" or run.adapter_sha256 is None:
+        raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be marked")
+    committed = _committed(ledger, run_id)
+    job = _job(home, run)
+    if (job.model_sha256, algorithm_sha256()) != (committed["model_sha256"], committed["algorithm_sha256"]):
+        hint = "use the release of the appliance with which the run was reserved"
+        raise IntegrityError("base model or algorithm are not those the ledger committed to", hint=hint)
+    if tree_digest(home.runs / run_id / "adapter")[0] != run.adapter_sha256:
+        raise IntegrityError("the adapter is not the one the ledger records", where=str(home.runs / run_id / "adapter"))
+    return Order(
+        run=run,
+        job=job,
+        model_dir=_model_dir(ledger, home, run, job),
+        key=_key(ledger, committed),
+        adapter_sha256=run.adapter_sha256,
+        algorithm_sha256=committed["algorithm_sha256"],
+    )
+
+
+def _committed(ledger: Ledger, run_id: str) -> dict[str, Any]:
+    """The facts of the run's one commitment, made before its first start."""
+    indices = [entry.index for entry in ledger.entries(type="watermark.committed", subject=run_id)]
+    started = [entry.index for entry in ledger.entries(type="run.started", subject=run_id)]
+    if len(indices) != 1 or not started or indices[0] > started[0]:
+        hint = "make a key with `appliance watermark keygen`, then train anew: a key chosen afterwards proves nothing"
+        raise PolicyDenied(f"the ledger committed to no watermark key before run {run_id} was trained", hint=hint)
+    return _proven_facts(ledger, indices[0], "watermark.committed")
+
+
+def embedded_in(ledger: Ledger, run_id: str) -> dict[str, Any] | None:
+    """The proven facts of the run's `watermark.embedded`, or None if it was not marked yet."""
+    first = next(ledger.entries(type="watermark.embedded", subject=run_id, limit=1), None)
+    return None if first is None else _proven_facts(ledger, first.index, "watermark.embedded")
+
+
+def tested_before(ledger: Ledger, suspect_sha256: str) -> set[tuple[str, str]]:
+    """The (run, key) pairs that were tried on a suspect before; each has signs of its own."""
+    facts = (entry.leaf["facts"] for entry in ledger.entries(type="watermark.detected"))
+    return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}
+
+
+def _proven_facts(ledger: Ledger, index: int, type_: str) -> dict[str, Any]:
+    leaf = proof.verify(ledger.prove(index), ledger.leaf(index), ledger.verifier_keys).leaf
+    if leaf["type"] != type_:
+        raise IntegrityError(f"entry {index} is not what its index says")
+    facts: dict[str, Any] = leaf["facts"]
+    return facts
+
+
+def _key(ledger: Ledger, committed: dict[str, Any]) -> WatermarkKey:
+    with ledger.read() as rows:
+        row = rows.watermark_keys.get(committed["key_id"])
+    if row.commitment != committed["commitment"]:
+        raise IntegrityError(f"the watermark key {row.id} is not the one the ledger committed to")
+    return WatermarkKey(key_id=row.id, commitment=row.commitment, wrapped_key=row.wrapped_key, key_epoch=row.key_epoch)
+
+
+def _model_dir(ledger: Ledger, home: Home, run: RunRow, job: TrainJob) -> Path:
+    """From the catalog and not from the job, which names the place where the home was when the run was reserved."""
+    with ledger.read() as rows:
+        row = rows.models.get(run.model_id)
+    if row.sha256 != job.model_sha256:
+        raise IntegrityError(f"the base model of run {run.id} is not the one that was reserved")
+    return model.directory(home, row)
+
+
+def _job(home: Home, run: RunRow) -> TrainJob:
+    path = home.runs / run.id / "job.json"
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != run.spec_sha256:
+            raise IntegrityError("the job is not the one that was reserved", where=str(path))
+        return TrainJob.model_validate_json(data)
+    except (FileNotFoundError, ValidationError):
+        raise IntegrityError("the job of the run is gone or damaged", where=str(path)) from None
