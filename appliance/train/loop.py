@@ -14,14 +14,9 @@ from opacus.accountants import PRVAccountant
 from torch import Tensor
 
 from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
-from appliance.privacy.sampler import noise_variance
 from appliance.records import Record, TrainJob, to_json
-from appliance.train.adapting import adapt
-from appliance.train.encode import Encoder
-from appliance.train.engine import Engine
-from appliance.train.lora import Adapter
-from appliance.train.noise import DiscreteGaussian
-from appliance.train.optimizer import ExactDPOptimizer, Noise
+from appliance.train.mechanism import assemble
+from appliance.train.optimizer import Noise
 from appliance.train.proofs import prove, prove_moved
 from appliance.train.sampler import PoissonSampler
 from appliance.train.snapshot import (
@@ -149,15 +144,11 @@ class Trainer:
         self._plan, self._records, self._journal = plan, records, journal
         self._snapshots, self._progress = snapshots, progress
         self._private = sampler is None and noise is None
-        self._adapter: Adapter = adapt(model, job.lora, job.train.init_seed)
-        self._encoder = Encoder(tokenizer, job.train)
-        self._engine = Engine(self._adapter, plan, job.engine, self._encoder.pad)
+        mechanism = assemble(plan, job.lora, job.train, job.engine, model, tokenizer, noise)
+        self._adapter, self._encoder = mechanism.adapter, mechanism.encoder
+        self._engine, self._optimizer = mechanism.engine, mechanism.optimizer
         self._units = _units(job, records, unit_of)
         self._sampler = sampler or PoissonSampler(len(self._units), plan.sample_rate)
-        variance = noise_variance(plan.noise_multiplier, plan.max_grad_norm, self._adapter.parameters)
-        self._optimizer = ExactDPOptimizer(
-            self._adapter, self._engine.sum, noise or DiscreteGaussian(variance), plan, job.train.lr
-        )
         self._accountant = PRVAccountant()
         rate = float(plan.sample_rate)
         self._optimizer.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=rate))

@@ -1,0 +1,89 @@
+"""Probabilities of what a clean engine could show by chance. All are upper bounds, so thresholds on them are safe.
+
+`CHANCE` is what all checks of one self-test together may cost: a clean engine is refused less than once in a million
+runs. It is split evenly over `TESTS` tests, and each test splits its share over what it looks at (Bonferroni). Both
+are fixed here, before anything is measured.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammainc, gammaincc, ndtr
+
+from appliance.records import Check, decimal
+
+CHANCE = 1e-6
+TESTS = 10
+SHARE = CHANCE / TESTS
+_LEAST = 1e-30
+
+
+def variance(squares: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two-sided p-values of sums of `counts` squared standard normals, by the chi-square law."""
+    low, high = gammainc(counts / 2, squares / 2), gammaincc(counts / 2, squares / 2)
+    both: NDArray[np.float64] = np.minimum(1.0, 2 * np.minimum(low, high))
+    return both
+
+
+def products(total: float, count: int) -> float:
+    """Chance that a sum of `count` products of standard normals is `total` or more in magnitude (Chernoff).
+
+    The products may form chains x1 x2 + x2 x3 + ..., whose moment generating function at t is at most
+    ((1 + sqrt(1 - 4 t^2)) / 2)^(-count / 2).
+    """
+    size = abs(total)
+    t = min(size / count, 0.49)
+    exponent = -t * size - count / 2 * math.log((1 + math.sqrt(1 - 4 * t * t)) / 2)
+    return min(1.0, 2 * math.exp(min(0.0, exponent)))
+
+
+def frequency(seen: int, count: int, rate: float) -> float:
+    """Chance that `seen` of `count` events of probability `rate` happen, or fewer or more (Chernoff, two-sided)."""
+    part = seen / count
+    divergence = (part * math.log(part / rate) if part else 0.0) + (
+        (1 - part) * math.log((1 - part) / (1 - rate)) if part < 1 else 0.0
+    )
+    return min(1.0, 2 * math.exp(-count * divergence))
+
+
+def normality(values: NDArray[np.float64], allowance: float) -> float:
+    """Chance of this Kolmogorov-Smirnov distance from the standard normal (Dvoretzky, Kiefer, Wolfowitz, Massart).
+
+    Args:
+      values: the sample; sorted in place.
+      allowance: what is taken off the distance because the law is discrete.
+    """
+    values.sort()
+    count = len(values)
+    expected, steps = ndtr(values), np.arange(count + 1) / count
+    distance = max(float(np.max(steps[1:] - expected)), float(np.max(expected - steps[:-1])))
+    return min(1.0, 2 * math.exp(-2 * count * max(0.0, distance - allowance) ** 2))
+
+
+def sd_upper(squares: float, count: int) -> float:
+    """A standard deviation that is too small with probability at most SHARE, from a sum of squares.
+
+    Laurent and Massart 2000, lemma 1: chi2 of n degrees falls below n - 2 sqrt(n x) with probability at most exp(-x).
+    """
+    degrees = count - 2 * math.sqrt(count * -math.log(SHARE))
+    return math.sqrt(squares / degrees) if degrees > 0 else math.inf
+
+
+def by_chance(name: str, p: float, looked_at: int) -> Check:
+    """The check that `p`, the least of `looked_at` p-values, is not below its share."""
+    bound = SHARE / looked_at
+    return check(name, p, bound, looked_at, passed=p >= bound)
+
+
+def check(name: str, value: float, bound: float, count: int, *, passed: bool) -> Check:
+    """A check as it is recorded, with nine significant digits."""
+    return Check(name=name, passed=passed, value=_text(value), bound=_text(bound), count=count)
+
+
+def _text(value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    return decimal(float(f"{value if abs(value) > _LEAST else 0.0:.9g}"))

@@ -1,0 +1,59 @@
+"""The mechanism of a run, put together once: adapter, encoder, engine, noise and optimiser.
+
+`train.loop.Trainer` and the engine self-test both get theirs from `assemble`, so that what is tested is what runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.privacy.sampler import noise_variance
+from appliance.records import EngineOptions, LoraSpec, PrivacyPlan, TrainSpec
+from appliance.train.adapting import adapt
+from appliance.train.encode import Encoder
+from appliance.train.engine import Engine
+from appliance.train.lora import Adapter
+from appliance.train.noise import DiscreteGaussian
+from appliance.train.optimizer import ExactDPOptimizer, Noise
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The parts of one mechanism, each bound to the others."""
+
+    adapter: Adapter
+    encoder: Encoder
+    engine: Engine
+    optimizer: ExactDPOptimizer
+
+
+def assemble(
+    plan: PrivacyPlan,
+    lora: LoraSpec,
+    train: TrainSpec,
+    options: EngineOptions,
+    model: Any,
+    tokenizer: Any,
+    noise: Noise | None = None,
+) -> Assembled:
+    """Adapts the model in place and builds the mechanism that the plan accounts for.
+
+    Args:
+      plan: clip, noise multiplier and divisor.
+      lora: the adapter.
+      train: settings of encoder and optimiser.
+      options: how the engine computes.
+      model: a loaded causal language model in the engine's dtype.
+      tokenizer: its tokenizer.
+      noise: tests alone pass one; None is the plan's discrete Gaussian.
+
+    Raises:
+      ConfigInvalid: for a model or targets that cannot be trained exactly.
+    """
+    adapter = adapt(model, lora, train.init_seed)
+    encoder = Encoder(tokenizer, train)
+    engine = Engine(adapter, plan, options, encoder.pad)
+    variance = noise_variance(plan.noise_multiplier, plan.max_grad_norm, adapter.parameters)
+    optimizer = ExactDPOptimizer(adapter, engine.sum, noise or DiscreteGaussian(variance), plan, train.lr)
+    return Assembled(adapter, encoder, engine, optimizer)
