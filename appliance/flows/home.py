@@ -126,14 +126,16 @@ class Home:
         """Where the key agent listens while the store is unsealed."""
         return self.root / "agent" / "socket"
 
-    def ledger_config(self) -> LedgerConfig:
-        """How the ledger of this home is opened."""
+    def ledger_config(self, owner_url: str = "", eraser_url: str = "") -> LedgerConfig:
+        """How the ledger of this home is opened; the other roles' URLs are given when they are needed, and not kept."""
         return LedgerConfig(
             url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
             origin=self.config.origin,
             signing_dir=self.root / "keys" / "signing",
             anchor=self.anchor,
             body_public_key=read_body_public_key(self.body_public_key),
+            owner_url=owner_url,
+            eraser_url=eraser_url,
         )
 
     @contextmanager

@@ -27,6 +27,8 @@ class Places:
     """Where `init` puts what need not lie in the home. Empty: inside the home."""
 
     database_url: str = ""
+    database_owner: str = ""  # the same database as the role that makes and owns the tables; never stored
+    database_eraser: str = ""  # the same database as the role that may erase bodies; never stored
     anchor_dir: Path | None = None
     epoch_keys: Path | None = None
     origin: str = ""
@@ -55,7 +57,7 @@ def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places
     partial = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
     partial.mkdir(mode=0o700, parents=True)
     try:
-        made = _furnish(Home(partial, config), policy, passphrase, operator)
+        made = _furnish(Home(partial, config), policy, passphrase, operator, places)
         write_atomic(partial / "home.json", to_json(config))
         fsync_tree(partial)
         os.rename(partial, root)
@@ -98,7 +100,9 @@ def _clear_outside(config: HomeConfig) -> None:
             path.unlink()
 
 
-def _furnish(home: Home, policy: Policy, passphrase: str, operator: Operator) -> tuple[tuple[str, ...], str]:
+def _furnish(
+    home: Home, policy: Policy, passphrase: str, operator: Operator, places: Places
+) -> tuple[tuple[str, ...], str]:
     for name in DIRECTORIES:
         (home.root / name).mkdir(mode=0o700)
     home.anchor.parent.mkdir(mode=0o700, exist_ok=True)
@@ -107,7 +111,7 @@ def _furnish(home: Home, policy: Policy, passphrase: str, operator: Operator) ->
     write_body_public_key(root_key, home.body_public_key)
     body_key = body_public_key(root_key)
     root_key.wipe()
-    with Ledger.create(home.ledger_config()) as ledger:
+    with Ledger.create(home.ledger_config(places.database_owner, places.database_eraser)) as ledger:
         actor = home.actor(operator)
         facts = {"kind": "root", "slots": ["passphrase"], "epoch": 1}
         facts["body_key_sha256"] = hashlib.sha256(body_key).hexdigest()

@@ -21,6 +21,7 @@ class Status:
     home: str
     store: str
     policy: str
+    database: str
     entries: int
     signed: int
     anchor: str
@@ -40,6 +41,7 @@ class Status:
         yield "home", self.home
         yield "store", self.store
         yield "policy", self.policy
+        yield "database", self.database
         yield "ledger", f"{self.entries} entries, signed up to {self.signed}"
         yield "anchor", self.anchor
         yield "rollback", self.rollback
@@ -59,6 +61,7 @@ def status(home: Home) -> Status:
         row, _ = active(ledger)
         head = ledger.head()
         newest = next(ledger.entries(limit=1, newest_first=True))
+        database = "; ".join(found.detail for found in ledger.findings()[:2])
     listed = train.status(home)
     states: dict[str, int] = {}
     for run, _step, _alive in listed:
@@ -67,6 +70,7 @@ def status(home: Home) -> Status:
         home=str(home.root),
         store=f"unsealed by {agent.who} until {agent.until}" if agent.state == "unsealed" else agent.state,
         policy=f"{row.name} ({row.sha256[:16]})",
+        database=database,
         entries=newest.index + 1,
         signed=head.size if head else 0,
         anchor=str(home.anchor),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection, Table
 
-from appliance.ledger import schema
+from appliance.ledger import dialect, schema
 from appliance.ledger.canonical import LeafInvalid
 from appliance.ledger.database import stream
 from appliance.ledger.problems import Problems
@@ -45,11 +45,9 @@ def _check_row(
 
 
 def check_storage(connection: Connection, problems: Problems) -> None:
-    """SQLite's own check of its pages and indexes: a damaged index cannot change a row, but hide it from a query."""
-    for (finding,) in stream(connection, "PRAGMA integrity_check"):
-        if finding != "ok":
-            problems.add("the database's pages or indexes are damaged")
-            return
+    """The database's own check of its pages and indexes: a damaged index cannot change a row, but hide it."""
+    for problem in dialect.of(connection).storage_problems(connection):
+        problems.add(problem)
 
 
 def check_definitions(connection: Connection, expected: Mapping[str, str], problems: Problems) -> None:

@@ -71,12 +71,13 @@ EVENTS: dict[str, EventType] = {
     ),
     "watermark.refused": _event("code reason"),
     "evaluation.reserved": _event(
-        "evaluation_id run_id dataset_id declared_units clip_nat noise_multiplier epsilon delta epsilon_before "
-        "epsilon_after cap"
+        "evaluation_id run_id dataset_id spec_sha256 declared_units clip_nat noise_multiplier epsilon delta "
+        "sampler_delta epsilon_before epsilon_after cap"
     ),
     "evaluation.started": _event("evaluation_id run_id dataset_id nonce"),
     "evaluation.settled": _event(
-        "evaluation_id run_id dataset_id epsilon_charged delta declared_units comparisons public isolation libraries"
+        "evaluation_id run_id dataset_id epsilon_charged delta declared_units comparisons released public isolation "
+        "libraries"
     ),
     "evaluation.failed": _event("evaluation_id run_id dataset_id epsilon_charged delta code reason"),
     "evaluation.refused": _event("code reason"),

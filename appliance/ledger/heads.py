@@ -11,7 +11,7 @@ from appliance.errors import IntegrityError
 from appliance.ledger import merkle, schema
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.database import stream
-from appliance.ledger.log import StoredTree, read_head
+from appliance.ledger.log import StoredTree, lock_head, read_head
 from appliance.ledger.note import Checkpoint, Signer, VerifierKey, open_checkpoint, sign_checkpoint
 
 
@@ -78,7 +78,7 @@ def sign_head(
     Everything since the last signed head is read again and hashed again; the result must be the head that was stored
     and a proven continuation of the last signed root.
     """
-    head = read_head(connection)
+    head = lock_head(connection)
     last = last_tree_head(connection, trusted)
     if last is not None and last.size == head.size:
         return last

@@ -16,7 +16,8 @@ from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, Sta
 from appliance.ledger import merkle, proof, schema
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
-from appliance.ledger.database import Database
+from appliance.ledger.database import Database, roles
+from appliance.ledger.dialect import Finding, Roles
 from appliance.ledger.durable import sync_directory
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
 from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head, sign_head
@@ -35,11 +36,13 @@ class LedgerConfig:
     """Where a ledger lives.
 
     Attributes:
-      url: SQLAlchemy URL of the database, `sqlite:////absolute/path`.
+      url: SQLAlchemy URL of the database, `sqlite:////absolute/path` or `postgresql+psycopg://ROLE@/DATABASE?host=...`.
       origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
       signing_dir: directory of the log's signing keys.
       anchor: file of the last signed tree head; best on another volume than the database.
       body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
+      owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
+      eraser_url: the same database as the role that may delete bodies; empty where `url` may.
     """
 
     url: str
@@ -47,6 +50,8 @@ class LedgerConfig:
     signing_dir: Path
     anchor: Path
     body_public_key: bytes
+    owner_url: str = ""
+    eraser_url: str = ""
 
 
 class Ledger:
@@ -65,7 +70,7 @@ class Ledger:
         """Make a new ledger with its first entry, signed and anchored; continues a creation that was interrupted.
 
         Raises:
-          UsageError: there is a finished ledger already.
+          UsageError: there is a finished ledger already, or the database holds another one.
           ConfigInvalid: the origin or the URL cannot be used.
         """
         if not valid_name(config.origin) or len(config.body_public_key) != 32:
@@ -76,9 +81,10 @@ class Ledger:
         database = Database(config.url, writable=True, create=True)
         ledger = cls(config, database, clock, writable=True)
         try:
-            with database.write() as connection:
+            with ledger._owner() as owner, owner.define() as connection:
                 ledger._begin(connection)
-            sync_directory(database.path.parent)
+            if database.file is not None:
+                sync_directory(database.file.parent)
             ledger.sign()
         except BaseException:
             database.close()
@@ -91,7 +97,8 @@ class Ledger:
 
         It is checked first: its tables and guards must be those that it states, and it must continue what was
         anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
-        A ledger of an older revision is upgraded when it is opened for writing, and an entry says so.
+        A ledger of an older revision is upgraded when it is opened for writing, and an entry says so. Where another
+        role owns the tables, that needs its URL in the configuration.
 
         Raises:
           ArtefactMissing: there is no ledger.
@@ -155,6 +162,10 @@ class Ledger:
         """The catalog in one snapshot."""
         with self._database.read() as connection:
             yield Reading(connection)
+
+    def findings(self) -> list[Finding]:
+        """How the database is set up, for people."""
+        return self._database.findings()
 
     def sign(self) -> TreeHead:
         """Sign the log's end, store the tree head and fsync the anchor. Does nothing twice.
@@ -276,14 +287,17 @@ class Ledger:
         keys = tuple(VerifierKey.parse(key) for key in trusted) or self._trusted
         with self._database.read() as connection:
             anchor = Anchor(self._config.anchor, keys)
-            return verify_ledger(connection, self._database.path, keys, anchor, progress, body_key=body_key, deep=deep)
+            beside = self._database.file or self._config.signing_dir
+            return verify_ledger(connection, beside, keys, anchor, progress, body_key=body_key, deep=deep)
 
     def _begin(self, connection: Connection) -> None:
         """Migrate and write the first entry; in an interrupted creation either may have been done."""
         from appliance.ledger.migration import upgrade
 
-        upgrade(connection)
+        upgrade(connection, self._roles())
         if read_head(connection).size:
+            if self._stated(connection)[0] != list(self.verifier_keys):
+                raise UsageError("the database holds another ledger", hint="name an empty one")
             return
         keys = [{"algorithm": ALGORITHMS[k.algorithm], "id": k.key_id.hex(), "vkey": k.encode()} for k in self._trusted]
         facts = {"origin": self._config.origin, "keys": keys, "schema": schema.schema_digests(connection)}
@@ -296,7 +310,7 @@ class Ledger:
         keys, definitions = self._stated(connection)
         problems = schema.schema_problems(connection, definitions)
         if problems:
-            raise IntegrityError(problems[0], where=str(self._database.path))
+            raise IntegrityError(problems[0], where=self._database.where)
         if keys != list(self.verifier_keys):
             raise IntegrityError("the signing keys are not those of this ledger", where=str(self._config.signing_dir))
         check_against_anchor(connection, self._anchor)
@@ -305,23 +319,37 @@ class Ledger:
         try:
             return stated(connection)
         except (StopIteration, KeyError, TypeError, ValueError):
-            where = str(self._database.path)
-            raise IntegrityError("the ledger does not say how it was made", where=where) from None
+            raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
 
     def _upgrade(self) -> None:
         """Bring an older database to this revision, in one transaction with the entry that says so."""
         from appliance.ledger.migration import upgrade
 
-        with self._database.write() as connection:
+        with self._owner() as owner, owner.define() as connection:
             if self._revision(connection) == schema.REVISION:  # another process was faster
                 return
-            upgrade(connection)
+            upgrade(connection, self._roles())
             facts = {"revision": schema.REVISION, "schema": schema.schema_digests(connection)}
             context = Context(self._config.origin, self._clock, _SYSTEM, None, None, self._config.body_public_key)
             appender = Appender(connection, context)
             appender.append("ledger.upgraded", facts, subject=None, event_id=new_event_id())
             appender.flush()
         self.sign()
+
+    @contextmanager
+    def _owner(self) -> Iterator[Database]:
+        """The database as the role that owns its tables."""
+        if not self._config.owner_url:
+            yield self._database
+            return
+        database = Database(self._config.owner_url, writable=True)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def _roles(self) -> Roles:
+        return roles(self._config.url, self._config.eraser_url) if self._config.owner_url else Roles()
 
     def _revision(self, connection: Connection) -> str:
         return schema.revision_of(self._stated(connection)[1])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Select, select, update
 
 from appliance.errors import IntegrityError
 from appliance.ledger import merkle, schema
@@ -38,8 +38,17 @@ class Head:
 
 
 def read_head(connection: Connection) -> Head:
+    """The head row as this transaction sees it."""
+    return _head(connection, select(schema.head.c.size, schema.head.c.frontier))
+
+
+def lock_head(connection: Connection) -> Head:
     """The head row; on a database with row locks it is locked for the rest of the transaction."""
-    row = connection.execute(select(schema.head.c.size, schema.head.c.frontier).with_for_update()).one_or_none()
+    return _head(connection, select(schema.head.c.size, schema.head.c.frontier).with_for_update())
+
+
+def _head(connection: Connection, query: Select[tuple[int, bytes]]) -> Head:
+    row = connection.execute(query).one_or_none()
     if row is None or not isinstance(row.frontier, bytes) or len(row.frontier) % 32:
         raise IntegrityError("the head of the ledger is damaged")
     return Head(row.size, tuple(row.frontier[i : i + 32] for i in range(0, len(row.frontier), 32)))
@@ -112,7 +121,7 @@ class Appender:
     def __init__(self, connection: Connection, context: Context) -> None:
         self._connection = connection
         self._context = context
-        self._head = read_head(connection)
+        self._head = lock_head(connection)
         self._last = self._last_time()
         self._entries: list[dict[str, Any]] = []
         self._body: tuple[int, SealedBody] | None = None

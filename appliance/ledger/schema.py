@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 
-from sqlalchemy import Column, Connection, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
 
+from appliance.ledger import dialect
 from appliance.ledger.database import stream
 
 REVISION = "0002"
 _SINCE = {"evaluation": "0002", "watermark_key": "0002"}  # the other tables are there since 0001
+
+WHOLE = BigInteger().with_variant(Integer(), "sqlite")  # 64 bits in both; SQLite numbers rows by INTEGER only
 
 metadata = MetaData()
 
@@ -29,13 +32,13 @@ def _text(*names: str, nullable: bool = False) -> list[Column[str]]:
 
 
 def _integer(*names: str, nullable: bool = False) -> list[Column[int]]:
-    return [Column(name, Integer, nullable=nullable) for name in names]
+    return [Column(name, WHOLE, nullable=nullable) for name in names]
 
 
 entry = Table(
     "entry",
     metadata,
-    Column("idx", Integer, primary_key=True),
+    Column("idx", WHOLE, primary_key=True),
     Column("event_id", Text, nullable=False, unique=True),
     Column("leaf", LargeBinary, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
@@ -43,27 +46,27 @@ entry = Table(
     Column("ts", Text, nullable=False),
     Column("subject", Text),
 )
-body = Table("body", metadata, Column("idx", Integer, primary_key=True), Column("sealed", LargeBinary, nullable=False))
+body = Table("body", metadata, Column("idx", WHOLE, primary_key=True), Column("sealed", LargeBinary, nullable=False))
 tile = Table(
     "tile",
     metadata,
-    Column("level", Integer, primary_key=True),
-    Column("n", Integer, primary_key=True),
+    Column("level", WHOLE, primary_key=True),
+    Column("n", WHOLE, primary_key=True),
     Column("root", LargeBinary, nullable=False),
     Column("hashes", LargeBinary, nullable=False),
 )
 head = Table(
     "head",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("size", Integer, nullable=False),
+    Column("id", WHOLE, primary_key=True),
+    Column("size", WHOLE, nullable=False),
     Column("frontier", LargeBinary, nullable=False),
 )
 tree_head = Table(
     "tree_head",
     metadata,
-    Column("n", Integer, primary_key=True),
-    Column("size", Integer, nullable=False, unique=True),
+    Column("n", WHOLE, primary_key=True),
+    Column("size", WHOLE, nullable=False, unique=True),
     Column("note", Text, nullable=False),
 )
 dataset = Table(
@@ -145,8 +148,7 @@ def tables_since_the_first() -> list[str]:
 
 def present(connection: Connection, table: Table) -> bool:
     """Whether the database has this table; one of an older revision may not."""
-    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return next(stream(connection, query, str(table.name)), None) is not None
+    return str(table.name) in dialect.of(connection).tables(connection)
 
 
 def revision_of(definitions: Mapping[str, str]) -> str:
@@ -156,14 +158,12 @@ def revision_of(definitions: Mapping[str, str]) -> str:
 
 def schema_digests(connection: Connection) -> dict[str, str]:
     """Hex SHA-256 of every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
-    # sqlite_master is SQLite's catalog; another database brings its own query here. The index of a constraint has no
-    # definition of its own.
-    rows = stream(connection, "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master")
-    return {
-        f"{kind} {name}": sha256(f"{table}\n{sql}".encode()).hexdigest()
-        for kind, name, table, sql in rows
-        if table in OWN or name in OWN
-    }
+    texts: dict[str, list[str]] = {}
+    for kind, name, table, definition in dialect.of(connection).definitions(connection):
+        if table in OWN or name in OWN:
+            texts.setdefault(f"{kind} {name}", []).append(f"{table}\n{definition}")
+    # Two things of one name, on two tables, count as one: PostgreSQL allows that.
+    return {name: sha256("\n".join(sorted(found)).encode()).hexdigest() for name, found in texts.items()}
 
 
 def schema_problems(connection: Connection, expected: Mapping[str, str]) -> list[str]:

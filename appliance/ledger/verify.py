@@ -62,7 +62,7 @@ class Verification:
 
 def verify_ledger(
     connection: Connection,
-    path: Path,
+    beside: Path,
     trusted: Sequence[VerifierKey],
     anchor: Anchor,
     progress: Progress | None,
@@ -70,7 +70,11 @@ def verify_ledger(
     body_key: bytes | None,
     deep: bool,
 ) -> Verification:
-    """Verify everything in one snapshot. Raises `IntegrityError` only where the database cannot be read on."""
+    """Verify everything in one snapshot. Raises `IntegrityError` only where the database cannot be read on.
+
+    `beside` is what an anchor must not share its file system with to outlive a rollback of it: the database's file, or
+    the signing keys where the database is on a server.
+    """
     problems = Problems()
     # A table without its definition cannot be read at all, so this comes first and may be the last.
     if not check_tables(connection, problems):
@@ -87,7 +91,7 @@ def verify_ledger(
     check_genesis(connection, trusted, problems)
     if deep:
         check_storage(connection, problems)
-    external = anchor.outside(path)
+    external = anchor.outside(beside)
     return Verification(
         entries=scan.size,
         root=scan.root.hex(),

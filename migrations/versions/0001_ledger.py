@@ -6,11 +6,13 @@ Revision ID: 0001
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
 
+WHOLE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+HAS_SUBJECT = sa.text("subject IS NOT NULL")
 BUSINESS = {"dataset": ("id", "name"), "model": ("id", "sha256"), "run": ("id",), "policy": ("sha256",)}
 
 
@@ -21,13 +23,19 @@ def upgrade() -> None:
         guard_log_sqlite()
         for table, unique in BUSINESS.items():
             guard_business_sqlite(table, unique)
-    op.execute("INSERT INTO head (id, size, frontier) VALUES (1, 0, X'')")
+        op.execute("INSERT INTO head (id, size, frontier) VALUES (1, 0, X'')")
+    else:
+        op.execute("INSERT INTO head (id, size, frontier) VALUES (1, 0, '')")
+        guard_log_postgres()
+        for table in BUSINESS:
+            guard_business_postgres(table)
+        grant_postgres()
 
 
 def create_log() -> None:
     op.create_table(
         "entry",
-        sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("idx", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("event_id", sa.Text, nullable=False, unique=True),
         sa.Column("leaf", sa.LargeBinary, nullable=False),
         sa.Column("leaf_hash", sa.LargeBinary, nullable=False),
@@ -36,30 +44,32 @@ def create_log() -> None:
         sa.Column("subject", sa.Text),
     )
     op.create_index("entry_by_type", "entry", ["type", "idx"])
-    op.create_index("entry_by_subject", "entry", ["subject", "idx"], sqlite_where=sa.text("subject IS NOT NULL"))
+    op.create_index(
+        "entry_by_subject", "entry", ["subject", "idx"], sqlite_where=HAS_SUBJECT, postgresql_where=HAS_SUBJECT
+    )
     op.create_table(
         "body",
-        sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("idx", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("sealed", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "tile",
-        sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("level", WHOLE, primary_key=True, autoincrement=False),
+        sa.Column("n", WHOLE, primary_key=True, autoincrement=False),
         sa.Column("root", sa.LargeBinary, nullable=False),
         sa.Column("hashes", sa.LargeBinary, nullable=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "head",
-        sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("id", WHOLE, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
+        sa.Column("size", WHOLE, nullable=False),
         sa.Column("frontier", sa.LargeBinary, nullable=False),
     )
     op.create_table(
         "tree_head",
-        sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("size", sa.Integer, nullable=False, unique=True),
+        sa.Column("n", WHOLE, primary_key=True, autoincrement=False),
+        sa.Column("size", WHOLE, nullable=False, unique=True),
         sa.Column("note", sa.Text, nullable=False),
     )
 
@@ -74,7 +84,7 @@ def text(*names: str, nullable: bool = False) -> list[sa.Column[str]]:
 
 
 def integer(*names: str, nullable: bool = False) -> list[sa.Column[int]]:
-    return [sa.Column(name, sa.Integer, nullable=nullable) for name in names]
+    return [sa.Column(name, WHOLE, nullable=nullable) for name in names]
 
 
 def create_catalog() -> None:
@@ -176,3 +186,69 @@ def guard_business_sqlite(table: str, unique: tuple[str, ...]) -> None:
     refusals.append(("NEW.event_id IS OLD.event_id", "a change needs an event of its own"))
     guard(table, "UPDATE", *refusals)
     guard(table, "DELETE", ("1", "rows are never deleted"))
+
+
+def guard_postgres(table: str, verb: str, *refusals: tuple[str, str]) -> None:
+    """One BEFORE trigger, which fires for replicated changes too, over a function that raises when a condition holds.
+
+    The function looks tables up in our schema only, whatever the session that fires it has set.
+    """
+    words = "RAISE EXCEPTION '{0}: {2}' USING ERRCODE = 'integrity_constraint_violation'"
+    checks = " ".join(f"IF {c} THEN {words.format(table, c, m)}; END IF;" for c, m in refusals)
+    name, row = f"{table}_{verb.lower()}", "OLD" if verb == "DELETE" else "NEW"
+    op.execute(
+        f"CREATE FUNCTION guard_{name}() RETURNS trigger LANGUAGE plpgsql "
+        f"SET search_path = pg_catalog, public, pg_temp AS $$ BEGIN {checks} RETURN {row}; END $$"
+    )
+    each = "STATEMENT" if verb == "TRUNCATE" else "ROW"
+    op.execute(f"CREATE TRIGGER {name} BEFORE {verb} ON {table} FOR EACH {each} EXECUTE FUNCTION guard_{name}()")
+    op.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}")
+
+
+def guard_log_postgres() -> None:
+    """Unlike REPLACE on SQLite, nothing here can overwrite a row behind a trigger, so unique keys guard inserts."""
+    gap = "NEW.idx <> (SELECT coalesce(max(idx) + 1, 0) FROM entry)"
+    guard_postgres("entry", "INSERT", (gap, "entries are numbered without gaps"))
+    guard_postgres("head", "INSERT", ("TRUE", "this row exists"))
+    guard_postgres(
+        "tree_head",
+        "INSERT",
+        ("NEW.n <> (SELECT coalesce(max(n) + 1, 0) FROM tree_head)", "tree heads are numbered without gaps"),
+        ("NEW.size <= (SELECT max(size) FROM tree_head)", "tree heads grow"),
+    )
+    for table in ("entry", "body", "tile", "tree_head"):
+        guard_postgres(table, "UPDATE", ("TRUE", "rows are never changed"))
+    guard_postgres("head", "UPDATE", ("NEW.id <> OLD.id OR NEW.size <= OLD.size", "the log only grows"))
+    for table in ("entry", "tile", "head", "tree_head"):
+        guard_postgres(table, "DELETE", ("TRUE", "rows are never deleted"))
+    erased = "SELECT 1 FROM entry WHERE type = 'body.erased' AND subject = CAST(OLD.idx AS TEXT)"
+    guard_postgres("body", "DELETE", (f"NOT EXISTS ({erased})", "no entry says that this body was erased"))
+    for table in ("entry", "body", "tile", "head", "tree_head"):
+        guard_postgres(table, "TRUNCATE", ("TRUE", "rows are never deleted"))
+
+
+def guard_business_postgres(table: str) -> None:
+    """A row changes only with a new event, one that is not in the log yet: its entry follows in the transaction."""
+    used = ("EXISTS (SELECT 1 FROM entry WHERE event_id = NEW.event_id)", "a change needs an event of its own")
+    key = BUSINESS[table][0]
+    guard_postgres(table, "INSERT", used)
+    moved = (f"NEW.{key} IS DISTINCT FROM OLD.{key}", "keys are never changed")
+    kept = ("NEW.event_id IS NOT DISTINCT FROM OLD.event_id", "a change needs an event of its own")
+    guard_postgres(table, "UPDATE", moved, used, kept)
+    guard_postgres(table, "DELETE", ("TRUE", "rows are never deleted"))
+    guard_postgres(table, "TRUNCATE", ("TRUE", "rows are never deleted"))
+
+
+def grant_postgres() -> None:
+    """Rights of the two roles that do not own the tables, where there are such."""
+    roles = context.config.attributes.get("roles")
+    quote = op.get_bind().dialect.identifier_preparer.quote
+    if roles is not None and roles.application:
+        application = quote(roles.application)
+        op.execute(f"GRANT SELECT, INSERT ON entry, body, tile, tree_head, {', '.join(BUSINESS)} TO {application}")
+        op.execute(f"GRANT SELECT, UPDATE ON head TO {application}")
+        op.execute(f"GRANT UPDATE ON {', '.join(BUSINESS)} TO {application}")
+        op.execute(f"GRANT SELECT ON alembic_version TO {application}")
+    if roles is not None and roles.eraser:
+        op.execute(f"GRANT SELECT ON entry, body TO {quote(roles.eraser)}")
+        op.execute(f"GRANT DELETE ON body TO {quote(roles.eraser)}")

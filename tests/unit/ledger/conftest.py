@@ -14,6 +14,7 @@ from appliance.ledger.events import EVENTS
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
 from appliance.ledger.rows import DatasetRow, PolicyRow
+from tests.databases import KINDS, Behind, SQLiteFile
 
 BODY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 
@@ -44,10 +45,19 @@ def actor() -> Actor:
     return Actor("p-7f3a", "Ann Example")
 
 
+@pytest.fixture(params=KINDS)
+def behind(request: pytest.FixtureRequest, tmp_path: Path) -> Behind:
+    """Every test of a ledger runs on both databases."""
+    if request.param == "postgres":
+        database: Behind = request.getfixturevalue("postgres_database")
+        return database
+    return SQLiteFile(tmp_path / "ledger.db")
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> LedgerConfig:
+def config(tmp_path: Path, behind: Behind) -> LedgerConfig:
     return LedgerConfig(
-        url=f"sqlite:///{tmp_path / 'ledger.db'}",
+        **behind.urls,
         origin="hospital.example/appliance",
         signing_dir=tmp_path / "signing",
         anchor=tmp_path / "anchor",

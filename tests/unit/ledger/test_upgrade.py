@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from appliance.ledger import migration
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
 from appliance.ledger.rows import WatermarkKeyRow
+from tests.databases import KINDS, Behind, RawError
 
 ACTOR = Actor("p-1", "Ann Example")
 
@@ -26,15 +26,11 @@ def old(config: LedgerConfig, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Le
     return config
 
 
-def tables(config: LedgerConfig) -> set[str]:
-    with sqlite3.connect(config.url.removeprefix("sqlite:///")) as connection:
-        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def test_reading_leaves_an_old_ledger_as_it_is(old: LedgerConfig) -> None:
+def test_reading_leaves_an_old_ledger_as_it_is(old: LedgerConfig, behind: Behind) -> None:
     with Ledger.open(old, writable=False) as ledger:
         assert ledger.verify().ok
-    assert "evaluation" not in tables(old)
+    with pytest.raises(RawError, match="evaluation"):
+        behind.rows("SELECT * FROM evaluation")
 
 
 def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None:
@@ -56,16 +52,21 @@ def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None
 @pytest.mark.parametrize(
     "tampering",
     [
-        "DROP TRIGGER evaluation_update",
-        "DROP TABLE watermark_key",
-        "UPDATE alembic_version SET version_num = '0001'",
-        "CREATE TRIGGER extra AFTER INSERT ON evaluation BEGIN SELECT 1; END",
+        {"sqlite": "DROP TRIGGER evaluation_update", "postgres": "DROP TRIGGER evaluation_update ON evaluation"},
+        dict.fromkeys(KINDS, "DROP TABLE watermark_key"),
+        dict.fromkeys(KINDS, "UPDATE alembic_version SET version_num = '0001'"),
+        {
+            "sqlite": "CREATE TRIGGER extra AFTER INSERT ON evaluation BEGIN SELECT 1; END",
+            "postgres": "CREATE TRIGGER extra BEFORE DELETE ON evaluation EXECUTE FUNCTION guard_entry_delete()",
+        },
     ],
+    ids=["guard", "table", "revision", "added"],
 )
-def test_the_definitions_in_force_are_those_of_the_upgrade(old: LedgerConfig, tampering: str) -> None:
+def test_the_definitions_in_force_are_those_of_the_upgrade(
+    old: LedgerConfig, behind: Behind, tampering: dict[str, str]
+) -> None:
     Ledger.open(old).close()
-    with sqlite3.connect(old.url.removeprefix("sqlite:///")) as connection:
-        connection.execute(tampering)
+    behind.execute(tampering[behind.kind])
     with pytest.raises(IntegrityError):
         Ledger.open(old).close()
     with Ledger.open(old, writable=False, checked=False) as ledger:

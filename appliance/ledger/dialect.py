@@ -1,0 +1,113 @@
+"""What one kind of database does in its own way. `sqlite` and `postgres` are the two modules that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from appliance.errors import ApplianceError, ConfigInvalid
+
+BUSY_SECONDS = 5.0  # how long a writer waits for another one
+ROWS_AT_ONCE = 1000
+
+_MODULES = {"sqlite": "appliance.ledger.sqlite", "postgresql+psycopg": "appliance.ledger.postgres"}
+_BACKENDS = {name.partition("+")[0]: module for name, module in _MODULES.items()}
+
+Purpose = Literal["read", "write", "define"]
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Names of the database roles that the owner's migration grants rights to; empty where there is none.
+
+    Attributes:
+      application: reads everything, adds rows, changes the head and business rows.
+      eraser: deletes bodies.
+    """
+
+    application: str = ""
+    eraser: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that can be said of a database's set-up, and whether it is as it should be."""
+
+    name: str
+    good: bool
+    detail: str
+
+
+class Dialect(Protocol):
+    """One kind of database."""
+
+    DRIVER_ERRORS: tuple[type[BaseException], ...]
+
+    def check_url(self, url: URL) -> None:
+        """Raise `ConfigInvalid` unless this URL names a database that can hold a ledger."""
+
+    def place(self, url: URL) -> str:
+        """Where the database is, for messages: a file, or a URL without its password."""
+
+    def file(self, url: URL) -> Path | None:
+        """The database's file, where it is one on this machine."""
+
+    def engine(self, url: URL, *, writable: bool, create: bool) -> Engine:
+        """The engine. `create` makes an empty database where that is a matter of a file."""
+
+    def begin(self, connection: Connection, purpose: Purpose) -> None:
+        """Begin a transaction: one snapshot to read from, or the only writer, or one that changes definitions."""
+
+    def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
+
+    def tables(self, connection: Connection) -> set[str]:
+        """Names of the tables that there are."""
+
+    def definitions(self, connection: Connection) -> Iterator[tuple[str, str, str, str]]:
+        """Everything that is defined, as (kind, name, table, definition)."""
+
+    def storage_problems(self, connection: Connection) -> Iterator[str]:
+        """What the database's own check finds wrong with its pages and indexes."""
+
+    def findings(self, connection: Connection) -> Iterator[Finding]:
+        """How the database is set up, for people."""
+
+    def role(self, connection: Connection) -> str:
+        """Name of the role that the connection has; empty where there are no roles."""
+
+    def explained(self, error: BaseException | None, where: str) -> ApplianceError:
+        """What an error of the driver means."""
+
+
+def parse_url(url: str) -> tuple[URL, Dialect]:
+    """The parsed URL of a database and its dialect. Raises `ConfigInvalid` for a URL that no dialect takes."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigInvalid("the ledger's database URL is malformed") from None
+    module = _MODULES.get(parsed.drivername)
+    if module is None:
+        raise ConfigInvalid(
+            "the ledger's database must be an SQLite file or a PostgreSQL database",
+            hint="sqlite:////absolute/path or postgresql+psycopg://ROLE@/DATABASE?host=/run/postgresql",
+        )
+    dialect = _load(module)
+    dialect.check_url(parsed)
+    return parsed, dialect
+
+
+def of(connection: Connection) -> Dialect:
+    """The dialect of a connection."""
+    return _load(_BACKENDS[connection.dialect.name])
+
+
+def _load(module: str) -> Dialect:
+    return cast(Dialect, import_module(module))  # psycopg takes a while to import, and most homes do without
