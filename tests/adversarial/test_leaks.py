@@ -78,6 +78,7 @@ def live(home: Path, inputs: Path, model: Path) -> None:
     columns = ("--prompt", "question", "--completion", "answer", "--units", str(RECORDS))
     appliance("init", "--policy", "default")
     appliance("key", "unlock")
+    appliance("watermark", "keygen")
     appliance("model", "import", str(model), "--name", "tiny")
     appliance("data", "ingest", str(inputs / "notes.csv"), "--name", "notes", *columns)
     appliance("data", "ingest", str(inputs / "wide.csv"), "--name", "wide", *columns, expect=6)
@@ -85,13 +86,14 @@ def live(home: Path, inputs: Path, model: Path) -> None:
     appliance("data", "ingest", str(inputs / "bad.txt"), "--name", "text", "--units", str(RECORDS), expect=6)
     small = ("--steps", "3", "--batch", "60", "--max-tokens", "64", "--rank", "2", "--epsilon", "1")
     appliance("train", "plan", "notes", "tiny", "--out", str(home.with_name("run.yaml")), *small)
-    killed_and_resumed(appliance, home.with_name("run.yaml"))
+    run = killed_and_resumed(appliance, home.with_name("run.yaml"))
+    appliance("watermark", "embed", run)
     for words in (("ledger", "verify"), ("train", "status"), ("data", "show", "notes"), ("budget", "show")):
         appliance(*words)
     appliance("key", "lock")
 
 
-def killed_and_resumed(appliance: Appliance, run_file: Path) -> None:
+def killed_and_resumed(appliance: Appliance, run_file: Path) -> str:
     before = set((appliance.home / "runs").iterdir())
     process = appliance.popen("train", "start", str(run_file))
     while process.poll() is None and not (started := sampled(set((appliance.home / "runs").iterdir()) - before)):
@@ -101,6 +103,7 @@ def killed_and_resumed(appliance: Appliance, run_file: Path) -> None:
     process.communicate()
     assert process.returncode == 130
     appliance("train", "resume", started[0].name)
+    return started[0].name
 
 
 def sampled(runs: Iterable[Path]) -> list[Path]:
