@@ -441,7 +441,7 @@ class DetectResult(Value):
 
 
 class EvaluateJob(Value):
-    """`job.json` of an evaluation: the run's own job tells template, lengths and base model."""
+    """`job.json` of an evaluation: template, lengths and base model are those of the run's own job."""
 
     schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
     kind: Literal["evaluate"] = "evaluate"
@@ -466,13 +466,13 @@ class EvaluateJob(Value):
 
 
 class EvaluateResult(Value):
-    """`result.json` of an evaluation: noised figures of private data, exact ones of public text, as decimal text."""
+    """`result.json` of an evaluation: the noised sum over private data, and figures of public text as decimal text."""
 
     schema_: Literal["appliance.result/1"] = Field("appliance.result/1", alias="schema")
     kind: Literal["evaluate"] = "evaluate"
     run_id: str
     evaluation_id: str
-    comparisons: tuple[dict[str, str], ...]
+    released: tuple[int, ...]
     public: dict[str, str]
     isolation: IsolationReport
     libraries: dict[str, str]

@@ -20,7 +20,7 @@ def _noun() -> None:
 def show(
     context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
 ) -> None:
-    """Show what runs have spent and reserved of each dataset's lifetime epsilon, failed and aborted runs included."""
+    """Show what runs and evaluations have spent of each dataset's lifetime epsilon, failed ones included."""
     from appliance.flows import budget as flow
     from appliance.flows import data
 
@@ -35,6 +35,10 @@ def show(
             {"run": run.id, "state": run.state, "charged": run.epsilon_charged, "reserved": run.epsilon_reserved}
             for run in account.runs
         ]
+        evaluations = [
+            {"evaluation": row.id, "run": row.run_id, "state": row.state, "charged": row.epsilon}
+            for row in account.evaluations
+        ]
         documents.append(
             {
                 "dataset": account.dataset.id,
@@ -44,6 +48,7 @@ def show(
                 "spent_epsilon": account.spent,
                 "reserved_epsilon": account.reserved,
                 "runs": runs,
+                "evaluations": evaluations,
             }
         )
         lines += [
@@ -53,6 +58,9 @@ def show(
         if account.reserved > account.spent:
             lines.append(f"  spent {account.spent:.3f}; the difference is reserved by runs that are not settled")
         lines += [f"  {run['run']}  {run['state']}  charged {run['charged'] or '-'}" for run in runs]
+        lines += [
+            f"  {one['evaluation']} of {one['run']}  {one['state']}  charged {one['charged']}" for one in evaluations
+        ]
     render.result(chosen, "budget.show", {"budgets": documents}, lines or ["no datasets yet"])
 
 

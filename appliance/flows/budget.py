@@ -1,8 +1,8 @@
-"""What each dataset has spent of its lifetime budget, read from the runs in the ledger."""
+"""What each dataset has spent of its lifetime budget, read from the runs and evaluations in the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -10,27 +10,53 @@ import orjson
 
 from appliance.flows.home import Home
 from appliance.flows.policy import active
-from appliance.ledger.rows import DatasetRow, RunRow
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
+from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy
 from appliance.privacy.accounting import Mechanism
-from appliance.privacy.budget import Cap, Spend, lifetime_epsilon
+from appliance.privacy.budget import Cap, Spend, check_budget, lifetime_epsilon
 from appliance.records import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The budget of one dataset: what the policy allows for its lifetime, and what runs have spent or reserved."""
+    """The budget of one dataset: what the policy allows for its lifetime, and what was spent or reserved of it."""
 
     dataset: DatasetRow
     cap: Cap
     spent: float
     reserved: float
     runs: tuple[RunRow, ...]
+    evaluations: tuple[EvaluationRow, ...]
 
     @property
     def left(self) -> float:
         """Epsilon below the cap; composition is not a sum, so a run of this epsilon may or may not fit."""
         return max(0.0, self.cap.epsilon - self.reserved)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Everything that a budget is computed from, in one snapshot; equal books give equal budgets."""
+
+    datasets: tuple[DatasetRow, ...]
+    runs: tuple[RunRow, ...]
+    evaluations: tuple[EvaluationRow, ...]
+
+    @staticmethod
+    def read(rows: Reading | Transaction) -> Books:
+        """The books as a snapshot or a transaction has them."""
+        return Books(
+            datasets=tuple(rows.datasets.list()),
+            runs=tuple(rows.runs.list()),
+            evaluations=tuple(rows.evaluations.list()),
+        )
+
+    def spends(self, group: Collection[str] | None = None) -> list[Spend]:
+        """What every run and evaluation costs, or those on the datasets of `group`."""
+        found = [*map(spend_of, self.runs), *map(spend_of_evaluation, self.evaluations)]
+        return [spend for spend in found if group is None or spend.dataset_id in group]
 
 
 def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
@@ -59,6 +85,33 @@ def spend_of(run: RunRow) -> Spend:
     )
 
 
+def spend_of_evaluation(row: EvaluationRow) -> Spend:
+    """What an evaluation costs: all of it, from its reservation on, whatever became of it."""
+    return Spend(
+        run_id=row.id,
+        dataset_id=row.dataset_id,
+        mechanism=Mechanism(float(row.noise_multiplier), Fraction(1), 1),
+        sampler_delta=float(row.sampler_delta),
+    )
+
+
+def afford(ledger: Ledger, policy: Policy, asked: Spend) -> tuple[Books, float, float]:
+    """Check the lifetime budget of every dataset that a run or an evaluation would spend from.
+
+    Returns:
+      The books the check was made against, and the dataset's lifetime epsilon before and after what is asked.
+
+    Raises:
+      BudgetExceeded: some dataset's lifetime cap would be exceeded.
+    """
+    with ledger.read() as rows:
+        books = Books.read(rows)
+    shared = {row.id: overlaps(row.id, books.datasets) for row in books.datasets}
+    caps = {row.id: cap_of(policy, row) for row in books.datasets}
+    before, after = check_budget(asked, spends=books.spends(), overlaps=shared, caps=caps)
+    return books, before, after
+
+
 def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
     """The lifetime cap that the policy sets for a dataset's class; the strictest of all if the policy dropped it."""
     named = policy.classes.get(dataset.class_)
@@ -71,21 +124,24 @@ def accounts(home: Home) -> list[Account]:
     with home.ledger(writable=False) as ledger:
         _, policy = active(ledger)
         with ledger.read() as rows:
-            datasets, runs = list(rows.datasets.list()), list(rows.runs.list())
-    return [_account(dataset, datasets, runs, policy) for dataset in datasets]
+            books = Books.read(rows)
+    return [_account(dataset, books, policy) for dataset in books.datasets]
 
 
-def _account(dataset: DatasetRow, datasets: Sequence[DatasetRow], runs: Sequence[RunRow], policy: Policy) -> Account:
-    group = {dataset.id} | overlaps(dataset.id, datasets)
-    own = [run for run in runs if run.dataset_id in group]
+def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
+    group = {dataset.id} | overlaps(dataset.id, books.datasets)
+    runs = tuple(run for run in books.runs if run.dataset_id in group)
+    evaluations = tuple(row for row in books.evaluations if row.dataset_id in group)
+    settled = [spend_of(run) for run in runs if run.charged_attempts is not None]
+    settled += [spend_of_evaluation(row) for row in evaluations if row.state != "reserved"]
     cap = cap_of(policy, dataset)
-    settled = [spend_of(run) for run in own if run.charged_attempts is not None]
     return Account(
         dataset=dataset,
         cap=cap,
         spent=lifetime_epsilon(settled, cap.delta),
-        reserved=lifetime_epsilon([spend_of(run) for run in own], cap.delta),
-        runs=tuple(own),
+        reserved=lifetime_epsilon(books.spends(group), cap.delta),
+        runs=runs,
+        evaluations=evaluations,
     )
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
-from appliance.flows import data, model
-from appliance.flows.budget import cap_of, overlaps, spend_of
+from appliance.flows import budget, data, model
+from appliance.flows.budget import Books
 from appliance.flows.home import Home
 from appliance.flows.policy import active
 from appliance.ledger.ledger import Ledger
-from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
+from appliance.ledger.rows import DatasetRow, ModelRow
 from appliance.policy import check, run_file
 from appliance.policy.check import DatasetFacts, ModelFacts
 from appliance.policy.policy import Policy
 from appliance.policy.run_file import RunFile
-from appliance.privacy.budget import Cap, Spend, check_budget
+from appliance.privacy.budget import Spend
 from appliance.privacy.plan import make_plan
 from appliance.records import PrivacyPlan, UnitOfPrivacy
 
@@ -167,25 +167,9 @@ def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
     )
 
 
-Seen = tuple[tuple[DatasetRow, ...], tuple[RunRow, ...]]
-
-
-def afford(ledger: Ledger, resolved: Resolved) -> tuple[Seen, float, float]:
-    """Check the lifetime budget of every dataset the run would spend from.
-
-    Returns:
-      The datasets and runs the check was made against, and the dataset's lifetime epsilon before and after this run.
-
-    Raises:
-      BudgetExceeded: some dataset's lifetime cap would be exceeded.
-    """
-    with ledger.read() as rows:
-        datasets, runs = tuple(rows.datasets.list()), tuple(rows.runs.list())
-    spends = [spend_of(run) for run in runs]
-    shared = {row.id: overlaps(row.id, datasets) for row in datasets}
-    caps: dict[str, Cap] = {row.id: cap_of(resolved.policy, row) for row in datasets}
-    before, after = check_budget(resolved.spend, spends=spends, overlaps=shared, caps=caps)
-    return (datasets, runs), before, after
+def afford(ledger: Ledger, resolved: Resolved) -> tuple[Books, float, float]:
+    """Check the lifetime budget of every dataset the run would spend from; see `budget.afford`."""
+    return budget.afford(ledger, resolved.policy, resolved.spend)
 
 
 def preview(home: Home, run: RunFile) -> tuple[Resolved, float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied
 from appliance.flows import model
-from appliance.flows.budget import sample_rate_text
+from appliance.flows.budget import Books, sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.order import committed_facts, current_key
@@ -85,7 +85,7 @@ def _reserve(ledger: Ledger, actor: Actor, row: RunRow, resolved: Resolved, reas
     while True:
         seen, before, after = afford(ledger, resolved)
         with ledger.transaction(actor, reason=reason or None, policy_sha256=row.policy_sha256) as tx:
-            if (tuple(tx.datasets.list()), tuple(tx.runs.list())) == seen:
+            if Books.read(tx) == seen:
                 tx.runs.add(row)
                 tx.append("run.reserved", _reserved_facts(row, resolved, before, after), subject=row.id)
                 if key := current_key(tx):  # before training: a key chosen afterwards would prove nothing

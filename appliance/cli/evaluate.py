@@ -1,0 +1,128 @@
+"""`appliance evaluate`: run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli import render, settings
+
+if TYPE_CHECKING:
+    from appliance.flows.evaluate import Cost, Evaluated
+
+app = typer.Typer(name="evaluate", help="What an adapter gains on held-out private data.", no_args_is_help=True)
+
+BAR_PERCENT = 0.1
+NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be released"}
+
+
+@app.callback()
+def _noun() -> None:
+    """What an adapter gains on held-out private data, and what its watermark costs on public text."""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="A finished run.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="Held-out data (purpose evaluation), by name or id.")],
+    epsilon: Annotated[float, typer.Option(min=0.01, help="Epsilon that this spends of the held-out data.")] = 1.0,
+    public_tokens: Annotated[
+        int, typer.Option(min=0, help="Predictions on public text, as far as it goes; costs no privacy.")
+    ] = 8000,
+) -> None:
+    """Measure the gain over the base on held-out data, with noise, and the watermark's cost on public text.
+
+    It is a differentially private release with a budget of its own: charged in full as soon as it starts.
+    """
+    from appliance.flows import evaluate as flow
+
+    chosen = settings.of(context)
+    home = chosen.home()
+    if chosen.dry_run:
+        cost = flow.preview(home, run, dataset, epsilon)
+        render.result(chosen, "evaluate.run", _cost_document(cost), _cost_lines(cost))
+        return
+    with render.progress(chosen, "evaluating") as bar:
+        done = flow.evaluate(
+            home, run, dataset, epsilon, public_tokens, chosen.operator(), lambda: bar.update(0, 0, "in the worker")
+        )
+    render.result(chosen, "evaluate.run", _document(done), _lines(done))
+
+
+def _cost_document(cost: Cost) -> dict[str, Any]:
+    plan = cost.evaluable.plan
+    return {
+        "dry_run": True,
+        "dataset": cost.evaluable.dataset.id,
+        "comparisons": list(cost.evaluable.names),
+        "epsilon": cost.epsilon,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "noise_nat": plan.noise_nat,
+        "epsilon_before": cost.before,
+        "epsilon_after": cost.after,
+        "cap": cost.cap,
+    }
+
+
+def _cost_lines(cost: Cost) -> list[str]:
+    found, plan = cost.evaluable, cost.evaluable.plan
+    return render.fields(
+        [
+            ("would cost", f"epsilon {cost.epsilon:.4f} at delta {plan.delta:.3g} of {found.dataset.name}"),
+            ("lifetime budget", f"epsilon {cost.before:.3f} spent, {cost.after:.3f} afterwards, cap {cost.cap:g}"),
+            ("noise", f"{plan.noise_nat:.4f} nat per token on each gain, over {plan.declared_units} declared units"),
+            ("compared with the base", ", ".join(found.names)),
+        ]
+    )
+
+
+def _document(done: Evaluated) -> dict[str, Any]:
+    return {**done.facts, "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
+
+
+def _lines(done: Evaluated) -> list[str]:
+    facts = done.facts
+    lines = [line for comparison in facts["comparisons"] for line in _gain_lines(comparison)]
+    if len(facts["comparisons"]) == 1:
+        lines.append("no watermark is embedded yet, so only the unmarked adapter was compared with the base")
+    lines += _public_lines(facts["public"]) if facts["public"] else []
+    lines.append(
+        f"charged: epsilon {facts['epsilon_charged']} at delta {float(facts['delta']):.3g} of the held-out data"
+    )
+    lines.append(f"their lifetime budget: epsilon {done.after:.3f} of {done.cap:g} is spent")
+    return lines
+
+
+def _gain_lines(comparison: dict[str, str]) -> list[str]:
+    gain, low, high = (float(comparison[name]) for name in ("gain_nat", "low", "high"))
+    verdict = (
+        "an improvement"
+        if low > 0
+        else "a loss of quality"
+        if high < 0
+        else "not distinguishable from no change at all"
+    )
+    return [
+        f"{NAMES[comparison['name']]}: gain over the base on held-out data {gain:+.4f} nat per token",
+        f"  95 % interval {low:+.4f} to {high:+.4f}, noise and sampling counted: {verdict}",
+    ]
+
+
+def _public_lines(public: dict[str, str]) -> list[str]:
+    losses = ", ".join(
+        f"{name} {float(public[key]):.4f}"
+        for name, key in (("base", "loss_base"), ("adapter", "loss_adapter"), ("marked", "loss_marked"))
+        if key in public
+    )
+    lines = [f"public text, {public['tokens']} predictions: loss {losses} nat per token"]
+    if "change_percent" in public:
+        change, low, high = (float(public[name]) for name in ("change_percent", "low", "high"))
+        within = "within" if max(abs(low), abs(high)) <= BAR_PERCENT else "not shown to be within"
+        lines.append(
+            f"  the watermark changes it by {change:+.3f} % (95 % interval {low:+.3f} to {high:+.3f}): "
+            f"{within} {BAR_PERCENT:g} %"
+        )
+    return lines
