@@ -1,0 +1,30 @@
+"""The mechanism of the self-test's tests: a tiny Llama, assembled as a run would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from appliance.records import EngineOptions, LoraSpec, PrivacyPlan, TrainSpec
+from appliance.train.mechanism import assemble
+from appliance.train.tap import ReleaseTap
+from tests.unit.train import rig
+
+
+def claimed(**changes: Any) -> PrivacyPlan:
+    values = {"declared_units": 2000, "expected_batch_size": 20, "steps": 100, "delta": 1e-5}
+    return rig.plan(**(values | changes))
+
+
+def tap(directory: Path, plan: PrivacyPlan) -> ReleaseTap:
+    from transformers import AutoTokenizer
+
+    assembled = assemble(
+        plan,
+        LoraSpec(r=2),
+        TrainSpec(lr=1e-2, max_tokens=64),
+        EngineOptions(physical_tokens=256),
+        rig.load(directory),
+        AutoTokenizer.from_pretrained(directory),
+    )
+    return ReleaseTap(assembled, plan)
