@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,20 @@ class Server:
         data, log = self.directory / "data", self.directory / "log"
         _run(self.directory, "pg_ctl", "start", "-w", "-D", str(data), "-l", str(log), "-o", options)
 
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, as a crash of the machine would be, and wait until they are gone."""
+        parent = self.postmaster
+        os.kill(parent, signal.SIGSTOP)  # no new children while they are counted
+        tree = [parent, *map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
+        for process in tree:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while any(_alive(process) for process in tree) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Where nobody collects the dead, the number in this file still counts as a process.
+        (self.directory / "data" / "postmaster.pid").unlink()
+
     def stop(self, mode: str = "immediate") -> None:
         _run(self.directory, "pg_ctl", "stop", "-m", mode, "-D", str(self.directory / "data"))
 
@@ -84,6 +101,13 @@ def remove(server: Server) -> None:
     """Stop a server and delete its files."""
     server.stop()
     shutil.rmtree(server.directory, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def _account() -> pwd.struct_passwd | None:
