@@ -112,7 +112,7 @@ def embedded_in(ledger: Ledger, run_id: str) -> dict[str, Any] | None:
     return None if first is None else _proven_facts(ledger, first.index, "watermark.embedded")
 
 
-def tested_before(ledger: Ledger, suspect_sha256: str) -> set[tuple[str, str]]:
+def tried_on(ledger: Ledger, suspect_sha256: str) -> set[tuple[str, str]]:
     """The (run, key) pairs that were tried on a suspect before; each has signs of its own."""
     facts = (entry.leaf["facts"] for entry in ledger.entries(type="watermark.detected"))
     return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}

@@ -20,7 +20,7 @@ from appliance.flows import jobs
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
-from appliance.flows.order import Order, embedded_in, order_of, tested_before
+from appliance.flows.order import Order, embedded_in, order_of, tried_on
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import WatermarkKeyRow
@@ -121,7 +121,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
             raise ArtefactMissing(f"run {run_id} has no watermark", hint=f"appliance watermark embed {run_id}")
         require_unsealed(home)
         digest, _ = tree_digest(suspect)
-        keys_tested = len(tested_before(ledger, digest) | {(run_id, order.key.key_id)})
+        keys_tested = len(tried_on(ledger, digest) | {(run_id, order.key.key_id)})
         with _job_directory(home) as job_dir:
             job = _detect_job(home, order, suspect, done["escrow_sha256"], keys_tested)
             result = _run(ledger, actor, order, job, job_dir, DetectResult)
