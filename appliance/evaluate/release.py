@@ -69,4 +69,5 @@ def _by_unit(losses: Losses, units: Sequence[str]) -> Iterator[list[float]]:
         members.setdefault(unit, []).append(index)
     for rows in members.values():
         own = losses[rows]
-        yield (own[:, :1] - own[:, 1:]).mean(axis=0).tolist()
+        with np.errstate(invalid="ignore"):  # infinite losses: the difference is no number, and counts as nothing
+            yield (own[:, :1] - own[:, 1:]).mean(axis=0).tolist()
