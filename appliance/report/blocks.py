@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from appliance.report.figures import Figure, Sentence
+from appliance.report.figures import Figure, Key, Sentence
 
 Tone = Literal["good", "caution", "bad", "open"]
 """open: has not been performed, so nothing can be said."""
@@ -102,7 +102,7 @@ def sentences_of(block: Block) -> Iterator[Sentence]:
             yield from row
 
 
-def say(*parts: str | Figure) -> Sentence:
+def say(*parts: str | Figure | Key) -> Sentence:
     """A sentence."""
     return parts
 

@@ -41,19 +41,37 @@ class Figure:
         return text(self.value)
 
     def __html__(self) -> str:
-        shown = escape(str(self))
-        if self.source == "head":
-            place = Markup('data-field="{}"').format(self.pointer)
-        else:
-            where = "fact" if self.source == "figure" else "field"
-            place = Markup('data-entry="{}" data-{}="{}"').format(self.entry, where, self.pointer)
-        kind = "hex " if _is_long(self.value) else ""
-        return Markup('<data class="{}" {}{} value="{}">{}</data>').format(
-            self.source, Markup('data-look="hex" ') if kind else "", place, shown, shown
+        entry = "" if self.source == "head" else Markup(' data-entry="{}"').format(self.entry)
+        place = Markup(' data-{}="{}"').format(self.place, self.pointer)
+        look = Markup(' data-look="digest"') if _is_long(self.value) else ""
+        title = "tree head" if self.source == "head" else f"entry {self.entry}, {self.place} {self.pointer}"
+        opening = Markup('<data class="{}"{}{}{} title="{}" value="{}">').format(
+            self.source, look, entry, place, title, str(self)
         )
+        return opening + escape(str(self)) + Markup("</data>")
+
+    @property
+    def place(self) -> str:
+        """`fact`, or `field` of a leaf or a tree head: what the pointer points into."""
+        return "fact" if self.source == "figure" else "field"
 
 
-Sentence = tuple["str | Figure", ...]
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The name under which a fact stands in an object, where it is shown as the name of a row."""
+
+    entry: int
+    pointer: str
+
+    def __str__(self) -> str:
+        return self.pointer.rsplit("/", 1)[-1].replace("~1", "/").replace("~0", "~")
+
+    def __html__(self) -> str:
+        opening = Markup('<code class="key" data-entry="{}" data-fact="{}">').format(self.entry, self.pointer)
+        return opening + escape(str(self)) + Markup("</code>")
+
+
+Sentence = tuple["str | Figure | Key", ...]
 """Words and figures in order. Plain words hold no value."""
 
 

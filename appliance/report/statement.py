@@ -1,4 +1,4 @@
-"""`privacy_statement.json`: what is guaranteed, for programs. Each value says in which entry of the ledger it stands."""
+"""`privacy_statement.json`: what is guaranteed, for programs. Each value names the entry in which it stands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BUDGET = {"lifetime_epsilon_before": "epsilon_before", "lifetime_epsilon_after":
 
 def privacy_statement(evidence: Evidence, version: str) -> bytes:
     """The statement as canonical JSON (RFC 8785) with a newline."""
-    document = {
+    document: Any = {
         "schema": SCHEMA,
         "run_id": evidence.run_id,
         "state": evidence.state,

@@ -1,0 +1,184 @@
+"""Charts as self-contained SVG. Text is drawn as paths in the font that matplotlib brings, so bytes never differ.
+
+Every number on a chart is the text of a figure that the table beside it shows, or zero.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import escape
+
+from appliance.report.figures import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, MUTED, GRID = "#1c2733", "#5b6875", "#d5dce3"
+BLUE, TEAL, ORANGE, RED = "#1f5fa8", "#14746f", "#b35900", "#a3262a"
+_ID = re.compile(r'(\bid="|href="#|url\(#)')
+
+
+def number(figure: Figure) -> float:
+    """The position of a figure on an axis."""
+    return float(Decimal(str(figure)))
+
+
+def spending(points: Sequence[tuple[Figure, Figure]], finals: Mapping[str, Figure], reserved: Figure) -> str:
+    """Epsilon against sampled steps by PLD, with the ends by PRV and RDP, and what was reserved."""
+    xs, ys = [number(step) for step, _ in points], [number(epsilon) for _, epsilon in points]
+    end, prv, rdp, most = xs[-1], number(finals["prv"]), number(finals["rdp"]), number(reserved)
+    top = max(ys[-1], prv, rdp, most) * 1.12 or 1.0
+
+    def draw(axes: Axes) -> None:
+        axes.set_xlim(0, end * 1.34)
+        axes.set_ylim(0, top)
+        axes.axhline(most, color=MUTED, linewidth=1, dashes=(4, 3))
+        axes.plot(xs, ys, color=BLUE, linewidth=2.2, marker="o", markersize=4.5)
+        axes.plot([end], [prv], color=TEAL, marker="D", markersize=6, linestyle="none")
+        axes.plot([end], [rdp], color=ORANGE, marker="^", markersize=7, linestyle="none")
+        _label_ends(
+            axes,
+            end * 1.03,
+            top,
+            [
+                (ys[-1], f"PLD {points[-1][1]}", BLUE),
+                (prv, f"PRV {finals['prv']}", TEAL),
+                (rdp, f"RDP {finals['rdp']}", ORANGE),
+                (most, f"reserved {reserved}", MUTED),
+            ],
+        )
+        _text(axes, end * 0.5, top * 0.05, "lower bound from an attack: not performed", MUTED, ha="center")
+        _ticks_x(axes, [points[0][0], points[len(points) // 2][0], points[-1][0]])
+        _zero(axes)
+        _name_axes(axes, "sampled steps", "epsilon")
+
+    description = "A line that rises with the number of sampled steps and stays below the reserved epsilon."
+    return _svg("spending", "Epsilon against sampled steps", description, (7.4, 3.5), draw)
+
+
+def gauge(before: Figure, after: Figure, cap: Figure, charged: Figure | None) -> str:
+    """A bar up to the cap: spent before, and the worst case of this run; below it what the run alone was charged."""
+    full = max(number(cap), number(after), 1e-9)
+
+    def draw(axes: Axes) -> None:
+        axes.set_xlim(0, full * 1.02)
+        axes.set_ylim(-1.15, 1.3)
+        axes.barh(0.45, number(cap), height=0.5, color="#eef2f6", edgecolor=GRID)
+        axes.barh(0.45, number(after), height=0.5, color="#9cbfe6", edgecolor=BLUE, hatch="////", linewidth=0)
+        axes.barh(0.45, number(before), height=0.5, color=BLUE)
+        axes.plot([number(cap)] * 2, [0.05, 0.85], color=RED, linewidth=2.5, solid_capstyle="butt")
+        _text(axes, 0, 0.98, f"lifetime: {before} before this run, {after} with its reservation", INK)
+        _text(axes, number(cap), 0.98, f"cap {cap}", RED, ha="right")
+        if charged is not None:
+            axes.barh(-0.75, number(charged), height=0.3, color=TEAL)
+        said = f"this run alone, charged {charged}" if charged is not None else "this run alone: not settled"
+        _text(axes, 0, -0.42, said, INK)
+        axes.axis("off")
+
+    description = "A bar of what was spent before and is reserved by this run, up to a mark at the cap of the policy."
+    return _svg("gauge", "Lifetime budget of the dataset", description, (7.4, 1.75), draw)
+
+
+def forest(name: str, title: str, rows: Sequence[tuple[str, Figure, Figure, Figure]], axis: str) -> str:
+    """One line for each (letter, estimate, low, high), with a line at zero."""
+    ends = [number(figure) for _, *figures in rows for figure in figures]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    margin = (high - low or 1.0) * 0.12
+
+    def draw(axes: Axes) -> None:
+        axes.set_xlim(low - margin, high + margin)
+        axes.set_ylim(-0.9, len(rows) - 0.2)
+        axes.axvline(0, color=MUTED, linewidth=1, dashes=(4, 3))
+        for place, (letter, middle, least, most) in enumerate(reversed(rows)):
+            color = TEAL if number(least) > 0 else RED if number(most) < 0 else MUTED
+            axes.plot([number(least), number(most)], [place, place], color=color, linewidth=2.4)
+            axes.plot([number(middle)], [place], color=color, marker="s", markersize=7)
+            _text(axes, number(middle), place + 0.2, f"{letter}  {middle}  [{least}, {most}]", INK, ha="center")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        _text(axes, 0, -0.8, "0", MUTED, ha="center")
+        axes.set_xticks([])
+        _name_axes(axes, axis, "")
+
+    description = "A square for each estimate on a line for its confidence interval; the dashed line is no difference."
+    return _svg(name, title, description, (7.4, 1.1 + 0.62 * len(rows)), draw)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+def _font(size: float = 9.5) -> Any:
+    import matplotlib
+    from matplotlib.font_manager import FontProperties
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return FontProperties(fname=str(path), size=size)
+
+
+def _text(axes: Axes, x: float, y: float, words: str, color: str, **options: Any) -> None:
+    axes.text(x, y, words, color=color, fontproperties=_font(), parse_math=False, **options)
+
+
+def _label_ends(axes: Axes, x: float, top: float, labels: list[tuple[float, str, str]]) -> None:
+    """Labels at their heights, pushed apart where they would overlap."""
+    gap, lowest = top * 0.072, 0.0
+    placed = []
+    for height, words, color in sorted(labels):
+        lowest = max(height, lowest + gap)
+        placed.append((lowest, words, color))
+    for height, words, color in placed:
+        _text(axes, x, height, words, color, va="center")
+
+
+def _ticks_x(axes: Axes, figures: Sequence[Figure]) -> None:
+    chosen = {number(figure): str(figure) for figure in figures}
+    axes.set_xticks([0, *chosen], ["0", *chosen.values()], fontproperties=_font(), color=MUTED)
+
+
+def _zero(axes: Axes) -> None:
+    axes.set_yticks([0], ["0"], fontproperties=_font(), color=MUTED)
+
+
+def _name_axes(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontproperties=_font(), color=MUTED)
+    axes.set_ylabel(y, fontproperties=_font(), color=MUTED)
+
+
+def _svg(name: str, title: str, description: str, size: tuple[float, float], draw: Any) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    settings: Any = {"svg.fonttype": "path", "svg.hashsalt": name, "axes.unicode_minus": False, "hatch.linewidth": 0.6}
+    with matplotlib.rc_context(settings):
+        canvas = Canvas(figsize=size, layout="tight")
+        FigureCanvasSVG(canvas)
+        axes = canvas.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GRID)
+        axes.tick_params(color=GRID)
+        draw(axes)
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.savefig(written, format="svg", metadata=nothing, transparent=True)
+    return _inline(written.getvalue(), name, title, description)
+
+
+def _inline(svg: str, name: str, title: str, description: str) -> str:
+    """The `svg` element alone, with a title, and ids that no other chart of the page has."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = _ID.sub(rf"\g<1>{name}-", svg)
+    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)
+    labels = f'role="img" aria-labelledby="{name}-title {name}-desc"'
+    inside = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    opening = re.sub(r"<svg\b", f"<svg {labels}", svg, count=1)
+    return re.sub(r">", lambda _: f">{inside}", opening, count=1)

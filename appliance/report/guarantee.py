@@ -1,0 +1,242 @@
+"""What is guaranteed, in a sentence and as a table in the order of NIST SP 800-226, and what it cost the dataset."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from appliance.records import LoggedEvent
+from appliance.report import charts
+from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
+from appliance.report.evidence import Evidence
+from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
+
+RELATION = {"add-or-remove-one": "adding or removing one unit"}
+WHAT_IT_COSTS = {
+    "run.settled": "run, finished",
+    "run.failed": "run, failed",
+    "run.aborted": "run, aborted",
+    "evaluation.settled": "evaluation, finished",
+    "evaluation.failed": "evaluation, failed",
+}
+
+
+def odds(ending: LoggedEvent) -> Figure | None:
+    """The factor e^epsilon as the ledger states it, if it does."""
+    return fact(ending, "/odds_bound") if states(ending, "/odds_bound") else None
+
+
+def unit_words(evidence: Evidence) -> Sentence:
+    """The unit of privacy in words."""
+    reserved = evidence.reserved
+    if reserved.facts["plan"]["unit"] == "record":
+        return words("one record")
+    return say("all records of one subject (at most ", fact(reserved, "/plan/max_records"), " of them were kept)")
+
+
+def guarantee_sentence(evidence: Evidence) -> Sentence:
+    """Mechanism, unit of privacy, neighbouring relation, epsilon, delta, what is released, against whom."""
+    reserved, ending = evidence.reserved, evidence.settled
+    if ending is None:
+        return _no_guarantee(evidence)
+    return say(
+        "The adapter of this run was made by DP-SGD on LoRA parameters: ",
+        *(fact(ending, "/attempts"), " Poisson-sampled steps with sample rate ", fact(ending, "/sample_rate")),
+        *(", clip norm ", fact(reserved, "/plan/max_grad_norm"), " (", fact(reserved, "/plan/clipping")),
+        *(") and Gaussian noise of multiplier ", fact(ending, "/noise_multiplier"), ". It is (epsilon = "),
+        *(fact(ending, "/epsilon_charged"), ", delta = ", fact(ending, "/delta")),
+        *(")-differentially private: adding or removing ", *unit_words(evidence)),
+        " changes the probability of any outcome by at most a factor of e to the power epsilon, up to delta. "
+        "This holds "
+        "against anyone who is given the adapter and the plan of the run, whatever else they know and however they "
+        "compute, and even if they saw every noised sum of the training.",
+    )
+
+
+def _no_guarantee(evidence: Evidence) -> Sentence:
+    ending = evidence.ending
+    if ending is None:
+        return say(
+            "The run has not been settled, so nothing has been released and there is no guarantee to state. Its whole "
+            "reservation, epsilon ",
+            *(fact(evidence.reserved, "/plan/epsilon"), ", stands charged to the dataset until it is settled."),
+        )
+    return say(
+        "The run released nothing. Its ",
+        *(fact(ending, "/attempts"), " sampled steps were charged all the same: epsilon "),
+        *(fact(ending, "/epsilon_charged"), " at delta ", fact(ending, "/delta"), "."),
+    )
+
+
+def guarantee_section(evidence: Evidence) -> Section:
+    """The guarantee, in words and as a table."""
+    return Section(
+        "guarantee",
+        "The guarantee",
+        (Paragraph(guarantee_sentence(evidence)), *_meaning(evidence), _nist_table(evidence)),
+    )
+
+
+def _meaning(evidence: Evidence) -> list[Block]:
+    ending = evidence.settled
+    bound = odds(ending) if ending else None
+    if bound is None:
+        return []
+    return [
+        Paragraph(
+            say(
+                "In plain words: somebody who wants to know whether one given unit was in the data, and who knows "
+                "everything else, can multiply their odds by at most ",
+                *(
+                    bound,
+                    ", up to delta. A factor near one means that they learn next to nothing; the larger it is, the ",
+                ),
+                "less the bound promises. What real attacks reach is usually far below the bound, but only the bound "
+                "is proven.",
+            )
+        )
+    ]
+
+
+def _nist_table(evidence: Evidence) -> Table:
+    plan, ending = evidence.reserved, evidence.ending
+    spent = ending if ending is not None else None
+    rows: list[tuple[str, Sentence]] = [
+        ("Unit of privacy", unit_words(evidence)),
+        ("Neighbouring relation", say(fact(plan, "/plan/neighbouring"), ": ", _relation(plan))),
+        ("Declared number of units", say(fact(plan, "/plan/declared_units"), ", stated by the data owner")),
+        ("Privacy parameters", _parameters(plan, spent)),
+        ("Mechanism", words("Poisson-subsampled Gaussian mechanism on per-unit clipped gradients (DP-SGD)")),
+        ("Bound on the influence of a unit", say("clip norm ", fact(plan, "/plan/max_grad_norm"), " per step")),
+        ("Noise", say("multiplier ", fact(plan, "/plan/noise_multiplier"), ", discrete, from the operating system")),
+        ("Composition", say("tight numerical accountant, ", fact(plan, "/plan/accountant"), "; PRV and RDP beside it")),
+        ("What is released", words("the adapter; the bound also covers every noised sum it was computed from")),
+        ("Trust model", words("central: the machine that trains sees the data in clear; recipients see the adapter")),
+        ("Post-processing", words("the watermark and every quantisation or merge of the adapter cost nothing more")),
+        ("Part of delta for the noise sampler", say(fact(plan, "/plan/sampler_delta"))),
+        ("Outside the bound", words("timing and memory use seen on the machine, the size of the data, other releases")),
+    ]
+    return pairs("The guarantee in the order of NIST SP 800-226", rows, ("Property", "This run"))
+
+
+def _relation(plan: LoggedEvent) -> str:
+    return RELATION.get(plan.facts["plan"]["neighbouring"], "as named")
+
+
+def _parameters(plan: LoggedEvent, ending: LoggedEvent | None) -> Sentence:
+    if ending is None:
+        return say("reserved: epsilon ", fact(plan, "/plan/epsilon"), ", delta ", fact(plan, "/plan/delta"))
+    charged = ("epsilon ", fact(ending, "/epsilon_charged"), ", delta ", fact(ending, "/delta"))
+    return say(*charged, " (reserved: epsilon ", fact(plan, "/plan/epsilon"), ")")
+
+
+# --- epsilon against steps ------------------------------------------------------------------------------------------
+
+
+def spending_section(evidence: Evidence) -> Section:
+    """Epsilon against sampled steps, by three accountants, and the place of the empirical bound."""
+    ending = evidence.ending
+    if ending is None:
+        blocks: tuple[Block, ...] = (Paragraph(words("The run has not been settled: not performed.")),)
+    else:
+        blocks = (*_curve(evidence, ending), _accountants(evidence, ending))
+    return Section("spending", "Epsilon against steps", blocks)
+
+
+def _curve(evidence: Evidence, ending: LoggedEvent) -> list[Block]:
+    if not states(ending, "/epsilon_curve") or not ending.facts["epsilon_curve"]:
+        return [Paragraph(words("The entry of this run holds no course of epsilon, only its end."))]
+    points = [
+        (fact(ending, f"{figure.pointer}/0"), fact(ending, f"{figure.pointer}/1"))
+        for _, figure in items(ending, "/epsilon_curve")
+    ]
+    finals = {name: fact(ending, f"/epsilon_{name}") for name in ("prv", "rdp")}
+    svg = charts.spending(points, finals, fact(evidence.reserved, "/plan/epsilon"))
+    rows = tuple((say(step), say(epsilon)) for step, epsilon in points)
+    return [
+        Chart("Epsilon by PLD after so many sampled steps, with the ends by PRV and RDP and the reservation", svg),
+        Table("Epsilon by PLD after so many sampled steps", ("Sampled steps", "Epsilon"), rows),
+    ]
+
+
+def _accountants(evidence: Evidence, ending: LoggedEvent) -> Table:
+    return pairs(
+        "Epsilon at the end, by accountant",
+        [
+            ("PLD (reserves, and draws the curve)", say(fact(ending, "/epsilon_pld"))),
+            ("PRV (an independent second accountant)", say(fact(ending, "/epsilon_prv"))),
+            ("RDP (older and looser, for comparison)", say(fact(ending, "/epsilon_rdp"))),
+            ("Charged: the larger of PLD and PRV, rounded up", say(fact(ending, "/epsilon_charged"))),
+            ("Reserved before the run", say(fact(evidence.reserved, "/plan/epsilon"))),
+            ("Lower bound from an attack on the adapter", words("not performed")),
+        ],
+        ("Accountant", "Epsilon"),
+    )
+
+
+# --- the lifetime budget --------------------------------------------------------------------------------------------
+
+
+def budget_section(evidence: Evidence) -> Section:
+    """What the dataset has spent of its lifetime budget, and on what."""
+    reserved = evidence.reserved
+    before, after, cap = (fact(reserved, f"/{name}") for name in ("epsilon_before", "epsilon_after", "cap"))
+    ending = evidence.ending
+    charged = fact(ending, "/epsilon_charged") if ending else None
+    rows: list[tuple[str, Sentence]] = [
+        ("Before this run, settled and reserved", say(before)),
+        ("After its reservation (the worst case)", say(after)),
+        ("Cap of the policy", say(cap)),
+        ("Charged to this run alone", say(charged) if charged else words("not settled")),
+    ]
+    evaluation = evidence.last("evaluation.reserved")
+    if evaluation is not None:
+        rows.append(("After the reservation of its evaluation", say(fact(evaluation, "/epsilon_after"))))
+    return Section(
+        "budget",
+        "Lifetime budget of the dataset",
+        (
+            Paragraph(say("Dataset ", fact(reserved, "/dataset_id"), ". ", *_budget_words(reserved))),
+            Chart(
+                "Lifetime epsilon of the dataset against the cap of its policy",
+                charts.gauge(before, after, cap, charged),
+            ),
+            pairs("Lifetime epsilon at the delta of the policy", rows, ("When", "Epsilon")),
+            _others(evidence),
+        ),
+    )
+
+
+def _budget_words(reserved: LoggedEvent) -> Sentence:
+    within = Decimal(reserved.facts["epsilon_after"]) <= Decimal(reserved.facts["cap"])
+    if within:
+        return words(
+            "The lifetime budget composes every run and evaluation on the dataset, and on datasets that share units "
+            "with it; composition is tighter than a sum, so the rows do not add up. The reservation kept within "
+            "the cap."
+        )
+    return words("The reservation of this run went beyond the cap of the policy.")
+
+
+def _others(evidence: Evidence) -> Block:
+    if not evidence.others:
+        return Paragraph(
+            words(
+                "These documents cite no other work on this dataset; what there was before is in the first row of the "
+                "table. Failed and tuning runs are charged like any other."
+            )
+        )
+    rows = tuple(
+        (
+            say(fact(event, "/evaluation_id" if "evaluation_id" in event.facts else "/run_id")),
+            words(WHAT_IT_COSTS[event.type]),
+            say(fact(event, "/epsilon_charged")),
+            say(fact(event, "/delta")),
+            say(leaf_field(event, "/index")),
+        )
+        for event in evidence.others
+    )
+    return Table(
+        "Other work charged to the same dataset, failed and tuning runs included",
+        ("Id", "State", "Epsilon charged", "Delta", "Entry"),
+        rows,
+    )

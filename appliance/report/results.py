@@ -1,0 +1,265 @@
+"""What was measured: the engine's self-test, the watermark, the utility; and where it ran."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from appliance.records import LoggedEvent
+from appliance.report import charts
+from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
+from appliance.report.evidence import Evidence
+from appliance.report.figures import Figure, Key, Sentence, fact, items, leaf_field, resolve, states
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NOT_PERFORMED = words("not performed")
+
+
+def selftest_section(evidence: Evidence) -> Section:
+    """The checks of the engine before the run."""
+    event = evidence.last("audit.selftest")
+    if event is None:
+        return Section("selftest", "Self-test of the training engine", (Paragraph(NOT_PERFORMED),))
+    rows = tuple(
+        (
+            say(fact(event, f"{check.pointer}/name")),
+            words("passed" if check.value["passed"] is True else "FAILED"),
+            say(fact(event, f"{check.pointer}/value")),
+            say(fact(event, f"{check.pointer}/bound")),
+            say(fact(event, f"{check.pointer}/count")),
+        )
+        for _, check in items(event, "/checks")
+    )
+    intro = (
+        "Before the run the production code, with the configuration of the run, trained a scratch adapter on synthetic "
+        "data and was watched where it releases. These checks test the mechanism; they are no attack on the adapter. "
+        "Entry "
+    )
+    table = Table("Checks of the self-test", ("Check", "Result", "Seen", "Bound", "Trials"), rows)
+    digest = pairs("The self-test as it is recorded", [("SHA-256 of its result", say(fact(event, "/result_sha256")))])
+    return Section(
+        "selftest",
+        "Self-test of the training engine",
+        (Paragraph(say(intro, leaf_field(event, "/index"), ".")), table, digest),
+    )
+
+
+# --- watermark ------------------------------------------------------------------------------------------------------
+
+
+def watermark_section(evidence: Evidence) -> Section:
+    """The mark: what was committed before training, what was embedded, what it should survive."""
+    event = evidence.last("watermark.embedded")
+    if event is None:
+        return Section("watermark", "Watermark", (Paragraph(NOT_PERFORMED), *_order(evidence)))
+    rows: list[tuple[str, Sentence]] = [
+        ("Score of the released adapter", say(fact(event, "/score"))),
+        ("Bound on the chance of such a score without the key", say("at most ", fact(event, "/p_bound"))),
+        ("Strength", say(fact(event, "/strength"))),
+        ("Modules marked", say(fact(event, "/modules"))),
+        ("Key", say(fact(event, "/key_id"))),
+        ("Commitment to the key", say(fact(event, "/commitment"))),
+        ("SHA-256 of the released adapter", say(fact(event, "/released_sha256"))),
+        ("SHA-256 of the escrow", say(fact(event, "/escrow_sha256"))),
+        ("SHA-256 of the algorithm", say(fact(event, "/algorithm_sha256"))),
+        ("SHA-256 of the certificate", say(fact(event, "/certificate_sha256"))),
+    ]
+    meaning = Paragraph(
+        words(
+            "The mark was put in after training, with a key that is independent of the data and of the noise. It is "
+            "post-processing, so epsilon and delta stay what they are. The bound on chance needs no assumption about "
+            "the weights. It holds for whoever does not have the key."
+        )
+    )
+    tests = [_detected(event) for event in evidence.events if event.type == "watermark.detected"]
+    return Section(
+        "watermark",
+        "Watermark",
+        (meaning, pairs("The watermark of the released adapter", rows), *_envelope(event), *_order(evidence), *tests),
+    )
+
+
+def _detected(event: LoggedEvent) -> Table:
+    rows: list[tuple[str, Sentence]] = [
+        ("Mark found", say(fact(event, "/detected"))),
+        ("Score", say(fact(event, "/score"))),
+        ("Bound on chance", say("at most ", fact(event, "/p_bound"))),
+        ("Keys tested", say(fact(event, "/keys_tested"))),
+        ("Entry", say(leaf_field(event, "/index"))),
+    ]
+    return pairs("A later detection on the released adapter", rows)
+
+
+def _envelope(event: LoggedEvent) -> list[Table]:
+    predicted = event.facts["score_predicted"]
+    if not isinstance(predicted, dict):
+        row = (words("unchanged"), say(fact(event, "/score_predicted")))
+        return [Table("Score that the closed form predicts", ("After", "Predicted score"), (row,))]
+    rows = tuple((say(Key(event.index, figure.pointer)), say(figure)) for _, figure in items(event, "/score_predicted"))
+    caption = "Score that the closed form predicts after a change of the released weights; no attack was run here"
+    return [Table(caption, ("After", "Predicted score"), rows)]
+
+
+def _order(evidence: Evidence) -> list[Table]:
+    """Commitment, start of training and embedding with their places in the log."""
+    steps = [
+        ("The key was committed to", evidence.first("watermark.committed")),
+        ("Training started", evidence.first("run.started")),
+        ("Training was settled", evidence.settled),
+        ("The mark was embedded", evidence.last("watermark.embedded")),
+    ]
+    if steps[0][1] is None and steps[3][1] is None:
+        return []
+    rows = tuple(
+        (words(what), say(leaf_field(event, "/index")), say(leaf_field(event, "/time")))
+        if event
+        else (words(what), NOT_PERFORMED, NOT_PERFORMED)
+        for what, event in steps
+    )
+    return [Table("Order in the ledger: the commitment has to come before training", ("Step", "Entry", "Time"), rows)]
+
+
+# --- utility --------------------------------------------------------------------------------------------------------
+
+
+def utility_section(evidence: Evidence) -> Section:
+    """What the adapter is good for, measured under differential privacy, and what it did to public text."""
+    event = evidence.last("evaluation.settled")
+    if event is None:
+        failed = evidence.last("evaluation.failed")
+        return Section("utility", "Utility", (Paragraph(_unevaluated(failed)),))
+    rows = _comparisons(event)
+    blocks: list[Block] = [
+        Paragraph(
+            say(
+                "Gain of the adapter over the base model on held-out private data: by how much the loss falls, in nat "
+                "per token. The figures are noised; they cost epsilon ",
+                *(fact(event, "/epsilon_charged"), " at delta ", fact(event, "/delta"), ", charged to dataset "),
+                *(fact(event, "/dataset_id"), ". Each interval covers the true value with 95 % confidence."),
+            )
+        )
+    ]
+    if rows:
+        title = "Gain over the base model on private data, with confidence intervals"
+        blocks += [Chart(title, charts.forest("utility", title, rows, "nat per token; right is better"))]
+        blocks += [_comparison_table(event)]
+    return Section("utility", "Utility", (*blocks, *_public(event)))
+
+
+def _unevaluated(failed: LoggedEvent | None) -> Sentence:
+    if failed is None:
+        return say(*NOT_PERFORMED, ". Nothing is known about whether the adapter is of use.")
+    return say(
+        "An evaluation failed and released nothing. It was charged epsilon ",
+        *(fact(failed, "/epsilon_charged"), " all the same (", fact(failed, "/reason"), ")."),
+    )
+
+
+def _comparisons(event: LoggedEvent) -> list[tuple[str, Figure, Figure, Figure]]:
+    return [
+        (
+            letter,
+            fact(event, f"{row.pointer}/gain_nat"),
+            fact(event, f"{row.pointer}/low"),
+            fact(event, f"{row.pointer}/high"),
+        )
+        for letter, (_, row) in zip(LETTERS, items(event, "/comparisons"), strict=False)
+    ]
+
+
+def _comparison_table(event: LoggedEvent) -> Table:
+    rows = tuple(
+        (words(letter), *(say(fact(event, f"{row.pointer}/{key}")) for key in ("name", "gain_nat", "low", "high")))
+        for letter, (_, row) in zip(LETTERS, items(event, "/comparisons"), strict=False)
+    )
+    head = ("In the chart", "Comparison", "Gain, nat per token", "Interval from", "to")
+    return Table("Gain over the base model on private data (95 % confidence intervals)", head, rows)
+
+
+def _public(event: LoggedEvent) -> list[Block]:
+    if not states(event, "/public/loss_base"):
+        return [Paragraph(words("Loss on public text: not performed."))]
+    names = {
+        "loss_base": "Loss of the base model, nat per token",
+        "loss_adapter": "Loss with the adapter before it was marked",
+        "loss_marked": "Loss with the released adapter",
+        "change_percent": "Change by the watermark, per cent of the loss",
+        "low": "95 % confidence interval from",
+        "high": "to",
+        "tokens": "Predicted tokens",
+        "text_sha256": "SHA-256 of the public text",
+    }
+    rows = [
+        (label, say(fact(event, f"/public/{key}"))) for key, label in names.items() if states(event, f"/public/{key}")
+    ]
+    caption = "Loss on a public English text that comes with the software; it costs no privacy"
+    return [pairs(caption, rows)]
+
+
+# --- where it ran ---------------------------------------------------------------------------------------------------
+
+
+def isolation_section(evidence: Evidence) -> Section:
+    """What the sandbox of each worker reached, and the software that ran."""
+    ran = [event for event in evidence.events if states(event, "/isolation")]
+    seen: dict[str, LoggedEvent] = {event.type: event for event in ran}
+    rows = tuple(
+        (
+            say(leaf_field(event, "/type")),
+            *(
+                say(fact(event, f"/isolation/{key}")) if states(event, f"/isolation/{key}") else NOT_PERFORMED
+                for key in KINDS
+            ),
+            say(leaf_field(event, "/index")),
+        )
+        for event in seen.values()
+    )
+    head = ("Job", "Network", "Files", "Core dumps", "Entry")
+    blocks: list[Block] = [
+        Paragraph(
+            words(
+                "Each job that saw private data or foreign files ran in a process of its own. This is what its sandbox "
+                "reached, in the words of the entry."
+            )
+        )
+    ]
+    blocks += [Table("Isolation reached", head, rows)] if rows else [Paragraph(NOT_PERFORMED)]
+    return Section("isolation", "Isolation and software", (*blocks, *_software(evidence)))
+
+
+KINDS = ("network", "files", "core_dumps")
+
+
+def _software(evidence: Evidence) -> list[Block]:
+    event = evidence.settled or evidence.reserved
+    rows: list[tuple[str, Sentence]] = [
+        ("Version of the appliance", say(leaf_field(event, "/software/version"))),
+        ("SHA-256 of its sources", say(leaf_field(event, "/software/sha256"))),
+        ("SHA-256 of the job of the run", say(fact(evidence.reserved, "/spec_sha256"))),
+        ("Base model", say(fact(evidence.reserved, "/model_id"))),
+    ]
+    model = evidence.last("model.imported")
+    if model is not None:
+        rows.append(("SHA-256 of the base model", say(fact(model, "/sha256"))))
+        rows.append(("Architecture of the base model", say(fact(model, "/architecture"))))
+        rows.append(("Parameters of the base model", say(fact(model, "/parameters"))))
+        rows.append(("Licence of the base model", say(fact(model, "/licence"))))
+    if evidence.settled is not None:
+        rows.append(("SHA-256 of the adapter before it was marked", say(fact(evidence.settled, "/adapter_sha256"))))
+    policy = evidence.last("policy.activated")
+    if policy is not None:
+        rows.append(("Policy", say(fact(policy, "/name"))))
+        rows.append(("SHA-256 of the policy", say(fact(policy, "/sha256"))))
+    return [pairs("Software, base model and policy", rows), *_libraries(event)]
+
+
+def _libraries(event: LoggedEvent) -> list[Table]:
+    if not states(event, "/libraries"):
+        return []
+    rows = tuple((say(Key(event.index, figure.pointer)), say(figure)) for _, figure in items(event, "/libraries"))
+    return [Table("Libraries that trained", ("Library", "Version"), rows)]
+
+
+def above_zero(event: LoggedEvent, row: Figure) -> bool | None:
+    """Whether an interval lies above zero (true), below it (false), or contains it (None)."""
+    low, high = (Decimal(resolve(event.facts, f"{row.pointer}/{key}")) for key in ("low", "high"))
+    return True if low > 0 else False if high < 0 else None
