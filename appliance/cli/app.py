@@ -11,7 +11,21 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer 0.29 carries its own click
 
 from appliance import __version__
-from appliance.cli import budget, data, evaluate, export, home, key, ledger, model, policy, render, train, watermark
+from appliance.cli import (
+    audit,
+    budget,
+    data,
+    evaluate,
+    export,
+    home,
+    key,
+    ledger,
+    model,
+    policy,
+    render,
+    train,
+    watermark,
+)
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError, Interrupted, UsageError
 
@@ -23,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 home.register(app)
-for noun in (policy, key, data, model, train, watermark, evaluate, export, budget, ledger):
+for noun in (policy, key, data, model, train, watermark, evaluate, export, audit, budget, ledger):
     app.add_typer(noun.app)
 
 

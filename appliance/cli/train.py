@@ -13,6 +13,7 @@ from appliance.cli import render, settings
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
+    from appliance.flows.home import Home
     from appliance.flows.plan import Resolved
     from appliance.flows.train import Step
     from appliance.ledger.rows import RunRow
@@ -93,7 +94,8 @@ def start(
         return
     with render.progress(chosen, row.id) as bar:
         row = flow.resume(home, row.id, chosen.operator(), _watch(bar))
-    render.result(chosen, "train.start", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
+    lines = [*_tested_lines(home, row), *_settled_lines(row, str(home.runs / row.id))]
+    render.result(chosen, "train.start", _run_document(row), lines)
 
 
 @app.command()
@@ -212,6 +214,13 @@ def _run_document(row: RunRow) -> dict[str, Any]:
         "delta": row.delta,
         "adapter_sha256": row.adapter_sha256,
     }
+
+
+def _tested_lines(home: Home, row: RunRow) -> list[str]:
+    from appliance.flows import selftest
+
+    tested = selftest.latest(home, row.id)
+    return [selftest.summary(tested)] if tested else []
 
 
 def _settled_lines(row: RunRow, directory: str) -> list[str]:

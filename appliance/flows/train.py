@@ -1,6 +1,7 @@
 """`train`: start (once reserved), resume, abort. Launch, follow, settle.
 
-    reserve.py: refuse or reserve the worst case -> here: started leaf, signed -> worker -> settle.py: by attempts
+    reserve.py: refuse or reserve the worst case -> selftest.py: the engine, without data or key
+    -> here: started leaf, signed -> worker -> settle.py: by attempts
 
 The reservation is signed and anchored before the worker exists, and the key agent releases the dataset's key only
 against the signed `run.started` leaf. Whatever is killed, the reservation stands until `settle` charges the attempts.
@@ -27,7 +28,7 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.flows import jobs
+from appliance.flows import jobs, selftest
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator
 from appliance.flows.keys import require_unsealed
@@ -74,6 +75,7 @@ def resume(home: Home, run_id: str, operator: Operator, watch: Watch) -> RunRow:
         row = _open_run(ledger, run_id)
         require_unsealed(home)
         with jobs.supervising(run_dir):
+            _self_test(home, ledger, actor, row)
             row = _mark_started(home, ledger, actor, row)
             follower = _Follower(ledger, actor, row, run_dir / "journal.jsonl", watch)
             try:
@@ -86,6 +88,17 @@ def resume(home: Home, run_id: str, operator: Operator, watch: Watch) -> RunRow:
                 settle(home, ledger, actor, follower.row, failure)
                 raise
             return settle(home, ledger, actor, follower.row, result)
+
+
+def _self_test(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> None:
+    """See the engine pass its self-test before anything could release a key; a run whose engine fails ends here."""
+    try:
+        selftest.ensure(home, ledger, actor, row)
+    except (KeyboardInterrupt, Interrupted, WillNotFit, Busy) as obstacle:
+        raise _resumable(row, obstacle) from None
+    except ApplianceError as failure:
+        settle(home, ledger, actor, row, failure)
+        raise
 
 
 def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
