@@ -19,6 +19,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
 from appliance.privacy.accounting import Mechanism, charged_epsilon, epsilon_pld
+from appliance.privacy.course import epsilon_curve, odds_bound
 from appliance.records import AccountJob, PrivacyPlan, PrivacySpent, TrainResult, decimal, rounded_up, to_json
 from appliance.store.files import fsync_tree, tree_digest, write_atomic
 
@@ -50,6 +51,9 @@ def settle(
     _confirm(plan, spent)
     epsilon = charged_epsilon(spent.epsilon_pld, spent.epsilon_prv)
     adapter = _adapter_digest(run_dir, result)
+    facts = _spent_facts(run, plan, spent, epsilon) | _outcome_facts(outcome, adapter)
+    if result is not None:
+        facts |= _course_facts(plan, attempts, epsilon)
     with ledger.transaction(actor, policy_sha256=run.policy_sha256) as tx:
         tx.runs.update(
             run.id,
@@ -60,7 +64,6 @@ def settle(
             adapter_sha256=adapter,
         )
         kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
-        facts = _spent_facts(run, plan, spent, epsilon) | _outcome_facts(outcome, adapter)
         tx.append(kind, facts, subject=run.id)
     ledger.sign()
     shutil.rmtree(run_dir / "tmp", ignore_errors=True)
@@ -137,6 +140,16 @@ def _spent_facts(run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: f
         "sampler_delta": decimal(plan.sampler_delta),
         "noise_multiplier": decimal(plan.noise_multiplier),
         "sample_rate": sample_rate_text(plan.sample_rate),
+    }
+
+
+def _course_facts(plan: PrivacyPlan, attempts: int, epsilon: float) -> dict[str, Any]:
+    """For reports: how epsilon grew, and by what factor its end lets odds rise."""
+    mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, attempts)
+    course = epsilon_curve(mechanism, plan.delta - plan.sampler_delta)
+    return {
+        "epsilon_curve": [[place, decimal(value)] for place, value in course],
+        "odds_bound": odds_bound(rounded_up(epsilon)),
     }
 
 

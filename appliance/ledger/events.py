@@ -54,7 +54,7 @@ EVENTS: dict[str, EventType] = {
     "run.started": _event("run_id dataset_id attempts_left nonce"),
     "run.resumed": _event("run_id dataset_id attempts_left nonce"),
     "run.checkpointed": _event("run_id attempts journal_sha256"),
-    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve"),
+    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve odds_bound"),
     "run.failed": _event(f"{_SPENT} code reason"),
     "run.aborted": _event(_SPENT),
     "run.refused": _event("code reason"),

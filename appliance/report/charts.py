@@ -36,15 +36,15 @@ def spending(points: Sequence[tuple[Figure, Figure]], finals: Mapping[str, Figur
     top = max(ys[-1], prv, rdp, most) * 1.12 or 1.0
 
     def draw(axes: Axes) -> None:
-        axes.set_xlim(0, end * 1.34)
+        axes.set_xlim(0, end * 1.38)
         axes.set_ylim(0, top)
-        axes.axhline(most, color=MUTED, linewidth=1, dashes=(4, 3))
+        axes.plot([0, end], [most, most], color=MUTED, linewidth=1, dashes=(4, 3))
         axes.plot(xs, ys, color=BLUE, linewidth=2.2, marker="o", markersize=4.5)
         axes.plot([end], [prv], color=TEAL, marker="D", markersize=6, linestyle="none")
         axes.plot([end], [rdp], color=ORANGE, marker="^", markersize=7, linestyle="none")
         _label_ends(
             axes,
-            end * 1.03,
+            end * 1.02,
             top,
             [
                 (ys[-1], f"PLD {points[-1][1]}", BLUE),
@@ -126,14 +126,22 @@ def _text(axes: Axes, x: float, y: float, words: str, color: str, **options: Any
 
 
 def _label_ends(axes: Axes, x: float, top: float, labels: list[tuple[float, str, str]]) -> None:
-    """Labels at their heights, pushed apart where they would overlap."""
-    gap, lowest = top * 0.072, 0.0
-    placed = []
-    for height, words, color in sorted(labels):
-        lowest = max(height, lowest + gap)
-        placed.append((lowest, words, color))
-    for height, words, color in placed:
-        _text(axes, x, height, words, color, va="center")
+    """Labels near their heights, pushed apart where they would overlap, with a line from height to label."""
+    gap = top * 0.075
+    for (height, words, color), place in zip(sorted(labels), _apart(sorted(labels), gap), strict=True):
+        axes.plot([x, x * 1.035], [height, place], color=color, linewidth=0.8)
+        _text(axes, x * 1.045, place, words, color, va="center")
+
+
+def _apart(labels: list[tuple[float, str, str]], gap: float) -> list[float]:
+    """Heights at least `gap` apart: the mean of pushing up from below and of pushing down from above."""
+    up = [labels[0][0]]
+    for height, *_ in labels[1:]:
+        up.append(max(height, up[-1] + gap))
+    down = [labels[-1][0]]
+    for height, *_ in labels[-2::-1]:
+        down.append(min(height, down[-1] - gap))
+    return [(high + low) / 2 for high, low in zip(up, reversed(down), strict=True)]
 
 
 def _ticks_x(axes: Axes, figures: Sequence[Figure]) -> None:

@@ -224,8 +224,7 @@ class Story:
 def build(entries: Sequence[tuple[str, str | None, dict[str, Any]]]) -> Story:
     events = []
     for place, (type_, subject, facts) in enumerate(entries):
-        known = {key: value for key, value in facts.items() if key != "odds_bound"}
-        check_facts(type_, known)
+        check_facts(type_, facts)
         events.append(
             LoggedEvent(
                 index=11 + 3 * place,
