@@ -65,8 +65,9 @@ class Server:
         deadline = time.monotonic() + 10
         while any(_alive(process) for process in tree) and time.monotonic() < deadline:
             time.sleep(0.01)
-        # Where nobody collects the dead, the number in this file still counts as a process.
-        (self.directory / "data" / "postmaster.pid").unlink()
+        # Where nobody collects the dead, the number in these files still counts as a process.
+        for lock in (self.directory / "data" / "postmaster.pid", self.directory / ".s.PGSQL.5432.lock"):
+            lock.unlink()
 
     def stop(self, mode: str = "immediate") -> None:
         _run(self.directory, "pg_ctl", "stop", "-m", mode, "-D", str(self.directory / "data"))
