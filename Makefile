@@ -62,4 +62,4 @@ $(MEDIA)/.complete:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(MEDIA) $(HOME_DIR) build dist
+	rm -rf $(VENV) $(MEDIA) $(HOME_DIR) $(HOME_DIR).out build dist

@@ -5,17 +5,48 @@ from __future__ import annotations
 import secrets
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from appliance.cli import render
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError
 
+if TYPE_CHECKING:
+    from appliance.flows.demo import Media
+
 MODEL = "smollm2-135m"
 PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
-FULL = {"records": 600, "name": "reviews", "class": "default", "plan": []}
-QUICK = {"records": 150, "name": "reviews-quick", "class": "quick", "plan": ["--steps", "3", "--max-tokens", "96"]}
+COLUMNS = ("--prompt", PROMPT, "--completion", "{review}", "--unescape-html")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much of the reviews the demo takes, and under which names and class of data they are sealed."""
+
+    training: int
+    held_out: int
+    name: str
+    class_name: str
+    plan: tuple[str, ...] = ()
+    evaluation: tuple[str, ...] = ()
+
+    @property
+    def held_out_name(self) -> str:
+        """Name of the dataset that is kept for evaluation."""
+        return f"{self.name}-held-out"
+
+
+FULL = Size(training=600, held_out=379, name="reviews", class_name="default")
+QUICK = Size(
+    training=150,
+    held_out=100,
+    name="reviews-quick",
+    class_name="quick",
+    plan=("--steps", "3", "--max-tokens", "64"),
+    evaluation=("--public-tokens", "1000"),
+)
 
 
 class Failed(ApplianceError):
@@ -31,36 +62,72 @@ def run(settings: Settings, media: Path, *, quick: bool) -> None:
     from appliance.flows import demo
 
     began = time.monotonic()
-    size: dict[str, Any] = QUICK if quick else FULL
-    gguf, reviews = demo.unpack(media, size["records"])
-    secret = settings.root.absolute().with_name(settings.root.name + ".passphrase")
+    size = QUICK if quick else FULL
+    unpacked = demo.unpack(media, size.training, size.held_out)
     step = _Steps(settings)
-    if not (settings.root / "home.json").exists():
-        _write_secret(secret)
-        step("init", "--policy", "demo", "--passphrase-file", str(secret))
-    home = settings.home()
-    if home.agent().status().state != "unsealed":
-        step("key", "unlock", "--passphrase-file", str(secret))
-    known = demo.known(home)
-    if MODEL not in known:
-        step("model", "import", str(gguf), "--name", MODEL)
-    if size["name"] not in known:
-        columns = ("--prompt", PROMPT, "--completion", "{review}", "--unescape-html")
-        named = ("--name", size["name"], "--class", size["class"], "--units", str(size["records"]))
-        step("data", "ingest", str(reviews), *named, *columns)
-    run_file = settings.root.absolute() / f"{size['name']}.yaml"
-    plan = ("train", "plan", size["name"], MODEL, "--epsilon", "8", "--out", str(run_file), *size["plan"])
-    step(*plan, globally=("--yes",))
+    _open_home(settings, step)
+    _bring_in(settings, step, unpacked, size)
+    run_file = settings.root.absolute() / f"{size.name}.yaml"
+    step("train", "plan", size.name, MODEL, "--epsilon", "8", "--out", str(run_file), *size.plan, globally=("--yes",))
     step("train", "start", str(run_file))
+    row = demo.last_run(settings.home())
+    step("watermark", "embed", row.id)
+    step("evaluate", "run", row.id, "--dataset", size.held_out_name, *size.evaluation)
+    handed = settings.root.absolute().with_name(settings.root.name + ".out") / row.id
+    handed.mkdir(parents=True, mode=0o755)
+    step("report", "build", row.id, "--out", str(handed / "report"))
+    step("export", "bundle", row.id, "--out", str(handed / "bundle"), "--recipient", "demo-auditor")
+    _audit(settings, handed)
     step("ledger", "verify")
-    row = demo.last_run(home)
     document = {
         "home": str(settings.root),
         "run": row.id,
         "epsilon": row.epsilon_charged,
         "adapter": row.adapter_sha256,
+        "report": str(handed / "report"),
+        "bundle": str(handed / "bundle"),
     }
-    render.result(settings, "demo", document, _closing(settings, demo.closing(home, row), time.monotonic() - began))
+    lines = _closing(settings, demo.closing(settings.home(), row), handed, time.monotonic() - began)
+    render.result(settings, "demo", document, lines)
+
+
+def _open_home(settings: Settings, step: _Steps) -> None:
+    """Make the home where there is none, and unseal it."""
+    secret = settings.root.absolute().with_name(settings.root.name + ".passphrase")
+    if not (settings.root / "home.json").exists():
+        _write_secret(secret)
+        step("init", "--policy", "demo", "--passphrase-file", str(secret))
+    if settings.home().agent().status().state != "unsealed":
+        step("key", "unlock", "--passphrase-file", str(secret))
+
+
+def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> None:
+    """Whatever an earlier demo in the same home has not brought in: watermark key, model, two datasets."""
+    from appliance.flows import demo
+
+    known = demo.known(settings.home())
+    if demo.WATERMARK_KEY not in known:
+        step("watermark", "keygen")
+    if MODEL not in known:
+        step("model", "import", str(unpacked.model), "--name", MODEL)
+    common = ("--class", size.class_name, *COLUMNS)
+    if size.name not in known:
+        named = ("--name", size.name, "--units", str(size.training))
+        step("data", "ingest", str(unpacked.training), *named, *common)
+    if size.held_out_name not in known:
+        held = ("--name", size.held_out_name, "--units", str(size.held_out), "--purpose", "evaluation")
+        step("data", "ingest", str(unpacked.held_out), *named, *common)
+
+
+def _audit(settings: Settings, handed: Path) -> None:
+    """What an auditor does: a copy of the bundle in another directory, its verifier alone, the printed fingerprint."""
+    from appliance.flows import demo
+
+    command, status, said = demo.audit(settings.home(), handed / "bundle", handed / "auditor")
+    render.note(settings, f"\n$ {shlex.join(command)}")
+    render.note(settings, said)
+    if status:
+        raise Failed(status)
 
 
 class _Steps:
@@ -86,11 +153,13 @@ def _write_secret(path: Path) -> None:
     path.write_text(secrets.token_urlsafe(24) + "\n")
 
 
-def _closing(settings: Settings, guarantee: list[str], seconds: float) -> list[str]:
+def _closing(settings: Settings, guarantee: list[str], handed: Path, seconds: float) -> list[str]:
     home = settings.root
     return [
         "",
         f"the demo took {seconds:.0f} s; its home is {home}, its passphrase in {home}.passphrase",
+        f"report to read: {handed / 'report' / 'report.html'}",
+        f"bundle to hand over: {handed / 'bundle'}",
         *guarantee,
         "",
         "try next:",

