@@ -23,6 +23,7 @@ from appliance.cli import (
     model,
     policy,
     render,
+    report,
     train,
     watermark,
 )
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 home.register(app)
-for noun in (policy, key, data, model, train, watermark, evaluate, export, audit, budget, ledger):
+for noun in (policy, key, data, model, train, watermark, evaluate, export, audit, budget, report, ledger):
     app.add_typer(noun.app)
 
 

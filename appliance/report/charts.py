@@ -62,8 +62,8 @@ def spending(points: Sequence[tuple[Figure, Figure]], finals: Mapping[str, Figur
     return _svg("spending", "Epsilon against sampled steps", description, (7.4, 3.5), draw)
 
 
-def gauge(before: Figure, after: Figure, cap: Figure, charged: Figure | None) -> str:
-    """A bar up to the cap: spent before, and the worst case of this run; below it what the run alone was charged."""
+def gauge(name: str, before: Figure, after: Figure, cap: Figure, charged: Figure | None, what: str) -> str:
+    """A bar up to the cap: spent before, and the worst case of `what`; below it what `what` alone was charged."""
     full = max(number(cap), number(after), 1e-9)
 
     def draw(axes: Axes) -> None:
@@ -73,16 +73,16 @@ def gauge(before: Figure, after: Figure, cap: Figure, charged: Figure | None) ->
         axes.barh(0.45, number(after), height=0.5, color="#9cbfe6", edgecolor=BLUE, hatch="////", linewidth=0)
         axes.barh(0.45, number(before), height=0.5, color=BLUE)
         axes.plot([number(cap)] * 2, [0.05, 0.85], color=RED, linewidth=2.5, solid_capstyle="butt")
-        _text(axes, 0, 0.98, f"lifetime: {before} before this run, {after} with its reservation", INK)
+        _text(axes, 0, 0.98, f"lifetime: {before} before this {what}, {after} with its reservation", INK)
         _text(axes, number(cap), 0.98, f"cap {cap}", RED, ha="right")
         if charged is not None:
             axes.barh(-0.75, number(charged), height=0.3, color=TEAL)
-        said = f"this run alone, charged {charged}" if charged is not None else "this run alone: not settled"
+        said = f"this {what} alone: {charged}" if charged is not None else f"this {what} alone: not settled"
         _text(axes, 0, -0.42, said, INK)
         axes.axis("off")
 
-    description = "A bar of what was spent before and is reserved by this run, up to a mark at the cap of the policy."
-    return _svg("gauge", "Lifetime budget of the dataset", description, (7.4, 1.75), draw)
+    description = "A bar of what was spent before and was then reserved, up to a mark at the cap of the policy."
+    return _svg(name, "Lifetime budget of the dataset", description, (7.4, 1.75), draw)
 
 
 def forest(name: str, title: str, rows: Sequence[tuple[str, Figure, Figure, Figure]], axis: str) -> str:

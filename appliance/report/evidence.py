@@ -45,7 +45,7 @@ class SignedHead:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The entries about one run, in order, and those that say what other work cost the same dataset."""
+    """The entries about one run, in order, and those that say what other work cost the same datasets."""
 
     run_id: str
     head: SignedHead
@@ -106,8 +106,8 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
     chosen += _newest(known, reserved, "model.imported", "model_id", reserved.facts["model_id"])
     chosen += _newest(known, reserved, "policy.activated", "sha256", reserved.policy_sha256)
     spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
-    dataset = reserved.facts["dataset_id"]
-    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] == dataset]
+    datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
+    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
     return Evidence(run_id, head, tuple(sorted(chosen, key=_index)), tuple(others))
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from appliance.records import LoggedEvent
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
-from appliance.report.evidence import Evidence
+from appliance.report.evidence import EVALUATION_ENDINGS, Evidence
 from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
@@ -177,54 +177,44 @@ def _accountants(evidence: Evidence, ending: LoggedEvent) -> Table:
 
 
 def budget_section(evidence: Evidence) -> Section:
-    """What the dataset has spent of its lifetime budget, and on what."""
-    reserved = evidence.reserved
-    before, after, cap = (fact(reserved, f"/{name}") for name in ("epsilon_before", "epsilon_after", "cap"))
-    ending = evidence.ending
-    charged = fact(ending, "/epsilon_charged") if ending else None
-    rows: list[tuple[str, Sentence]] = [
-        ("Before this run, settled and reserved", say(before)),
-        ("After its reservation (the worst case)", say(after)),
-        ("Cap of the policy", say(cap)),
-        ("Charged to this run alone", say(charged) if charged else words("not settled")),
-    ]
+    """What the datasets have spent of their lifetime budgets, and on what: that of training, that of the evaluation."""
+    blocks = _budget(evidence, evidence.reserved, evidence.ending, "run")
     evaluation = evidence.last("evaluation.reserved")
     if evaluation is not None:
-        rows.append(("After the reservation of its evaluation", say(fact(evaluation, "/epsilon_after"))))
-    return Section(
-        "budget",
-        "Lifetime budget of the dataset",
-        (
-            Paragraph(say("Dataset ", fact(reserved, "/dataset_id"), ". ", *_budget_words(reserved))),
-            Chart(
-                "Lifetime epsilon of the dataset against the cap of its policy",
-                charts.gauge(before, after, cap, charged),
-            ),
-            pairs("Lifetime epsilon at the delta of the policy", rows, ("When", "Epsilon")),
-            _others(evidence),
-        ),
-    )
+        blocks += _budget(evidence, evaluation, evidence.last(*EVALUATION_ENDINGS), "evaluation")
+    return Section("budget", "Lifetime budgets", (*blocks, Paragraph(words(_COMPOSED))))
 
 
-def _budget_words(reserved: LoggedEvent) -> Sentence:
+_COMPOSED = (
+    "A lifetime budget composes every run and evaluation on a dataset, and on datasets that share units with it, "
+    "failed and tuning ones included. Composition is tighter than a sum, so the rows do not add up."
+)
+
+
+def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | None, what: str) -> list[Block]:
+    before, after, cap = (fact(reserved, f"/{name}") for name in ("epsilon_before", "epsilon_after", "cap"))
+    charged = fact(ending, "/epsilon_charged") if ending else None
+    rows: list[tuple[str, Sentence]] = [
+        (f"Before this {what}, settled and reserved", say(before)),
+        ("After its reservation (the worst case)", say(after)),
+        ("Cap of the policy", say(cap)),
+        (f"Charged to this {what} alone", say(charged) if charged else words("not settled")),
+    ]
+    role = {"run": "The data of training: dataset ", "evaluation": "The held-out data of the evaluation: dataset "}
     within = Decimal(reserved.facts["epsilon_after"]) <= Decimal(reserved.facts["cap"])
-    if within:
-        return words(
-            "The lifetime budget composes every run and evaluation on the dataset, and on datasets that share units "
-            "with it; composition is tighter than a sum, so the rows do not add up. The reservation kept within "
-            "the cap."
-        )
-    return words("The reservation of this run went beyond the cap of the policy.")
+    said = (
+        ". The reservation kept within the cap." if within else ". The reservation went BEYOND the cap of the policy."
+    )
+    drawing = charts.gauge(f"gauge-{what}", before, after, cap, charged, what)
+    return [
+        Paragraph(say(role[what], fact(reserved, "/dataset_id"), said)),
+        Chart("Lifetime epsilon against the cap of the policy", drawing),
+        pairs("Lifetime epsilon at the delta of the policy", rows, ("When", "Epsilon")),
+        *_others(evidence, reserved.facts["dataset_id"]),
+    ]
 
 
-def _others(evidence: Evidence) -> Block:
-    if not evidence.others:
-        return Paragraph(
-            words(
-                "These documents cite no other work on this dataset; what there was before is in the first row of the "
-                "table. Failed and tuning runs are charged like any other."
-            )
-        )
+def _others(evidence: Evidence, dataset: str) -> list[Table]:
     rows = tuple(
         (
             say(fact(event, "/evaluation_id" if "evaluation_id" in event.facts else "/run_id")),
@@ -234,9 +224,7 @@ def _others(evidence: Evidence) -> Block:
             say(leaf_field(event, "/index")),
         )
         for event in evidence.others
+        if event.facts["dataset_id"] == dataset
     )
-    return Table(
-        "Other work charged to the same dataset, failed and tuning runs included",
-        ("Id", "State", "Epsilon charged", "Delta", "Entry"),
-        rows,
-    )
+    head = ("Id", "State", "Epsilon charged", "Delta", "Entry")
+    return [Table("Other work charged to the same dataset", head, rows)] if rows else []
