@@ -1,0 +1,71 @@
+"""`appliance export`: bundle, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli import render, settings
+from appliance.errors import ApplianceError, IntegrityError, Stale, VerificationIncomplete
+
+app = typer.Typer(name="export", help="Bundles that prove themselves offline: bundle, verify.", no_args_is_help=True)
+
+
+@app.command()
+def bundle(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(help="The run's id.")],
+    out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
+    recipient: Annotated[
+        str, typer.Option(help="For whom; an organisation or a pseudonym, it stands in the ledger in clear.")
+    ] = "",
+) -> None:
+    """Write the marked adapter of a finished run with its documents, its proofs and a verifier into a directory."""
+    from appliance.flows import export as flow
+
+    chosen = settings.writing(context)
+    sealed = flow.bundle(chosen.home(), run, out, recipient, chosen.operator())
+    manifest = sealed.manifest
+    document = {
+        "bundle": manifest.id,
+        "run": run,
+        "path": str(out),
+        "manifest_sha256": manifest.sha256(),
+        "entry": sealed.index,
+        "tree_size": sealed.head.size,
+        "files": len(manifest.files),
+        "bytes": sum(file.bytes for file in manifest.files),
+    }
+    lines = render.fields([("bundle", manifest.id), ("directory", out), ("ledger entry", sealed.index)])
+    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    render.result(chosen, "export.bundle", document, lines)
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(help="A bundle or report directory.")],
+    trusted_key: Annotated[
+        list[str] | None,
+        typer.Option(help="File of verifier keys, or the fingerprint that `init` printed; never one from DIRECTORY."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Remembers tree heads, so that an older or forked one is noticed.")
+    ] = None,
+) -> None:
+    """Check a bundle or a report offline; needs no home. The same code as the `verify.py` in the directory."""
+    from appliance.export import verify as verifier
+    from appliance.flows import export as flow
+
+    chosen = settings.of(context)
+    seen = flow.verify(directory, trusted_key or [], state)
+    render.result(chosen, "export.verify", verifier.document(seen), verifier.report(seen))
+    if seen.code:
+        raise _failure(seen.code, f"{directory} is {verifier.VERDICTS[seen.code]}")
+
+
+def _failure(code: int, message: str) -> ApplianceError:
+    kinds = (IntegrityError, VerificationIncomplete, Stale)
+    return next(kind for kind in kinds if kind.exit_status == code)(message)
