@@ -1,0 +1,175 @@
+"""Evaluation on held-out data through the command line: paid first, released with noise, charged whatever happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import RECORDS, TOKEN, Appliance, plan
+from tests.e2e.test_main_job import facts
+
+HELD = "held"
+COLUMNS = ("--prompt", "question", "--completion", "answer")
+
+
+@pytest.fixture(scope="session")
+def finished(template: Path, built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The template home with a held-out dataset of other patients, and with a finished run."""
+
+    def build(directory: Path) -> None:
+        shutil.copytree(template, directory, dirs_exist_ok=True)
+        (directory / "home").chmod(0o700)
+        write_strangers(directory / "held.csv", "held out")
+        appliance = Appliance(directory / "home")
+        appliance("key", "unlock")
+        try:
+            for_evaluation = ("--name", "held", "--units", "600", "--purpose", "evaluation")
+            appliance("data", "ingest", str(directory / "held.csv"), *for_evaluation, *COLUMNS)
+            plan(appliance, directory / "run.yaml")
+            appliance("train", "start", str(directory / "run.yaml"), "--threads", "1")  # evaluations take it over
+        finally:
+            appliance("key", "lock")
+
+    return built_once("finished-home", build)
+
+
+@pytest.fixture
+def appliance(finished: Path, tmp_path: Path) -> Iterator[Appliance]:
+    """A copy of the finished home, unsealed."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "home").chmod(0o700)
+    made = Appliance(tmp_path / "home")
+    made("key", "unlock")
+    yield made
+    made("key", "lock", expect=None)
+
+
+@pytest.fixture
+def run(appliance: Appliance) -> str:
+    """The finished run."""
+    return str(appliance.json("train", "status")["runs"][0]["run"])
+
+
+def write_strangers(path: Path, what: str) -> None:
+    lines = [f"{what} {i},how is {what} stranger {i}?,{TOKEN} {what} {i} is well" for i in range(RECORDS)]
+    path.write_text("\n".join(["patient,question,answer", *lines]) + "\n")
+
+
+def budget_of(appliance: Appliance, name: str) -> dict[str, Any]:
+    budgets = {budget["name"]: budget for budget in appliance.json("budget", "show")["budgets"]}
+    found: dict[str, Any] = budgets[name]
+    return found
+
+
+def test_an_evaluation_is_paid_released_and_recorded(appliance: Appliance, run: str) -> None:
+    cost = appliance.json("--dry-run", "evaluate", "run", run, "--dataset", HELD)
+    assert cost["comparisons"] == ["adapter"]
+    assert facts(appliance, "evaluation.reserved") == []
+    shown = appliance("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "1000")
+    assert "no watermark is embedded yet" in shown.out
+    assert "95 % interval" in shown.out
+
+    appliance("watermark", "embed", run)
+    done = appliance.json("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "1000")
+    assert [comparison["name"] for comparison in done["comparisons"]] == ["adapter", "marked"]
+    assert done["epsilon_charged"] == "1.0000"
+    assert int(done["public"]["tokens"]) == 1024
+    assert float(done["public"]["low"]) <= float(done["public"]["change_percent"]) <= float(done["public"]["high"])
+    settled = facts(appliance, "evaluation.settled")
+    assert settled[1]["released"] == done["released"]
+    assert settled[0]["epsilon_charged"] == "1.0000"
+
+    spent = budget_of(appliance, HELD)
+    assert 1 < spent["spent_epsilon"] == spent["reserved_epsilon"] < 2  # two evaluations compose to less than their sum
+    assert spent["spent_epsilon"] == pytest.approx(done["epsilon_after"])
+    assert [one["state"] for one in spent["evaluations"]] == ["settled", "settled"]
+    assert budget_of(appliance, "notes")["evaluations"] == []
+    appliance("ledger", "verify")
+    for path in (path for path in appliance.home.rglob("*") if path.is_file()):
+        assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_what_is_not_held_out_is_refused(appliance: Appliance, tmp_path: Path, run: str) -> None:
+    assert "was trained on" in appliance("evaluate", "run", run, "--dataset", "notes", expect=4).err
+    path = tmp_path / "again.csv"
+    path.write_text((tmp_path / "notes.csv").read_text())
+    named = ("--name", "again", "--units", "600", "--purpose", "evaluation")
+    appliance("data", "ingest", str(path), *named, *COLUMNS)
+    assert "shares units" in appliance("evaluate", "run", run, "--dataset", "again", expect=4).err
+    other = tmp_path / "other.csv"
+    write_strangers(other, "quite other")
+    appliance("data", "ingest", str(other), "--name", "other", "--units", "600", *COLUMNS)
+    refused = appliance("evaluate", "run", run, "--dataset", "other", expect=4)
+    assert "ingested for training" in refused.err
+    assert [one["code"] for one in facts(appliance, "evaluation.refused")] == [4, 4, 4]
+    appliance("evaluate", "run", "run_x", "--dataset", HELD, expect=11)
+    appliance("evaluate", "run", run, "--dataset", "nothing", expect=11)
+    assert facts(appliance, "evaluation.reserved") == []
+
+
+def test_evaluations_end_where_the_budget_ends(appliance: Appliance, run: str) -> None:
+    appliance("key", "lock")
+    appliance("evaluate", "run", run, "--dataset", HELD, expect=13)
+    assert facts(appliance, "evaluation.reserved") == []  # a sealed store costs nothing
+    refused = appliance("evaluate", "run", run, "--dataset", HELD, "--epsilon", "8.5", expect=5)
+    assert "exceeds the cap 8" in refused.err
+    assert facts(appliance, "evaluation.refused")[0]["code"] == 5
+    assert budget_of(appliance, HELD)["reserved_epsilon"] == 0
+
+
+def test_an_evaluation_that_is_killed_is_charged_in_full_and_can_be_repeated(appliance: Appliance, run: str) -> None:
+    process = appliance.popen("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "0")
+    deadline = time.monotonic() + 60
+    while not (pids := worker_pids(appliance)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        assert time.monotonic() < deadline, "the worker outlived its supervisor"
+        time.sleep(0.02)
+
+    before = budget_of(appliance, HELD)
+    assert 0.9 < before["reserved_epsilon"] <= 1  # all of it, said at the larger delta of the cap
+    assert before["spent_epsilon"] == 0
+    done = appliance.json("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "0")
+    assert done["public"] == {}
+    assert facts(appliance, "evaluation.failed")[0]["epsilon_charged"] == "1.0000"
+    after = budget_of(appliance, HELD)
+    assert sorted(one["state"] for one in after["evaluations"]) == ["failed", "settled"]
+    assert after["spent_epsilon"] == after["reserved_epsilon"] > 1.2
+    appliance("ledger", "verify")
+
+
+def worker_pids(appliance: Appliance) -> list[int]:
+    """Workers of evaluations in this home."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"{appliance.home}/runs/eval_".encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_changed_adapter_is_noticed_before_it_is_paid_for(appliance: Appliance, run: str) -> None:
+    weights = appliance.home / "runs" / run / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    appliance("evaluate", "run", run, "--dataset", HELD, expect=8)
+    assert facts(appliance, "evaluation.reserved") == []

@@ -1,0 +1,281 @@
+"""Evaluations and runs pay from the same lifetime budgets, also when both come at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
+from appliance.flows import budget, evaluate, reserve
+from appliance.flows.evaluable import Evaluable, _check_held_out
+from appliance.flows.home import Home, HomeConfig
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
+from appliance.policy import policy as policies
+from appliance.policy.policy import Policy
+from appliance.privacy.budget import Spend
+from appliance.privacy.evaluation import make_evaluation_plan
+from appliance.records import to_json
+from tests.unit.flows.test_budget import PLAN
+
+POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
+ONE = make_evaluation_plan(declared_units=1000, comparisons=2)
+
+
+def policy(max_epsilon: float) -> Policy:
+    value = yaml.safe_load(POLICY.read_text())
+    rules = value["classes"]["default"] | {"max_epsilon": max_epsilon, "max_delta": 1e-5}
+    value["classes"] = {"default": rules, "health": rules}
+    return policies.parse(json.dumps(value).encode(), "policy.yaml")
+
+
+def evaluation(id_: str, dataset_id: str = "held", state: str = "settled") -> EvaluationRow:
+    return EvaluationRow(
+        id=id_,
+        run_id="run-1",
+        dataset_id=dataset_id,
+        state=state,
+        policy_sha256="55" * 32,
+        declared_units=1000,
+        noise_multiplier=str(ONE.noise_multiplier),
+        epsilon="1.0000",
+        delta=str(ONE.delta),
+        sampler_delta=f"{ONE.sampler_delta:.60f}",
+    )
+
+
+def run_on(dataset_id: str, id_: str = "run-1") -> RunRow:
+    return RunRow(
+        id=id_,
+        name="run",
+        dataset_id=dataset_id,
+        model_id="m",
+        state="finished",
+        spec_sha256="44" * 32,
+        policy_sha256="55" * 32,
+        plan=to_json(PLAN).decode().strip(),
+        reserved_attempts=PLAN.attempts,
+        epsilon_reserved="2",
+        delta="0.00001",
+    )
+
+
+def spend_of_run(dataset_id: str) -> Spend:
+    return Spend.of_plan("(new)", dataset_id, PLAN)
+
+
+RUN_COSTS = budget.lifetime_epsilon([spend_of_run("x")], 1e-5)
+
+
+@pytest.fixture
+def book(ledger: Ledger, actor: Actor) -> Callable[[Sequence[Any]], None]:
+    """Writes rows with an event."""
+
+    def write(rows: Sequence[Any]) -> None:
+        kinds = {DatasetRow: "datasets", RunRow: "runs", EvaluationRow: "evaluations"}
+        with ledger.transaction(actor) as tx:
+            for row in rows:
+                getattr(tx, kinds[type(row)]).add(row)
+            tx.append("policy.activated", {"name": "x", "sha256": "11" * 32})
+
+    return write
+
+
+@pytest.fixture
+def catalog(book: Callable[[Sequence[Any]], None], dataset: DatasetRow) -> None:
+    """`trained` shares units with `held`, `other` with neither."""
+    for id_, older in (("trained", "[]"), ("held", '["trained"]'), ("other", "[]")):
+        book([dataclasses.replace(dataset, id=id_, name=id_, overlaps=older, purpose="evaluation")])
+
+
+@pytest.mark.usefixtures("catalog")
+@pytest.mark.parametrize("state", ["reserved", "settled", "failed"])
+def test_evaluations_eat_the_budget_of_runs_on_overlapping_data(
+    ledger: Ledger, book: Callable[[Sequence[Any]], None], state: str
+) -> None:
+    cap = policy(RUN_COSTS + 0.1)
+    budget.afford(ledger, cap, spend_of_run("trained"))
+    book([evaluation("eval-1", "held", state)])
+    with pytest.raises(BudgetExceeded):
+        budget.afford(ledger, cap, spend_of_run("trained"))
+    budget.afford(ledger, cap, spend_of_run("other"))
+
+
+@pytest.mark.usefixtures("catalog")
+def test_runs_eat_the_budget_of_evaluations_on_overlapping_data(
+    ledger: Ledger, book: Callable[[Sequence[Any]], None]
+) -> None:
+    cap = policy(RUN_COSTS + 0.1)
+    asked = budget.spend_of_evaluation(evaluation("(new)"))
+    _, before, after = budget.afford(ledger, cap, asked)
+    assert (before, after) == (0.0, pytest.approx(1.0, abs=1e-3))
+    book([run_on("trained")])
+    with pytest.raises(BudgetExceeded):
+        budget.afford(ledger, cap, asked)
+    budget.afford(ledger, cap, dataclasses.replace(asked, dataset_id="other"))
+
+
+@pytest.mark.usefixtures("catalog")
+def test_an_account_shows_what_evaluations_took(ledger: Ledger, book: Callable[[Sequence[Any]], None]) -> None:
+    book([run_on("trained"), evaluation("eval-1"), evaluation("eval-2", state="reserved")])
+    with ledger.read() as rows:
+        books = budget.Books.read(rows)
+    found = {row.id: budget._account(row, books, policy(8)) for row in books.datasets}
+    assert found["held"].spent == pytest.approx(1.0, abs=1e-3)
+    assert found["held"].reserved > found["held"].spent
+    assert found["held"].evaluations == books.evaluations
+    assert found["trained"].spent == found["held"].spent  # it shares units
+    assert found["other"].reserved == 0
+
+
+def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -> None:
+    def row(id_: str, purpose: str, older: str = "[]") -> DatasetRow:
+        return dataclasses.replace(dataset, id=id_, name=id_, purpose=purpose, overlaps=older)
+
+    datasets = (
+        row("first", "evaluation"),
+        row("trained", "training", '["first"]'),
+        row("later", "evaluation", '["trained"]'),
+        row("free", "evaluation"),
+        row("unused", "training"),
+    )
+    books, run = budget.Books(datasets=datasets, runs=(), evaluations=()), run_on("trained")
+    for found, reason in zip(datasets, ("shares", "was trained", "shares", "", "ingested for training"), strict=True):
+        if reason:
+            with pytest.raises(PolicyDenied, match=reason):
+                _check_held_out(run, found, books)
+        else:
+            _check_held_out(run, found, books)
+
+
+# --- races -----------------------------------------------------------------------------------------------------------
+
+
+def evaluable(tmp_path: Path, dataset: DatasetRow, cap: float) -> Evaluable:
+    return Evaluable(
+        home=Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x")),
+        run=run_on("trained"),
+        job=None,  # type: ignore[arg-type]
+        model=None,  # type: ignore[arg-type]
+        dataset=dataset,
+        policy=policy(cap),
+        plan=ONE,
+        adapter_sha256="00" * 32,
+        released_sha256=None,
+    )
+
+
+@pytest.fixture
+def interloper(monkeypatch: pytest.MonkeyPatch, book: Callable[[Sequence[Any]], None]) -> Callable[[Any], list[int]]:
+    """`interloper(row)`: books a row right after the first check of the budget, as another process would."""
+
+    def install(row: Any) -> list[int]:
+        checks: list[int] = []
+        afford = budget.afford
+
+        def then_booked(*arguments: Any) -> Any:
+            found = afford(*arguments)
+            checks.append(1)
+            if len(checks) == 1:
+                book([row])
+            return found
+
+        monkeypatch.setattr(budget, "afford", then_booked)
+        return checks
+
+    return install
+
+
+@pytest.mark.usefixtures("catalog")
+@pytest.mark.parametrize("other", [evaluation("eval-2"), run_on("trained", "run-2")])
+def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
+    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]], other: Any
+) -> None:
+    (tmp_path / "eval-1").mkdir()
+    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
+    with ledger.read() as rows:
+        held = rows.datasets.get("held")
+    interloper(other)
+    with pytest.raises(BudgetExceeded):
+        evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 1.2), "")
+    with ledger.read() as rows:
+        assert rows.evaluations.find("eval-1") is None
+    assert not list(ledger.entries(type="evaluation.started"))
+
+
+@pytest.mark.usefixtures("catalog")
+def test_where_the_budget_suffices_for_both_the_second_check_reserves(
+    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]]
+) -> None:
+    (tmp_path / "eval-1").mkdir()
+    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
+    with ledger.read() as rows:
+        held = rows.datasets.get("held")
+    checks = interloper(evaluation("eval-2"))
+    before, after = evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 8), "")
+    assert len(checks) == 2
+    assert (before, after) == (pytest.approx(1.0, abs=1e-3), pytest.approx(1.46, abs=0.1))
+    kinds = [entry.leaf["type"] for entry in ledger.entries(subject="run-1")]
+    assert kinds == ["evaluation.reserved", "evaluation.started"]
+    assert (tmp_path / "eval-1" / "evidence.json").exists()
+
+
+@pytest.mark.usefixtures("catalog")
+def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
+    ledger: Ledger, actor: Actor, interloper: Callable[[Any], list[int]], dataset: DatasetRow
+) -> None:
+    resolved = reserve.Resolved(
+        run=None,  # type: ignore[arg-type]
+        dataset=dataclasses.replace(dataset, id="trained", name="trained"),
+        model=None,  # type: ignore[arg-type]
+        policy=policy(RUN_COSTS + 0.1),
+        plan=PLAN,
+        parameters=1,
+    )
+    interloper(evaluation("eval-1"))
+    row = dataclasses.replace(run_on("trained", "run-9"), state="reserved")
+    with pytest.raises(BudgetExceeded):
+        reserve._reserve(ledger, actor, row, resolved, "")
+    with ledger.read() as rows:
+        assert rows.runs.find("run-9") is None
+
+
+# --- closing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("catalog")
+def test_closing_dead_evaluations_charges_them_once_and_twice_changes_nothing(
+    ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
+) -> None:
+    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
+    book([evaluation("eval-1", state="reserved"), evaluation("eval-2")])
+    for _ in range(2):
+        evaluate.close_dead(home, ledger, actor)
+        with ledger.read() as rows:
+            assert [row.state for row in rows.evaluations.list()] == ["failed", "settled"]
+        (entry,) = ledger.entries(type="evaluation.failed")
+        assert entry.leaf["facts"]["epsilon_charged"] == "1.0000"
+        assert entry.leaf["facts"]["code"] == Interrupted.exit_status
+
+
+@pytest.mark.usefixtures("catalog")
+def test_an_evaluation_that_is_being_supervised_is_not_closed(
+    ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
+) -> None:
+    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
+    (home.runs / "eval-1").mkdir(parents=True)
+    with evaluate.jobs.supervising(home.runs / "eval-1"):
+        book([evaluation("eval-1", state="reserved")])
+        evaluate.close_dead(home, ledger, actor)
+        with ledger.read() as rows:
+            assert rows.evaluations.get("eval-1").state == "reserved"
+    evaluate.close_dead(home, ledger, actor)
+    with ledger.read() as rows:
+        assert rows.evaluations.get("eval-1").state == "failed"
