@@ -90,6 +90,7 @@ def forest(name: str, title: str, rows: Sequence[tuple[str, Figure, Figure, Figu
     ends = [number(figure) for _, *figures in rows for figure in figures]
     low, high = min(0.0, *ends), max(0.0, *ends)
     margin = (high - low or 1.0) * 0.12
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
     def draw(axes: Axes) -> None:
         axes.set_xlim(low - margin, high + margin)
@@ -99,11 +100,18 @@ def forest(name: str, title: str, rows: Sequence[tuple[str, Figure, Figure, Figu
             color = TEAL if number(least) > 0 else RED if number(most) < 0 else MUTED
             axes.plot([number(least), number(most)], [place, place], color=color, linewidth=2.4)
             axes.plot([number(middle)], [place], color=color, marker="s", markersize=7)
-            _text(axes, number(middle), place + 0.2, f"{letter}  {middle}  [{least}, {most}]", INK, ha="center")
+            _text(
+                axes,
+                number(middle),
+                place + 0.2,
+                f"{letter}  {middle}  [{least}, {most}]",
+                INK,
+                ha="center",
+                bbox=behind,
+            )
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        _text(axes, 0, -0.8, "0", MUTED, ha="center")
-        axes.set_xticks([])
+        axes.set_xticks([0], ["0"], fontproperties=_font(), color=MUTED)
         _name_axes(axes, axis, "")
 
     description = "A square for each estimate on a line for its confidence interval; the dashed line is no difference."
@@ -175,7 +183,7 @@ def _svg(name: str, title: str, description: str, size: tuple[float, float], dra
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         canvas.savefig(written, format="svg", metadata=nothing, transparent=True)
-    return _inline(written.getvalue(), name, title, description)
+    return _inline(written.getvalue(), f"chart-{name}", title, description)
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:

@@ -12,6 +12,14 @@ from appliance.report.figures import Figure, Key, Sentence, fact, items, leaf_fi
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NOT_PERFORMED = words("not performed")
+CHANGES = {
+    "none": ": as released",
+    "bf": ": merged, rounded to this format",
+    "int": ": merged, quantised to this format",
+    "nf": ": merged, quantised to this format",
+    "prune": ": merged, that many per cent of the weights set to zero",
+}
+"""Known changes in the predicted envelope, by the letters of their key; the digits of a key say the rest."""
 
 
 def selftest_section(evidence: Evidence) -> Section:
@@ -94,7 +102,10 @@ def _envelope(event: LoggedEvent) -> list[Table]:
     if not isinstance(predicted, dict):
         row = (words("unchanged"), say(fact(event, "/score_predicted")))
         return [Table("Score that the closed form predicts", ("After", "Predicted score"), (row,))]
-    rows = tuple((say(Key(event.index, figure.pointer)), say(figure)) for _, figure in items(event, "/score_predicted"))
+    rows = tuple(
+        (say(Key(event.index, figure.pointer), CHANGES.get(name.rstrip("0123456789_g"), "")), say(figure))
+        for name, figure in items(event, "/score_predicted")
+    )
     caption = "Score that the closed form predicts after a change of the released weights; no attack was run here"
     return [Table(caption, ("After", "Predicted score"), rows)]
 

@@ -39,7 +39,9 @@ def headline(evidence: Evidence, found: tuple[Finding, ...]) -> tuple[Tone, Sent
         return "caution", words(f"The adapter has a privacy guarantee. Nothing is known about: {_list(missing)}.")
     if careful:
         return "caution", words(f"The adapter has a privacy guarantee. Read these lines with care: {_list(careful)}.")
-    return "good", words("The adapter has a privacy guarantee, and every check that was made came out well.")
+    return "good", words(
+        "The adapter has a privacy guarantee, and every check that was made came out well. No attack was run on it."
+    )
 
 
 def privacy(evidence: Evidence) -> Finding:

@@ -1,0 +1,76 @@
+"""Reading a rendered page as a stranger would: elements, visible text, and where each value says it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+UNSEEN = {"style", "title", "desc", "head"}
+
+
+@dataclass
+class Value:
+    """A `data` element, or the `code` element of a key."""
+
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+
+
+@dataclass
+class Page:
+    """What a page shows."""
+
+    values: list[Value] = field(default_factory=list)
+    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    words: str = ""
+    ids: list[str] = field(default_factory=list)
+
+
+class Reader(HTMLParser):
+    """Refuses what is not nested well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.page, self.stack = Page(), list[str]()
+        self.value: Value | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> has an attribute twice"
+        found = {name: value or "" for name, value in attrs}
+        self.page.tags.append((tag, found))
+        self.page.ids += [found["id"]] if "id" in found else []
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "data" or found.get("class") == "key":
+            assert self.value is None
+            self.value = Value(tag, found)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag, f"</{tag}> closes another element"
+        if self.value is not None and tag == self.value.tag:
+            self.page.values.append(self.value)
+            self.value = None
+
+    def handle_data(self, data: str) -> None:
+        if self.value is not None:
+            self.value.text += data
+        elif not UNSEEN & set(self.stack):
+            self.page.words += data
+
+
+def read(html: bytes) -> Page:
+    """The page, if it is well formed."""
+    text = html.decode()
+    assert text.startswith("<!DOCTYPE html>")
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.stack
+    return reader.page

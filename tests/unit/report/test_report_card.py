@@ -1,0 +1,76 @@
+"""The model card: front matter that the hub's own parser takes, and only numbers that the ledger states."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.unit.report.story import HEX, MODEL, Story
+
+# Digits that are no values: the name of a hash.
+NAMES = ("SHA-256",)
+
+
+def parts(story: Story) -> tuple[dict[str, object], str]:
+    front, body = story.render()["README.md"].decode()[4:].split("\n---\n", 1)
+    return yaml.safe_load(front), body
+
+
+def test_the_front_matter_names_licence_base_model_and_library(story: Story) -> None:
+    fields, _ = parts(story)
+    assert fields == {
+        "license": "apache-2.0",
+        "base_model": MODEL,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "differential-privacy", "dp-sgd", "watermark"],
+    }
+
+
+def test_the_hub_reads_the_card(story: Story) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard(story.render()["README.md"].decode())
+    assert card.data.library_name == "peft"
+    assert card.data.base_model == MODEL
+    assert card.data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "missing", ["", "audit.selftest", "watermark.embedded", "evaluation.settled", "model.imported"]
+)
+def test_every_number_in_the_card_is_a_figure_of_the_report(missing: str, story: Story) -> None:
+    story = story.without(missing)
+    twin = json.loads(story.render()["report.json"])
+    known = {
+        figure["value"] if isinstance(figure["value"], str) else json.dumps(figure["value"])
+        for figure in twin["figures"]
+    }
+    _, body = parts(story)
+    for name in NAMES:
+        body = body.replace(name, "")
+    spans = re.findall(r"`([^`\n]+)`", body)
+    assert [span for span in spans if re.search(r"\d", span) and span not in known] == []
+    assert re.search(r"\d", re.sub(r"`[^`\n]+`", "", body)) is None
+
+
+def test_the_card_says_the_guarantee_the_use_and_the_limits(story: Story) -> None:
+    _, body = parts(story)
+    for words in (
+        "adding or removing",
+        "`3.8794`",
+        "PeftModel.from_pretrained",
+        HEX[2],
+        "No attack was run",
+        "`48.396`",
+    ):
+        assert words in body
+    assert "carries no mark" in parts(story.without("watermark.embedded"))[1]
+    assert "WORSE" not in body
+
+
+def test_no_path_of_a_machine_stands_in_the_card(story: Story) -> None:
+    assert re.search(r"(^|[\s`\"])/\w", story.render()["README.md"].decode()) is None
