@@ -116,7 +116,7 @@ def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> 
         step("data", "ingest", str(unpacked.training), *named, *common)
     if size.held_out_name not in known:
         held = ("--name", size.held_out_name, "--units", str(size.held_out), "--purpose", "evaluation")
-        step("data", "ingest", str(unpacked.held_out), *named, *common)
+        step("data", "ingest", str(unpacked.held_out), *held, *common)
 
 
 def _audit(settings: Settings, handed: Path) -> None:
