@@ -382,7 +382,7 @@ class Examination:
         self.root, self.pin, self.memory, self.keys_sha256, self.about, self.stale = root, pin, memory, "", "", ""
         self.head: Any = None
         self.leaves: dict[int, Any] = {}
-        self.heads: dict[int, str] = {}
+        self.heads, self.named = dict[int, str](), dict[int, str]()  # known tree heads, and those that documents name
         self.problems: list[tuple[str, str]] = []
         self.missing: list[str] = []
         self.checked: list[str] = []
@@ -569,6 +569,7 @@ class Examination:
             return 0
         refuse_if("tree_size" in value and self.heads.get(whole(str(value["tree_size"]), name)) != value.get("root"),
                   name, "names a tree head that this log did not have")
+        self.named.update({value["tree_size"]: value["root"]} if "tree_size" in value else {})
         refuse_if(value.get("run_id", self.manifest["run_id"]) != self.manifest["run_id"], name, "is about another run")
         placed = "value" in value and ("fact" in value or "field" in value)
         refuse_if(placed and canonical(self.stated(value, name)) != canonical(value["value"]),
@@ -593,7 +594,7 @@ class Examination:
     def stated(self, at: dict[str, Any], name: str) -> Any:
         """What the ledger states at a place: a fact of an entry, a field of its leaf, or a field of a tree head."""
         if at.get("entry") in (None, -1):
-            fields = {"origin": [self.head.origin], "size": list(self.heads), "root": list(self.heads.values())}
+            fields = {"origin": [self.head.origin], "size": list(self.named), "root": list(self.named.values())}
             known = fields.get(str(at.get("field")).lstrip("/"), [])
             return next((value for value in known if str(value) == str(at["value"])), None)
         leaf = self.leaves.get(at["entry"], {})

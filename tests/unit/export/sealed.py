@@ -32,11 +32,14 @@ class Ticks:
         return self.now
 
 
-def make_ledger(directory: Path, origin: str = "hospital.example/appliance") -> Ledger:
+def config_of(directory: Path, origin: str = "hospital.example/appliance") -> LedgerConfig:
     url = f"sqlite:///{directory / 'ledger.db'}"
+    return LedgerConfig(url, origin, directory / "signing", directory / "anchor", bytes(range(32)))
+
+
+def make_ledger(directory: Path) -> Ledger:
     directory.mkdir(parents=True, exist_ok=True)
-    config = LedgerConfig(url, origin, directory / "signing", directory / "anchor", bytes(range(32)))
-    return Ledger.create(config, clock=Ticks())
+    return Ledger.create(config_of(directory), clock=Ticks())
 
 
 def sha(text: str) -> str:
@@ -123,12 +126,13 @@ def make_documents(ledger: Ledger, run_id: str, released: str) -> tuple[dict[str
     place = {"tree_size": head.size, "root": head.root.hex()}
     report = {"schema": "appliance.report/1", "run_id": run_id, **place, "figures": [figure]}
     statement = {"schema": "appliance.privacy/1", "run_id": run_id, "values": [figure], "ledger": place}
-    html = (
-        f'<!DOCTYPE html><html><body><p>epsilon <data class="figure" data-entry="{settled.index}" '
-        f'data-fact="/epsilon_charged" value="{value}">{value}</data> at <data class="leaf" data-entry="{settled.index}" '
-        f'data-field="/time" value="{settled.time}">{settled.time}</data>, <data class="head" data-field="/size" '
-        f'value="{head.size}">{head.size}</data> entries</p></body></html>\n'
-    )
+    at = f'data-entry="{settled.index}" data'
+    shown = [
+        f'<data class="figure" {at}-fact="/epsilon_charged" value="{value}">{value}</data>',
+        f'<data class="leaf" {at}-field="/time" value="{settled.time}">{settled.time}</data>',
+        f'<data class="head" data-field="/size" value="{head.size}">{head.size}</data>',
+    ]
+    html = f"<!DOCTYPE html><html><body><p>{' '.join(shown)}</p></body></html>\n"
     documents = {
         "report.json": rfc8785.dumps(report) + b"\n",
         "privacy_statement.json": rfc8785.dumps(statement) + b"\n",

@@ -29,7 +29,9 @@ SMALL_ORDER = (  # encodings of the eight points of small order, and of two of t
 
 @pytest.mark.parametrize("number", range(len(VECTORS["ed25519"])))
 def test_ed25519_vectors(number: int) -> None:
-    public, message, signature = (bytes.fromhex(VECTORS["ed25519"][number][k]) for k in ("public", "message", "signature"))
+    public, message, signature = (
+        bytes.fromhex(VECTORS["ed25519"][number][k]) for k in ("public", "message", "signature")
+    )
     assert verify.ed25519_accepts(public, message, signature)
     assert not verify.ed25519_accepts(public, message + b"x", signature)
     s = int.from_bytes(signature[32:], "little") + verify.ORDER
@@ -104,7 +106,7 @@ def test_mldsa44_agrees_with_another_implementation(stress_count: Callable[[int,
 
 
 def test_mldsa44_hints_have_one_encoding() -> None:
-    """FIPS 204, algorithm 21: positions in order, counts that grow, zeros behind them. Otherwise one signature has many."""
+    """FIPS 204, algorithm 21: positions in order, counts that grow, zeros behind them."""
     key = MLDSA44PrivateKey.generate()
     public, message = key.public_key().public_bytes_raw(), b"hints"
     refused = 0
