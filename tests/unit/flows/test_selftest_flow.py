@@ -1,0 +1,156 @@
+"""When a recorded self-test still counts: same job, same software, same boot, and passed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from appliance.errors import GateFailed
+from appliance.flows import jobs, selftest
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.records import (
+    Check,
+    EngineOptions,
+    IsolationReport,
+    IsolationSpec,
+    LoraSpec,
+    PrivacyPlan,
+    SealedObject,
+    SelftestJob,
+    SelftestResult,
+    TrainJob,
+    TrainSpec,
+    UnitOfPrivacy,
+    to_json,
+)
+
+
+def job(noise_multiplier: float = 1.0) -> bytes:
+    """The bytes of a training job."""
+    plan = PrivacyPlan(
+        unit=UnitOfPrivacy(),
+        declared_units=40,
+        expected_batch_size=8,
+        steps=3,
+        spare_steps=2,
+        max_grad_norm=0.5,
+        clipping="fixed",
+        noise_multiplier=noise_multiplier,
+        epsilon=8.0,
+        delta=1e-4,
+        sampler_delta=0.0,
+    )
+    made = TrainJob(
+        schema="appliance.job/1",
+        run_id="run_1",
+        plan=plan,
+        lora=LoraSpec(r=4),
+        train=TrainSpec(lr=1e-2, max_tokens=96),
+        engine=EngineOptions(),
+        isolation=IsolationSpec(),
+        model_dir="model",
+        model_sha256="0" * 64,
+        dataset=SealedObject(dataset_id="d", path="p", blake3="1" * 64, wrapped_key="w", key_epoch=1),
+        agent_socket="s",
+    )
+    return to_json(made)
+
+
+class Worker:
+    """Stands for the worker's process: counts its starts and answers as it is told."""
+
+    def __init__(self) -> None:
+        self.starts, self.passed = 0, True
+
+    def __call__(self, run_dir: Path, result_type: Any, **_: Any) -> SelftestResult:
+        self.starts += 1
+        asked = SelftestJob.model_validate_json((run_dir / "job.json").read_bytes())
+        made = SelftestResult(
+            schema="appliance.result/1",
+            run_id=asked.run_id,
+            passed=self.passed,
+            checks=(Check(name="replay.dense", passed=self.passed, value="0.9", bound="1.0", count=1),),
+            isolation=IsolationReport(network="off", files="restricted", core_dumps="off"),
+            libraries={},
+        )
+        (run_dir / "result.json").write_bytes(to_json(made))
+        return made
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    made = Worker()
+    monkeypatch.setattr(jobs, "run_worker", made)
+    return made
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Any:
+    (tmp_path / "runs" / "run_1").mkdir(parents=True)
+    return SimpleNamespace(runs=tmp_path / "runs")
+
+
+@pytest.fixture
+def row(home: Any) -> Any:
+    data = job()
+    (home.runs / "run_1" / "job.json").write_bytes(data)
+    return SimpleNamespace(id="run_1", spec_sha256=hashlib.sha256(data).hexdigest(), policy_sha256="ab" * 32)
+
+
+def test_a_passed_test_counts_until_software_job_or_boot_change(
+    home: Any, ledger: Ledger, actor: Actor, row: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = selftest.ensure(home, ledger, actor, row)
+    assert first is not None
+    assert selftest.ensure(home, ledger, actor, row) == first
+    assert worker.starts == 1
+    facts = ledger.entry(first.entry).leaf["facts"]
+    kept = (home.runs / "run_1" / "selftest" / "result.json").read_bytes()
+    assert facts["result_sha256"] == hashlib.sha256(kept).hexdigest()
+
+    with monkeypatch.context() as other:
+        other.setattr(selftest, "boot_id", lambda: "another")
+        selftest.ensure(home, ledger, actor, row)
+    assert worker.starts == 2
+    with monkeypatch.context() as other:
+        other.setattr(selftest, "software", lambda: {"version": "1", "sha256": "0" * 64})
+        selftest.ensure(home, ledger, actor, row)
+    assert worker.starts == 3
+
+    changed = job(noise_multiplier=1.5)
+    (home.runs / "run_1" / "job.json").write_bytes(changed)
+    assert selftest.ensure(home, ledger, actor, row) is None  # not the reserved job: refused by what follows
+    row.spec_sha256 = hashlib.sha256(changed).hexdigest()
+    selftest.ensure(home, ledger, actor, row)
+    assert worker.starts == 4
+
+
+def test_a_failed_test_is_recorded_refuses_and_does_not_count(
+    home: Any, ledger: Ledger, actor: Actor, row: Any, worker: Worker
+) -> None:
+    worker.passed = False
+    for _ in range(2):
+        with pytest.raises(GateFailed, match=r"replay\.dense"):
+            selftest.ensure(home, ledger, actor, row)
+    assert worker.starts == 2
+    assert [e.leaf["facts"]["passed"] for e in ledger.entries(type="audit.selftest")] == [False, False]
+
+
+def test_a_result_that_contradicts_its_checks_has_not_passed(
+    home: Any, ledger: Ledger, actor: Actor, row: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(run_dir: Path, result_type: Any, **_: Any) -> SelftestResult:
+        worker.passed = False
+        return worker(run_dir, result_type).model_copy(update={"passed": True})
+
+    monkeypatch.setattr(jobs, "run_worker", lying)
+    with pytest.raises(GateFailed):
+        selftest.ensure(home, ledger, actor, row)
+    monkeypatch.setattr(jobs, "run_worker", lambda *a: worker(*a).model_copy(update={"passed": True, "checks": ()}))
+    with pytest.raises(GateFailed, match="no check"):
+        selftest.ensure(home, ledger, actor, row)
