@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 import warnings
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
     Raises:
       ConfigInvalid: for targets or models whose per-record gradients would not be exact.
     """
-    from peft import LoraConfig, get_peft_model
+    with _without_bitsandbytes():
+        from peft import LoraConfig, get_peft_model
 
     names = target_names(model, spec)
     _refuse(model, spec, names)
@@ -54,6 +56,20 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
     adapter = Adapter(model=model, peft_model=peft_model, sites=tuple(sites))
     _check_calls(adapter)
     return adapter
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    # A quantised base has loaded it by now. For any other, importing it costs PEFT two seconds of every worker: it
+    # brings torch's compiler along and looks for kernels of its own.
+    absent = "bitsandbytes" not in sys.modules
+    if absent:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["bitsandbytes"]
 
 
 @contextmanager

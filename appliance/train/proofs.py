@@ -84,22 +84,28 @@ def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
 
 
 def coupled(engine: Engine) -> bool:
-    """Whether any synthetic record's clipped, rounded gradient changes with neighbours, row or row count."""
+    """Whether any synthetic record's clipped, rounded gradient changes with neighbours, row or row count.
+
+    A record is computed alone, then among different numbers of neighbours with itself in the first and in the last
+    row, then alone again: the same work has to give the same bits. Few of its tokens are supervised, and of its
+    neighbours' another number, so that a loss that counts tokens over the batch shows.
+    """
     generator = torch.Generator().manual_seed(2)
     for length in _LENGTHS:
-        record = _record(engine, length, length - 3, generator)
-        seen: Tensor | None = None
+        record = _record(engine, length, length - 3, generator, supervised=3)
+        alone: Tensor | None = None
         counts = sorted({min(n, engine.rows_at(length)) for n in (*_NEIGHBOURS, engine.rows_at(length))})
-        for rows in (*counts, 1):  # alone once more at the end: the same work has to give the same bits
+        for rows in (*counts, 1):
             if rows * length > _PROOF_TOKENS:
                 continue
-            for position in {0, rows - 1}:
-                batch = [_record(engine, length, length, generator) for _ in range(rows)]
+            batch = [_record(engine, length, length, generator, supervised=5) for _ in range(rows)]
+            own = {0, rows - 1} if rows > 2 else {rows - 1}
+            for position in own:
                 batch[position] = record
-                clipped = _clipped(engine, batch, position)
-                if seen is not None and not torch.equal(seen, clipped):
+            for clipped in _clipped(engine, batch, own):
+                if alone is not None and not torch.equal(alone, clipped):
                     return True
-                seen = clipped
+                alone = clipped
     return False
 
 
@@ -120,15 +126,19 @@ def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -
             raise GateFailed("an adapter weight did not move in the first step")
 
 
-def _clipped(engine: Engine, batch: list[Encoded], position: int) -> Tensor:
+def _clipped(engine: Engine, batch: list[Encoded], positions: set[int]) -> list[Tensor]:
     rows = engine.gradients(batch)
-    return (rows * engine.sum.factors(rows)[:, None]).round_()[position].clone()
+    factors = engine.sum.factors(rows)
+    return [(rows[position] * factors[position, None]).round_() for position in positions]
 
 
-def _record(engine: Engine, length: int, tokens: int, generator: torch.Generator) -> Encoded:
+def _record(
+    engine: Engine, length: int, tokens: int, generator: torch.Generator, supervised: int | None = None
+) -> Encoded:
     vocabulary = engine.adapter.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.randint(0, vocabulary, (tokens,), generator=generator).tolist()
-    return Encoded(tuple(ids), tuple(range(tokens // 3, tokens - 1)), length)
+    first = tokens // 3 if supervised is None else tokens - 1 - supervised
+    return Encoded(tuple(ids), tuple(range(first, tokens - 1)), length)
 
 
 @contextmanager
