@@ -1,4 +1,4 @@
-"""`appliance ledger`: log, show, prove, verify, head."""
+"""`appliance ledger`: log, show, prove, verify, head, sign, witness, export, erase, upgrade."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from typing import Annotated
 import typer
 
 from appliance.cli import render, settings
-from appliance.errors import IntegrityError
+from appliance.errors import IntegrityError, Stale, UsageError
 
-app = typer.Typer(name="ledger", help="The tamper-evident log: log, show, prove, verify, head.", no_args_is_help=True)
+app = typer.Typer(
+    name="ledger",
+    help="The tamper-evident log: log, show, prove, verify, head, sign, witness, export, erase, upgrade.",
+    no_args_is_help=True,
+)
+witness = typer.Typer(name="witness", help="Let somebody elsewhere cosign tree heads.", no_args_is_help=True)
+app.add_typer(witness)
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 Index = Annotated[int, typer.Argument(min=0, help="Index of the entry.")]
 
@@ -24,6 +30,8 @@ def log(
         str | None, typer.Option("--type", help="Only entries of this type, for example run.settled.")
     ] = None,
     subject: Annotated[str | None, typer.Option(help="Only entries about this dataset, model or run.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only entries that state this dataset id.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only entries that state this run id.")] = None,
     actor: Annotated[str | None, typer.Option("--by", help="Only entries by this pseudonym.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Only entries from this time (UTC) on.", formats=TIMES)] = None,
     until: Annotated[datetime | None, typer.Option(help="Only entries up to this time (UTC).", formats=TIMES)] = None,
@@ -33,7 +41,9 @@ def log(
     chosen = settings.of(context)
     home = chosen.home()
     with home.ledger(writable=False) as ledger:
-        found = ledger.entries(type_, subject, actor, _utc(since), _utc(until), limit=last, newest_first=True)
+        facts = {name: value for name, value in (("dataset_id", dataset), ("run_id", run)) if value is not None}
+        times = _utc(since), _utc(until)
+        found = ledger.entries(type_, subject, actor, *times, limit=last, newest_first=True, facts=facts)
         entries = list(found)[::-1]
     head = ("index", "time", "type", "actor", "about", "body")
     cells = [
@@ -61,19 +71,33 @@ def show(context: typer.Context, index: Index) -> None:
 @app.command()
 def prove(
     context: typer.Context,
-    index: Index,
+    index: Annotated[int | None, typer.Argument(min=0, help="Index of the entry.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the proof here, and the leaf beside it as FILE.leaf.")] = None,
+    old_size: Annotated[
+        int | None,
+        typer.Option("--from", min=1, help="Prove instead that the log continues its first so many entries."),
+    ] = None,
 ) -> None:
-    """Make a C2SP inclusion proof of one entry under the newest signed tree head."""
+    """Prove that an entry is in the newest signed tree head (C2SP), or that this head continues an earlier one."""
     from appliance.flows import ledger as flow
 
     chosen = settings.of(context)
-    proof, leaf = flow.prove(chosen.home(), index)
-    if out is not None:
-        out.write_text(proof)
-        out.with_name(out.name + ".leaf").write_bytes(leaf)
-    document = {"index": index, "proof": proof, "leaf": leaf.decode()}
-    render.result(chosen, "ledger.prove", document, [proof.rstrip()])
+    if (index is None) == (old_size is None):
+        raise UsageError("name either the index of an entry or --from SIZE")
+    if old_size is not None:
+        proof, note = flow.prove_consistency(chosen.home(), old_size)
+        if out is not None:
+            out.write_text(proof)
+            out.with_name(out.name + ".head").write_text(note)
+        document: dict[str, object] = {"old_size": old_size, "proof": proof, "note": note}
+        render.result(chosen, "ledger.prove", document, [proof.rstrip(), "", note.rstrip()])
+    elif index is not None:
+        proof, leaf = flow.prove(chosen.home(), index)
+        if out is not None:
+            out.write_text(proof)
+            out.with_name(out.name + ".leaf").write_bytes(leaf)
+        document = {"index": index, "proof": proof, "leaf": leaf.decode()}
+        render.result(chosen, "ledger.prove", document, [proof.rstrip()])
 
 
 @app.command()
@@ -82,39 +106,155 @@ def verify(
     fingerprint: Annotated[
         str, typer.Option(help="The fingerprint that `init` printed: the ledger must be signed by these keys.")
     ] = "",
+    deep: Annotated[bool, typer.Option("--deep", help="Open the sealed bodies too; needs an unsealed store.")] = False,
+    head: Annotated[
+        list[Path] | None, typer.Option(help="A signed tree head kept elsewhere: the ledger must continue it.")
+    ] = None,
+    witness_keys: Annotated[
+        Path | None, typer.Option(help="Keys of the witnesses you trust; default: HOME/keys/witnesses.txt.")
+    ] = None,
+    require_witness: Annotated[
+        bool, typer.Option("--require-witness", help="Fail while there are entries that no witness saw.")
+    ] = False,
 ) -> None:
     """Recompute every leaf, tree head and row, and compare with the signed and anchored heads. Works sealed."""
     from appliance.flows import ledger as flow
 
     chosen = settings.of(context)
+    against = flow.Against(
+        pinned=fingerprint, heads=tuple(head or ()), witnesses=witness_keys, body_keys=deep, indexes=True
+    )
     with render.progress(chosen, "verifying") as bar:
-        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), pinned=fingerprint)
+        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), against)
     found = done.verification
     document = {
         "verdict": "tampered" if found.problems else "intact",
         "entries": found.entries,
         "root": found.root,
         "signed_size": found.signed_size,
+        "witnessed_size": found.witnessed_size,
+        "cosigned": [{"size": c.size, "witness": c.witness, "time": c.time} for c in found.cosigned],
+        "alterable_from": found.alterable_from,
         "first_bad": found.first_bad,
         "problems": list(found.problems),
+        "fork": list(found.fork),
         "bodies": found.bodies,
         "anchor_external": done.anchor_external,
         "fingerprint": done.fingerprint,
         "fingerprint_pinned": bool(fingerprint),
     }
     if found.problems:
-        render.result(chosen, "ledger.verify", document, [f"problem: {problem}" for problem in found.problems])
+        lines = [f"problem: {problem}" for problem in found.problems]
+        if found.fork:
+            lines += [
+                "two histories were signed with the log's keys; these notes prove it to anybody:",
+                "",
+                *found.fork,
+            ]
+        render.result(chosen, "ledger.verify", document, lines)
         first = "" if found.first_bad is None else f"; the first bad entry is {found.first_bad}"
         raise IntegrityError(f"the ledger was altered{first}", hint="keep a copy as it is, and restore from a backup")
     lines = [
         f"{found.entries} entries intact; root {found.root}",
         f"signed up to {found.signed_size}; bodies: " + ", ".join(f"{n} {v}" for v, n in sorted(found.bodies.items())),
+        *(f"witnessed up to {c.size} by {c.witness} at {_time(c.time)}" for c in found.cosigned),
         f"keys: {done.fingerprint}",
         done.exposure,
     ]
     if not fingerprint:
         lines.append("compare the keys with the fingerprint on paper, or give it with --fingerprint")
     render.result(chosen, "ledger.verify", document, lines)
+    if require_witness and found.witnessed_size < found.entries:
+        raise Stale(
+            f"entries {found.witnessed_size} to {found.entries - 1} were not witnessed",
+            hint="appliance ledger witness export",
+        )
+
+
+@app.command()
+def sign(context: typer.Context) -> None:
+    """Sign and anchor the log's end now; every verb that spends or releases does so by itself."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    signed = flow.sign(chosen.home())
+    document = {"size": signed.size, "root": signed.root.hex(), "note": signed.note}
+    render.result(chosen, "ledger.sign", document, [f"signed and anchored {signed.size} entries"])
+
+
+@witness.command("export")
+def witness_export(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="File for the witness: the body of a C2SP add-checkpoint request.")],
+    old_size: Annotated[
+        int | None, typer.Option("--from", min=0, help="Size the witness knows; default: the last one it cosigned.")
+    ] = None,
+) -> None:
+    """Write what a witness is asked to cosign: the newest tree head and a proof that it continues the last one."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    body = flow.witness_request(chosen.home(), old_size)
+    out.write_text(body)
+    said = [f"wrote {out}; bring the answer back with `appliance ledger witness import FILE`"]
+    render.result(chosen, "ledger.witness.export", {"file": str(out), "request": body}, said)
+
+
+@witness.command("import")
+def witness_import(
+    context: typer.Context, answer: Annotated[Path, typer.Argument(help="File of the cosignature lines.")]
+) -> None:
+    """Take a witness's answer in. Its key must stand in HOME/keys/witnesses.txt."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    added = flow.add_cosignatures(chosen.home(), answer)
+    document = {"cosigned": [{"size": c.size, "witness": c.witness, "time": c.time} for c in added]}
+    lines = [f"{c.witness} cosigned {c.size} entries at {_time(c.time)}" for c in added]
+    render.result(chosen, "ledger.witness.import", document, lines)
+
+
+@app.command()
+def export(context: typer.Context, directory: Annotated[Path, typer.Argument(help="New directory to write.")]) -> None:
+    """Copy the log for auditors: leaves, tiles, signed head, keys (C2SP tlog-tiles). No bodies, no business rows."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    signed, files = flow.export(chosen.home(), directory)
+    document = {"directory": str(directory), "size": signed.size, "root": signed.root.hex(), "files": files}
+    render.result(chosen, "ledger.export", document, [f"wrote {signed.size} entries in {files} files to {directory}"])
+
+
+@app.command()
+def erase(
+    context: typer.Context,
+    index: Index,
+    db_eraser: Annotated[str, typer.Option(help="The database as the role that may erase; not kept.")] = "",
+) -> None:
+    """Erase the sealed body (name and reason) of an entry; a new entry says so first."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    said = flow.erase(chosen.home(), chosen.operator(), index, db_eraser)
+    lines = [
+        f"erased the body of entry {index}; entry {said} says so",
+        "verdict: unlinked. Remnants in the database's write-ahead log and in backups can still be opened with the key",
+    ]
+    render.result(chosen, "ledger.erase", {"index": index, "entry": said, "verdict": "unlinked"}, lines)
+
+
+@app.command()
+def upgrade(
+    context: typer.Context,
+    db_owner: Annotated[str, typer.Option(help="The database as the role that owns the tables; not kept.")] = "",
+    db_eraser: Annotated[str, typer.Option(help="The database as the role that may erase; not kept.")] = "",
+) -> None:
+    """Bring the database to this release's tables. Needed where another role owns them; else any verb does it."""
+    from appliance.flows import ledger as flow
+
+    chosen = settings.writing(context)
+    size = flow.upgrade(chosen.home(), db_owner, db_eraser)
+    render.result(chosen, "ledger.upgrade", {"size": size}, [f"the database is up to date; {size} entries"])
 
 
 @app.command()
@@ -133,3 +273,7 @@ def head(context: typer.Context) -> None:
 
 def _utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC)
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

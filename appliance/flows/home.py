@@ -1,7 +1,8 @@
 """The appliance's home: where everything lies, and how its ledger and its key agent are reached.
 
 HOME/home.json      which database, which anchor, which directory of epoch keys
-HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/ (tree-head keys), epochs/
+HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/ (tree-head keys), epochs/, and
+                    witnesses.txt (verifier keys of trusted witnesses, put there by hand)
 HOME/ledger.db      the database, unless `init --db` named another
 HOME/anchor/        the anchor, unless `init --anchor` named another volume
 HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
@@ -136,6 +137,7 @@ class Home:
             body_public_key=read_body_public_key(self.body_public_key),
             owner_url=owner_url,
             eraser_url=eraser_url,
+            witnesses=self.root / "keys" / "witnesses.txt",
         )
 
     @contextmanager

@@ -1,15 +1,19 @@
-"""`ledger`: show, prove, verify. Reading only."""
+"""`ledger`: show, prove, verify, sign, witness, export, erase, upgrade."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from appliance.errors import IntegrityError, KeyUnavailable
-from appliance.flows.home import Home, fingerprint
+from appliance.errors import IntegrityError, KeyUnavailable, UsageError
+from appliance.flows.home import Home, Operator, fingerprint
 from appliance.ledger.entries import Entry
+from appliance.ledger.heads import TreeHead
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.verify import Verification
+from appliance.ledger.witness import Cosigned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,21 +26,50 @@ class Verified:
     fingerprint: str
 
 
-def verify(home: Home, progress: Callable[[int, int], None], *, pinned: str = "") -> Verified:
-    """Check the whole ledger against itself, its signatures and its anchor.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """What a verifier brings along.
+
+    Attributes:
+      pinned: fingerprint of the log's keys; empty when they are not pinned.
+      heads: files of signed tree heads that were kept elsewhere.
+      witnesses: file of witness keys; the home's own where it is None.
+      body_keys: open the bodies too, with the key that the unsealed store gives.
+      indexes: let the database check its indexes and pages too.
+    """
+
+    pinned: str = ""
+    heads: tuple[Path, ...] = ()
+    witnesses: Path | None = None
+    body_keys: bool = False
+    indexes: bool = True
+
+
+def verify(home: Home, progress: Callable[[int, int], None], against: Against | None = None) -> Verified:
+    """Check the whole ledger against itself, its signatures, its anchor and what the verifier brings along.
 
     Raises:
-      IntegrityError: it is not signed by the keys of the `pinned` fingerprint, or too damaged to be read.
+      IntegrityError: it is not signed by the keys of the pinned fingerprint, or too damaged to be read.
+      KeyUnavailable: bodies are to be opened and the store is sealed.
     """
+    against = against or Against()
+    body_key = home.agent().body_key() if against.body_keys else None
+    pinned = against.pinned
     with home.ledger(writable=False, checked=False) as ledger:
         keys = fingerprint(ledger.verifier_keys)
         if pinned and pinned.replace(" ", "").lower() != keys.replace(" ", ""):
             raise IntegrityError("the ledger is not signed by the keys of this fingerprint", hint=f"its keys: {keys}")
-        found = ledger.verify(progress=progress)
+        found = ledger.verify(
+            progress,
+            body_key=body_key,
+            deep=against.indexes,
+            witnesses=against.witnesses,
+            kept=[_read(path) for path in against.heads],
+        )
     return Verified(
         verification=found,
         anchor_external=home.anchor_is_external,
-        exposure=exposure(home, found.signed_size),
+        exposure=_exposure(home, found),
         fingerprint=keys,
     )
 
@@ -67,3 +100,64 @@ def prove(home: Home, index: int) -> tuple[str, bytes]:
     with home.ledger() as ledger:
         ledger.sign()
         return ledger.prove(index), ledger.leaf(index)
+
+
+def prove_consistency(home: Home, old_size: int) -> tuple[str, str]:
+    """A proof that the newest tree head continues the tree of `old_size` entries, and that head's note."""
+    with home.ledger() as ledger:
+        head = ledger.sign()
+        return ledger.prove_consistency(old_size, head), head.note
+
+
+def sign(home: Home) -> TreeHead:
+    """Sign and anchor the log's end."""
+    with home.ledger() as ledger:
+        return ledger.sign()
+
+
+def witness_request(home: Home, old_size: int | None) -> str:
+    """What a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
+    with home.ledger() as ledger:
+        return ledger.witness_request(old_size)
+
+
+def add_cosignatures(home: Home, answer: Path) -> list[Cosigned]:
+    """Take the cosignature lines of a witness into the ledger: all of them, or none when one does not verify."""
+    with home.ledger() as ledger:
+        return ledger.add_cosignatures(_read(answer))
+
+
+def export(home: Home, directory: Path) -> tuple[TreeHead, int]:
+    """Write the log for auditors into a new directory; returns the tree head it ends with and the number of files."""
+    with home.ledger(writable=False) as ledger:
+        return ledger.export(directory.absolute())
+
+
+def erase(home: Home, operator: Operator, index: int, eraser_url: str) -> int:
+    """Erase the body of an entry; returns the index of the entry that says so."""
+    config = home.ledger_config(eraser_url=eraser_url)
+    with Ledger.open(config) as ledger:
+        return ledger.erase(index, home.actor(operator), operator.reason or None)
+
+
+def upgrade(home: Home, owner_url: str, eraser_url: str) -> int:
+    """Bring the database to this release's tables as the role that owns them; returns the number of entries."""
+    with Ledger.open(home.ledger_config(owner_url, eraser_url)) as ledger:
+        return ledger.sign().size
+
+
+def _exposure(home: Home, found: Verification) -> str:
+    """`exposure`, told also by witnesses and heads that the verifier brought along."""
+    if found.alterable_from == 0 or (found.anchor_external and not found.cosigned):
+        return exposure(home, found.signed_size)
+    if found.alterable_from >= found.entries:
+        return "every entry is covered by a tree head that was witnessed or kept elsewhere"
+    first, last = found.alterable_from, found.entries - 1
+    return f"entries {first} to {last} could still be altered by whoever holds the signing keys: nobody else saw them"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"cannot read {path}") from None

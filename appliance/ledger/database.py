@@ -53,6 +53,14 @@ class Database:
         with self._transaction("define") as connection:
             yield connection
 
+    @contextmanager
+    def erasing(self) -> Iterator[Connection]:
+        """One transaction of whoever may delete bodies, and nothing else; it does not queue with the writers."""
+        with self._transaction("erase") as connection:
+            yield connection
+        with self._translated(), self._engine.connect() as connection:
+            self._dialect.after_erasing(connection)
+
     def role(self) -> str:
         """Name of the role that this database is used as; empty where there are no roles."""
         with self.read() as connection:

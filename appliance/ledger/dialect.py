@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1000
 _MODULES = {"sqlite": "appliance.ledger.sqlite", "postgresql+psycopg": "appliance.ledger.postgres"}
 _BACKENDS = {name.partition("+")[0]: module for name, module in _MODULES.items()}
 
-Purpose = Literal["read", "write", "define"]
+Purpose = Literal["read", "write", "define", "erase"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,9 @@ class Dialect(Protocol):
 
     def begin(self, connection: Connection, purpose: Purpose) -> None:
         """Begin a transaction: one snapshot to read from, or the only writer, or one that changes definitions."""
+
+    def after_erasing(self, connection: Connection) -> None:
+        """Reach copies of deleted rows in the database's own files, as far as that is possible."""
 
     def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""

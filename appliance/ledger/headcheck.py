@@ -1,8 +1,9 @@
-"""Signed tree heads against the tree that is being recomputed, and the anchor against both."""
+"""Signed tree heads against the tree that is being recomputed: the database's own, the anchor, others kept apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -13,47 +14,69 @@ from appliance.ledger.note import VerifierKey, open_checkpoint
 from appliance.ledger.problems import Problems
 
 
+@dataclass(frozen=True, slots=True)
+class OutsideHead:
+    """A signed tree head that was kept outside the database.
+
+    Attributes:
+      anchor: whether it is the anchor, which follows every head that is signed.
+      note: the signed note; its signatures were checked.
+      size: its entries.
+      root: its root, 32 bytes.
+    """
+
+    anchor: bool
+    note: str
+    size: int
+    root: bytes
+
+
 class HeadCheck:
     """Walks the tree heads beside the entries: `reached` is called when the tree has the size `wanted`.
 
     Attributes:
-      wanted: size of the next tree head or of the anchor; None when there is none left.
+      wanted: size of the next tree head, here or outside; None when there is none left.
       good_size: size of the newest tree head that holds.
       anchored_size: size of the anchor if it holds, else 0.
+      outside_size: size of the largest head from elsewhere, the anchor aside, that holds.
       largest: largest size that anything was signed at.
+      fork: two notes that the log's keys signed and that cannot both be true; empty where none were seen.
     """
 
     def __init__(
         self,
         connection: Connection,
         trusted: Sequence[VerifierKey],
-        anchored: tuple[str, int, bytes] | None,
+        outside: Sequence[OutsideHead],
         problems: Problems,
     ) -> None:
         self.good_size = 0
         self.anchored_size = 0
+        self.outside_size = 0
+        self.fork: tuple[str, ...] = ()
         self._trusted = trusted
-        self._anchor = anchored
+        self._outside = sorted(outside, key=lambda head: head.size)
+        self._disputed = ""
         self._problems = problems
         self._rows: Iterator[tuple[Any, ...]] = stream(connection, "SELECT n, size, note FROM tree_head ORDER BY n")
         self._n = 0
         self._last_note: tuple[int, str] = (0, "")
         newest = [row[0] for row in stream(connection, "SELECT max(size) FROM tree_head") if type(row[0]) is int]
-        self.largest: int = max([anchored[1] if anchored else 0, *newest])
+        self.largest: int = max([*(head.size for head in outside), *newest], default=0)
         self._row = self._advance()
-        self._anchor_pending = anchored is not None
         self.wanted = self._next_size()
 
     def reached(self, size: int, root: bytes) -> None:
-        """Compare the tree heads and the anchor of this size with the recomputed root."""
+        """Compare the tree heads of this size, here and outside, with the recomputed root."""
         note = None
         if self._row and self._row[0] == size:
             note = self._row[1]
             self._check(size, note, root)
             self._row = self._advance()
-        if self._anchor is not None and self._anchor_pending and self._anchor[1] == size:
-            self._anchor_pending = False
-            self._check_anchor(size, note, root)
+        while self._outside and self._outside[0].size == size:
+            self._check_outside(self._outside.pop(0), note, root)
+        if note is not None and self._disputed and self.good_size == size and not self.fork:
+            self.fork = self._disputed, note
         self.wanted = self._next_size()
 
     def finish(self, size: int) -> None:
@@ -61,17 +84,16 @@ class HeadCheck:
         while self._row:
             self._problems.add(f"a tree head of {self._row[0]} entries was signed, there are {size}", size)
             self._row = self._advance()
-        if self._anchor is not None and self._anchor_pending:
-            missing = f"entries {size} to {self._anchor[1] - 1} are missing"
-            self._problems.add(f"the database is behind its anchor: {missing}", size)
+        for head in self._outside:
+            missing = f"entries {size} to {head.size - 1} are missing"
+            behind = "its anchor" if head.anchor else "a tree head that was kept elsewhere"
+            self._problems.add(f"the database is behind {behind}: {missing}", size)
         if self._n == 0:
             self._problems.add("no tree head was ever signed")
 
     def _next_size(self) -> int | None:
         sizes = [self._row[0]] if self._row else []
-        if self._anchor is not None and self._anchor_pending:
-            sizes.append(self._anchor[1])
-        return min(sizes, default=None)
+        return min([*sizes, *(head.size for head in self._outside[:1])], default=None)
 
     def _check(self, size: int, note: str, root: bytes) -> None:
         try:
@@ -87,14 +109,18 @@ class HeadCheck:
         else:
             self.good_size = size
 
-    def _check_anchor(self, size: int, note: str | None, root: bytes) -> None:
-        assert self._anchor is not None  # noqa: S101
-        if self._anchor[2] != root:
-            self._problems.add_span(f"the first {size} entries are not those that were anchored", self.good_size, size)
-            return
-        self.anchored_size = size
-        if note != self._anchor[0]:
-            self._problems.add(f"the tree head of {size} entries is not the one that was anchored")
+    def _check_outside(self, head: OutsideHead, note: str | None, root: bytes) -> None:
+        done = "anchored" if head.anchor else "signed in a tree head that was kept elsewhere"
+        if head.root != root:
+            message = f"the first {head.size} entries are not those that were {done}"
+            self._problems.add_span(message, self.good_size if note is None else 0, head.size)
+            self._disputed = head.note
+        elif head.anchor:
+            self.anchored_size = head.size
+            if note != head.note:
+                self._problems.add(f"the tree head of {head.size} entries is not the one that was anchored")
+        else:
+            self.outside_size = head.size
 
     def _advance(self) -> tuple[int, str] | None:
         """The next tree head as (size, note); rows that cannot be one are reported and skipped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, false, select
 
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, Stale, UsageError
-from appliance.ledger import merkle, proof, schema
+from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
 from appliance.ledger.database import Database, roles
@@ -25,8 +25,10 @@ from appliance.ledger.leaf import Actor, new_event_id, parse_leaf
 from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read_head
 from appliance.ledger.note import ALGORITHMS, VerifierKey, valid_name
 from appliance.ledger.signing import create_keys, load_signers, load_verifiers
+from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.ledger.verify import Verification, stated, verify_ledger
+from appliance.ledger.witness import Cosigned
 
 _SYSTEM = Actor("system", "")
 
@@ -43,6 +45,7 @@ class LedgerConfig:
       body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
       owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
       eraser_url: the same database as the role that may delete bodies; empty where `url` may.
+      witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
     """
 
     url: str
@@ -52,6 +55,7 @@ class LedgerConfig:
     body_public_key: bytes
     owner_url: str = ""
     eraser_url: str = ""
+    witnesses: Path | None = None
 
 
 class Ledger:
@@ -197,6 +201,7 @@ class Ledger:
         limit: int | None = None,
         *,
         newest_first: bool = False,
+        facts: Mapping[str, str] | None = None,
     ) -> Iterator[Entry]:
         """Entries in order, those that match every given filter.
 
@@ -208,8 +213,9 @@ class Ledger:
           until: latest time, inclusive.
           limit: at most so many.
           newest_first: walk backwards.
+          facts: values of facts, such as {"run_id": "run_3f9c0a12be47"}.
         """
-        wanted = Filter(type, subject, actor, since, until, limit, newest_first)
+        wanted = Filter(type, subject, actor, since, until, limit, newest_first, facts or {})
         with self._database.read() as connection:
             yield from read_entries(connection, wanted)
 
@@ -272,6 +278,8 @@ class Ledger:
         trusted: tuple[str, ...] = (),
         body_key: bytes | None = None,
         deep: bool = True,
+        witnesses: Path | None = None,
+        kept: Sequence[str] = (),
     ) -> Verification:
         """Check everything: every entry, tile, tree head, row, definition and body against the signed log.
 
@@ -280,6 +288,8 @@ class Ledger:
           trusted: pinned verifier keys; those in the signing directory where none are given.
           body_key: 32-byte X25519 private key; with it bodies are opened and checked too.
           deep: check the database's indexes too, which cannot change a row but can hide one from a query.
+          witnesses: file of the witnesses' keys that the caller trusts; the configuration's where it is None.
+          kept: signed tree heads that the caller kept elsewhere; the log must continue them.
 
         Raises:
           IntegrityError: the database is too damaged to be read to the end.
@@ -288,7 +298,74 @@ class Ledger:
         with self._database.read() as connection:
             anchor = Anchor(self._config.anchor, keys)
             beside = self._database.file or self._config.signing_dir
-            return verify_ledger(connection, beside, keys, anchor, progress, body_key=body_key, deep=deep)
+            return verify_ledger(
+                connection,
+                beside,
+                keys,
+                anchor,
+                progress,
+                body_key=body_key,
+                deep=deep,
+                witnesses=self._witnesses(witnesses),
+                kept=kept,
+            )
+
+    def witness_request(self, old_size: int | None = None) -> str:
+        """Sign the log's end and return the body of a C2SP `add-checkpoint` request for it; see `witness.request`."""
+        head = self.sign()
+        with self._database.read() as connection:
+            return witness.request(connection, head, old_size)
+
+    def add_cosignatures(self, text: str) -> list[Cosigned]:
+        """Store the cosignature lines of a witness's answer; see `witness.add`."""
+        self._need_writable()
+        with self._database.write() as connection:
+            return witness.add(connection, text, self._witnesses(None))
+
+    def export(self, directory: Path) -> tuple[TreeHead, int]:
+        """Write the log up to its newest tree head for auditors; returns that head and the number of files.
+
+        Raises `UsageError` when the directory exists, `Stale` when nothing was signed yet; see `snapshot`.
+        """
+        with self._database.read() as connection:
+            head = last_tree_head(connection, self._trusted)
+            if head is None:
+                raise Stale("nothing was signed yet", hint="appliance ledger sign")
+            cosignatures = witness.lines(connection, head.size)
+            return head, write_snapshot(connection, head, cosignatures, self.verifier_keys, directory)
+
+    def erase(self, index: int, actor: Actor, reason: str | None = None) -> int:
+        """Erase the body of an entry, shared by the entries of its transaction: the entry that says so is signed first.
+
+        Continues an erasure that was interrupted. Copies in write-ahead logs and backups are not reached.
+
+        Returns:
+          Index of the entry that says so.
+
+        Raises:
+          ArtefactMissing: there is no such entry, or it has no body.
+          UsageError: the body is gone already.
+        """
+        entry = self.entry(index)
+        if entry.leaf["body"] is None:
+            raise ArtefactMissing(f"entry {index} has no body")
+        first = int(entry.leaf["body"]["index"])
+        said = next(self.entries("body.erased", str(first), limit=1), None)
+        with self._database.read() as connection:
+            there = read_body(connection, entry.leaf, checked=False) is not None
+        if not there:
+            raise UsageError(f"the body of entry {index} is {entry.body}")
+        eraser = Database(self._config.eraser_url or self._config.url, writable=True)
+        try:
+            with eraser.erasing() as connection:  # whether it may, before anything says that it did
+                connection.execute(schema.body.delete().where(false()))
+            where = self._say_erased(first, actor, reason) if said is None else said.index
+            self.sign()
+            with eraser.erasing() as connection:
+                connection.execute(schema.body.delete().where(schema.body.c.idx == first))
+        finally:
+            eraser.close()
+        return where
 
     def _begin(self, connection: Connection) -> None:
         """Migrate and write the first entry; in an interrupted creation either may have been done."""
@@ -353,6 +430,14 @@ class Ledger:
 
     def _revision(self, connection: Connection) -> str:
         return schema.revision_of(self._stated(connection)[1])
+
+    def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
+        with self.transaction(actor, reason) as tx:
+            return tx.append("body.erased", {"index": index}, subject=str(index))
+
+    def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
+        path = path or self._config.witnesses
+        return witness.load_witnesses(path) if path is not None else ()
 
     def _signers(self) -> Any:
         return load_signers(self._config.signing_dir, self._clock)

@@ -114,6 +114,12 @@ class Builder:
                     start += 1 << bit
         return result
 
+    def partial_tiles(self) -> Iterator[tuple[int, int, bytes]]:
+        """The tiles that are not full yet, as (level, n, hashes)."""
+        for level, row in enumerate(self._pending):
+            if row:
+                yield level, self.size >> 8 * (level + 1), b"".join(row)
+
     def root(self) -> bytes:
         """Root of the tree so far."""
         return fold(self.frontier())

@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 from appliance.errors import IntegrityError
 
 ED25519 = 0x01
+COSIGNATURE = 0x04  # of a witness, with Ed25519
 MLDSA44 = 0x06
-ALGORITHMS = {ED25519: "Ed25519", MLDSA44: "ML-DSA-44"}
-_PUBLIC_BYTES = {ED25519: 32, MLDSA44: 1312}
+ALGORITHMS = {ED25519: "Ed25519", COSIGNATURE: "Ed25519 cosignature", MLDSA44: "ML-DSA-44"}
+_PUBLIC_BYTES = {ED25519: 32, COSIGNATURE: 32, MLDSA44: 1312}
 _MAX_NOTE = 100_000
 _MAX_LINES = 16
 
@@ -86,6 +87,9 @@ class VerifierKey:
         try:
             if self.algorithm == ED25519:
                 Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
+            elif self.algorithm == COSIGNATURE:
+                message = witnessed_message(text, int.from_bytes(signature[:8], "big"))
+                Ed25519PublicKey.from_public_bytes(self.public).verify(signature[8:], message)
             elif len(signature) == 8 + 2420:
                 message = cosigned_message(self.name, Checkpoint.parse(text), int.from_bytes(signature[:8], "big"))
                 MLDSA44PublicKey.from_public_bytes(self.public).verify(signature[8:], message)
@@ -119,6 +123,11 @@ def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes
             checkpoint.root,
         )
     )
+
+
+def witnessed_message(text: str, timestamp: int) -> bytes:
+    """What the Ed25519 line of a witness signs: `cosignature/v1` of c2sp.org/tlog-cosignature, over the note text."""
+    return f"cosignature/v1\ntime {timestamp}\n{text}".encode()
 
 
 def sign_checkpoint(checkpoint: Checkpoint, signers: Sequence[Signer]) -> str:
@@ -204,10 +213,11 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     lines = rest[:-1].split("\n")
     if len(lines) > _MAX_LINES:
         raise IntegrityError("a signed note has too many signatures")
-    return text + "\n", [_parse_line(line) for line in lines]
+    return text + "\n", [parse_signature(line) for line in lines]
 
 
-def _parse_line(line: str) -> tuple[str, bytes]:
+def parse_signature(line: str) -> tuple[str, bytes]:
+    """Key name and bytes (four of the key id, then the signature) of a line. Raises `IntegrityError`."""
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "—" or not valid_name(parts[1]):
         raise IntegrityError("a signature line is malformed")

@@ -90,6 +90,10 @@ def begin(connection: Connection, purpose: Purpose) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_KEY})")
 
 
+def after_erasing(connection: Connection) -> None:
+    """Nothing: the server's vacuum, write-ahead log and archives are its administrator's."""
+
+
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """Rows of a query through a cursor of the server, in bounded memory."""
     cursor = _driver(connection).cursor(f"ledger_{next(_names)}", binary=True)

@@ -14,8 +14,8 @@ from sqlalchemy import BigInteger, Column, Connection, ForeignKey, Integer, Larg
 from appliance.ledger import dialect
 from appliance.ledger.database import stream
 
-REVISION = "0002"
-_SINCE = {"evaluation": "0002", "watermark_key": "0002"}  # the other tables are there since 0001
+REVISION = "0003"
+_SINCE = {"evaluation": "0002", "watermark_key": "0002", "cosig": "0003"}  # the other tables are there since 0001
 
 WHOLE = BigInteger().with_variant(Integer(), "sqlite")  # 64 bits in both; SQLite numbers rows by INTEGER only
 
@@ -68,6 +68,13 @@ tree_head = Table(
     Column("n", WHOLE, primary_key=True),
     Column("size", WHOLE, nullable=False, unique=True),
     Column("note", Text, nullable=False),
+)
+cosig = Table(
+    "cosig",
+    metadata,
+    Column("size", WHOLE, primary_key=True),
+    Column("witness", Text, primary_key=True),
+    Column("line", Text, nullable=False),
 )
 dataset = Table(
     "dataset",

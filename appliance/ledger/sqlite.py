@@ -29,6 +29,7 @@ _PRAGMAS = (
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
     "PRAGMA synchronous=FULL",
+    "PRAGMA secure_delete=ON",  # what an erased body occupied is overwritten
 )
 
 
@@ -65,6 +66,13 @@ def engine(url: URL, *, writable: bool, create: bool) -> Engine:
 def begin(connection: Connection, purpose: Purpose) -> None:
     """BEGIN, or BEGIN IMMEDIATE for whoever will write."""
     connection.exec_driver_sql("BEGIN" if purpose == "read" else "BEGIN IMMEDIATE")
+
+
+def after_erasing(connection: Connection) -> None:
+    """Bring the overwritten pages into the file and empty the write-ahead log, unless somebody is reading there."""
+    raw = connection.connection.cursor()
+    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    raw.close()
 
 
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

@@ -14,15 +14,16 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError, IntegrityError
-from appliance.ledger import schema
+from appliance.ledger import schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.crosscheck import check_definitions, check_rows, check_storage
 from appliance.ledger.database import stream
-from appliance.ledger.headcheck import HeadCheck
+from appliance.ledger.headcheck import HeadCheck, OutsideHead
 from appliance.ledger.leaf import parse_leaf
-from appliance.ledger.note import VerifierKey
+from appliance.ledger.note import VerifierKey, open_checkpoint
 from appliance.ledger.problems import Problems
 from appliance.ledger.scan import BodyScan, Scan
+from appliance.ledger.witness import Cosigned
 
 _SHOWN_EVERY = 10_000
 
@@ -40,9 +41,11 @@ class Verification:
       first_bad: smallest index that a problem concerns, where one can be named.
       problems: in words; empty when all is well.
       alterable_from: entries from this index on could still be altered by the holder of the signing keys, because no
-        tree head outside this volume covers them.
+        tree head that was witnessed or lies outside this volume covers them.
       anchor_external: whether the anchor lies on another file system than the database.
       bodies: number of entries for each `BodyVerdict`.
+      cosigned: the newest cosignature of each trusted witness on a tree head that holds.
+      fork: two notes signed by the log's keys that cannot both be true, which proves it to anybody; empty without one.
     """
 
     entries: int
@@ -53,6 +56,13 @@ class Verification:
     alterable_from: int
     anchor_external: bool
     bodies: dict[str, int] = field(default_factory=dict)
+    cosigned: tuple[Cosigned, ...] = ()
+    fork: tuple[str, ...] = ()
+
+    @property
+    def witnessed_size(self) -> int:
+        """Entries that a witness saw: whoever holds the signing keys can alter them no more."""
+        return max((cosigned.size for cosigned in self.cosigned), default=0)
 
     @property
     def ok(self) -> bool:
@@ -69,18 +79,20 @@ def verify_ledger(
     *,
     body_key: bytes | None,
     deep: bool,
+    witnesses: Sequence[VerifierKey] = (),
+    kept: Sequence[str] = (),
 ) -> Verification:
     """Verify everything in one snapshot. Raises `IntegrityError` only where the database cannot be read on.
 
     `beside` is what an anchor must not share its file system with to outlive a rollback of it: the database's file, or
-    the signing keys where the database is on a server.
+    the signing keys where the database is on a server. `kept` are signed notes of the log that were kept elsewhere.
     """
     problems = Problems()
     # A table without its definition cannot be read at all, so this comes first and may be the last.
     if not check_tables(connection, problems):
         return _unreadable(problems)
     bodies = BodyScan(connection, trusted[0].name, body_key, problems)
-    heads = HeadCheck(connection, trusted, _read_anchor(anchor, problems), problems)
+    heads = HeadCheck(connection, trusted, [*_read_anchor(anchor, problems), *_read_kept(kept, trusted)], problems)
     scan = Scan(connection, trusted[0].name, bodies, heads, problems)
     for row in stream(connection, "SELECT idx, event_id, leaf, leaf_hash, type, ts, subject FROM entry ORDER BY idx"):
         scan.entry(row)
@@ -92,15 +104,19 @@ def verify_ledger(
     if deep:
         check_storage(connection, problems)
     external = anchor.outside(beside)
+    cosigned = witness.check(connection, witnesses, heads.good_size, problems)
+    seen = [cosignature.size for cosignature in cosigned]
     return Verification(
         entries=scan.size,
         root=scan.root.hex(),
         signed_size=heads.good_size,
         first_bad=problems.first_bad,
         problems=problems.messages,
-        alterable_from=heads.anchored_size if external else 0,
+        alterable_from=max([heads.anchored_size if external else 0, heads.outside_size, *seen]),
         anchor_external=external,
         bodies=dict(Counter(bodies.verdicts)),
+        cosigned=cosigned,
+        fork=heads.fork,
     )
 
 
@@ -137,17 +153,23 @@ def stated(connection: Connection) -> tuple[list[str], dict[str, str]]:
     return [key["vkey"] for key in genesis["keys"]], dict(facts["schema"])
 
 
-def _read_anchor(anchor: Anchor, problems: Problems) -> tuple[str, int, bytes] | None:
+def _read_anchor(anchor: Anchor, problems: Problems) -> list[OutsideHead]:
     try:
         anchored = anchor.read()
     except IntegrityError as error:
         problems.add(str(error))
-        return None
+        return []
     if anchored is None:
         problems.add("the anchor is missing, so a rolled-back database could not be told")
-        return None
+        return []
     note, checkpoint = anchored
-    return note, checkpoint.size, checkpoint.root
+    return [OutsideHead(True, note, checkpoint.size, checkpoint.root)]
+
+
+def _read_kept(notes: Sequence[str], trusted: Sequence[VerifierKey]) -> list[OutsideHead]:
+    """Heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
+    opened = [(note, open_checkpoint(note, trusted)) for note in notes]
+    return [OutsideHead(False, note, checkpoint.size, checkpoint.root) for note, checkpoint in opened]
 
 
 def _unreadable(problems: Problems) -> Verification:

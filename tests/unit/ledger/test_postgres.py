@@ -81,6 +81,15 @@ def test_the_eraser_erases_bodies_that_an_entry_names_and_nothing_else(
     assert ledger.verify().bodies == {"erased": 1}
 
 
+def test_no_entry_says_erased_when_the_role_may_not(ledger: Ledger, config: LedgerConfig, actor: Actor) -> None:
+    with ledger.transaction(actor) as tx:
+        tx.append("key.locked", {})
+    with Ledger.open(replace(config, eraser_url="")) as without, pytest.raises(ArtefactMissing):
+        without.erase(1, actor)
+    assert ledger.verify().entries == 2
+    assert ledger.erase(1, Actor("p-2", "")) == 2
+
+
 def test_guards_hold_for_the_owner_and_for_replicated_changes(ledger: Ledger, behind: PostgresDatabase) -> None:
     with behind.server.connect(behind.name, OWNER) as raw, pytest.raises(psycopg.errors.IntegrityConstraintViolation):
         raw.execute("TRUNCATE entry CASCADE")

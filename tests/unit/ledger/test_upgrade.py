@@ -43,7 +43,7 @@ def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None
     with Ledger.open(old) as ledger:
         upgrades = list(ledger.entries(type="ledger.upgraded"))
         assert [entry.index for entry in upgrades] == [size - 1]
-        assert upgrades[0].leaf["facts"]["revision"] == "0002"
+        assert upgrades[0].leaf["facts"]["revision"] == "0003"
         with ledger.read() as rows:
             assert rows.watermark_keys.get("wm_1") == row
         assert ledger.verify().ok
