@@ -1,4 +1,4 @@
-"""`appliance ledger` as an administrator, an auditor and a witness use it; on PostgreSQL, since other tests use SQLite."""
+"""`appliance ledger` as an administrator, an auditor and a witness use it, on PostgreSQL; other tests use SQLite."""
 
 from __future__ import annotations
 
