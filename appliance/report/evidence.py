@@ -60,6 +60,24 @@ class Evidence:
         """The oldest entry about the run of one of these types."""
         return next((event for event in self.events if event.type in types), None)
 
+    def all(self, *types: str) -> tuple[LoggedEvent, ...]:
+        """Every entry about the run of one of these types, oldest first."""
+        return tuple(event for event in self.events if event.type in types)
+
+    @property
+    def evaluation(self) -> tuple[LoggedEvent | None, LoggedEvent | None]:
+        """Reservation and end of the evaluation that counts: the newest that was settled, else the newest."""
+        ending = self.last("evaluation.settled")
+        reservations = self.all("evaluation.reserved")
+        if ending is not None:
+            wanted = ending.facts["evaluation_id"]
+            return next((e for e in reservations if e.facts["evaluation_id"] == wanted), None), ending
+        if not reservations:
+            return None, self.last(*EVALUATION_ENDINGS)
+        wanted = reservations[-1].facts["evaluation_id"]
+        ends = (e for e in self.all(*EVALUATION_ENDINGS) if e.facts["evaluation_id"] == wanted)
+        return reservations[-1], next(ends, None)
+
     @property
     def reserved(self) -> LoggedEvent:
         """The entry that reserved the run; every report has one."""

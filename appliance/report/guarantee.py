@@ -7,7 +7,7 @@ from decimal import Decimal
 from appliance.records import LoggedEvent
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
-from appliance.report.evidence import EVALUATION_ENDINGS, Evidence
+from appliance.report.evidence import Evidence
 from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
@@ -179,9 +179,9 @@ def _accountants(evidence: Evidence, ending: LoggedEvent) -> Table:
 def budget_section(evidence: Evidence) -> Section:
     """What the datasets have spent of their lifetime budgets, and on what: that of training, that of the evaluation."""
     blocks = _budget(evidence, evidence.reserved, evidence.ending, "run")
-    evaluation = evidence.last("evaluation.reserved")
+    evaluation, ended = evidence.evaluation
     if evaluation is not None:
-        blocks += _budget(evidence, evaluation, evidence.last(*EVALUATION_ENDINGS), "evaluation")
+        blocks += _budget(evidence, evaluation, ended, "evaluation")
     return Section("budget", "Lifetime budgets", (*blocks, Paragraph(words(_COMPOSED))))
 
 

@@ -24,9 +24,11 @@ CHANGES = {
 
 def selftest_section(evidence: Evidence) -> Section:
     """The checks of the engine before the run."""
-    event = evidence.last("audit.selftest")
-    if event is None:
-        return Section("selftest", "Self-test of the training engine", (Paragraph(NOT_PERFORMED),))
+    blocks = [block for event in evidence.all("audit.selftest") for block in _selftest(event)]
+    return Section("selftest", "Self-test of the training engine", tuple(blocks) or (Paragraph(NOT_PERFORMED),))
+
+
+def _selftest(event: LoggedEvent) -> list[Block]:
     rows = tuple(
         (
             say(fact(event, f"{check.pointer}/name")),
@@ -38,17 +40,12 @@ def selftest_section(evidence: Evidence) -> Section:
         for _, check in items(event, "/checks")
     )
     intro = (
-        "Before the run the production code, with the configuration of the run, trained a scratch adapter on synthetic "
-        "data and was watched where it releases. These checks test the mechanism; they are no attack on the adapter. "
-        "Entry "
+        "The production code, with the configuration of the run, trained a scratch adapter on synthetic data and was "
+        "watched where it releases. These checks test the mechanism; they are no attack on the adapter. Entry "
     )
     table = Table("Checks of the self-test", ("Check", "Result", "Seen", "Bound", "Trials"), rows)
     digest = pairs("The self-test as it is recorded", [("SHA-256 of its result", say(fact(event, "/result_sha256")))])
-    return Section(
-        "selftest",
-        "Self-test of the training engine",
-        (Paragraph(say(intro, leaf_field(event, "/index"), ".")), table, digest),
-    )
+    return [Paragraph(say(intro, leaf_field(event, "/index"), ".")), table, digest]
 
 
 # --- watermark ------------------------------------------------------------------------------------------------------
@@ -137,7 +134,7 @@ def utility_section(evidence: Evidence) -> Section:
     event = evidence.last("evaluation.settled")
     if event is None:
         failed = evidence.last("evaluation.failed")
-        return Section("utility", "Utility", (Paragraph(_unevaluated(failed)),))
+        return Section("utility", "Utility", (Paragraph(_unevaluated(failed)), *_earlier(evidence, failed)))
     rows = _comparisons(event)
     blocks: list[Block] = [
         Paragraph(
@@ -153,7 +150,23 @@ def utility_section(evidence: Evidence) -> Section:
         title = "Gain over the base model on private data, with confidence intervals"
         blocks += [Chart(title, charts.forest("utility", title, rows, "nat per token; right is better"))]
         blocks += [_comparison_table(event)]
-    return Section("utility", "Utility", (*blocks, *_public(event)))
+    return Section("utility", "Utility", (*blocks, *_public(event), *_earlier(evidence, event)))
+
+
+def _earlier(evidence: Evidence, shown: LoggedEvent | None) -> list[Table]:
+    """Other evaluations of the run, so that nobody shows the best of many without saying so."""
+    others = [event for event in evidence.all("evaluation.settled", "evaluation.failed") if event is not shown]
+    rows = tuple(
+        (
+            say(fact(event, "/evaluation_id")),
+            words(event.type.removeprefix("evaluation.")),
+            say(fact(event, "/epsilon_charged")),
+            say(leaf_field(event, "/index")),
+        )
+        for event in others
+    )
+    head = ("Id", "State", "Epsilon charged", "Entry")
+    return [Table("Other evaluations of this run, each charged; the newest one is shown", head, rows)] if rows else []
 
 
 def _unevaluated(failed: LoggedEvent | None) -> Sentence:

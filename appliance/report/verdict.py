@@ -76,25 +76,28 @@ def budget(evidence: Evidence) -> Finding:
 
 
 def selftest(evidence: Evidence) -> Finding:
-    """Whether the engine was tested for this very job, before training, and passed."""
-    event, topic = evidence.last("audit.selftest"), "Self-test"
-    if event is None:
-        return Finding(
-            topic, "open", words("Not performed. That the engine does what the accountant assumes is untested.")
-        )
-    failed = [check for _, check in items(event, "/checks") if check.value["passed"] is not True]
-    if failed or event.facts["passed"] is not True:
-        return Finding(topic, "bad", words("The engine FAILED its self-test. The guarantee cannot be relied on."))
-    if event.facts["spec_sha256"] != evidence.reserved.facts["spec_sha256"]:
-        return Finding(topic, "bad", words("The self-test that is recorded was made for another job."))
+    """Whether the engine was tested for this very job, before training, and passed; and again when it was resumed."""
+    topic, tests = "Self-test", evidence.all("audit.selftest")
+    if not tests:
+        unknown = "Not performed. That the engine does what the accountant assumes is untested."
+        return Finding(topic, "open", words(unknown))
     started = evidence.first("run.started")
-    if started is not None and event.index > started.index:
-        return Finding(topic, "caution", words("The engine passed its self-test, but only after training had started."))
-    if not event.facts["checks"]:
+    early = [event for event in tests if started is None or event.index < started.index]
+    counted = [*early[-1:], *(event for event in tests if event not in early)]
+    if any(_failed(event) for event in counted):
+        return Finding(topic, "bad", words("The engine FAILED its self-test. The guarantee cannot be relied on."))
+    if any(event.facts["spec_sha256"] != evidence.reserved.facts["spec_sha256"] for event in counted):
+        return Finding(topic, "bad", words("The self-test that is recorded was made for another job."))
+    if not all(event.facts["checks"] for event in counted):
         return Finding(topic, "open", words("The self-test holds no check, so it shows nothing."))
-    return Finding(
-        topic, "good", say("The engine passed every check before training (entry ", leaf_field(event, "/index"), ").")
-    )
+    if not early:
+        return Finding(topic, "caution", words("The engine passed its self-test, but only after training had started."))
+    entry = leaf_field(early[-1], "/index")
+    return Finding(topic, "good", say("The engine passed every check before training (entry ", entry, ")."))
+
+
+def _failed(event: LoggedEvent) -> bool:
+    return event.facts["passed"] is not True or any(check["passed"] is not True for check in event.facts["checks"])
 
 
 def watermark(evidence: Evidence) -> Finding:

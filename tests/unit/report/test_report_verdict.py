@@ -163,6 +163,30 @@ def test_what_is_wrong_or_missing_changes_the_words(name: str, story: Story) -> 
     assert said == ("good" if tone == "good" else "bad" if tone == "bad" else "caution")
 
 
+def again(story: Story, type_: str, index: int, **facts: Any) -> Story:
+    """The story with an entry of this type once more, at another place."""
+    (event,) = [event for event in story.events if event.type == type_]
+    return Story((*story.events, replace(event, index=index, facts={**event.facts, **facts})))
+
+
+@pytest.mark.parametrize(
+    ("index", "passed", "tone"), [(33, True, "good"), (33, False, "bad"), (28, False, "good"), (30, False, "bad")]
+)
+def test_every_self_test_counts_that_was_not_made_again(index: int, passed: bool, tone: str, story: Story) -> None:
+    """A resumed run is tested again; a test that failed before training is superseded by one that passed."""
+    story = again(story, "audit.selftest", index, passed=passed)
+    assert verdict(story)[2]["Self-test"][0] == tone
+    assert story.render()["report.html"].count(b"<caption>Checks of the self-test</caption>") == 2
+
+
+def test_earlier_evaluations_are_listed(story: Story) -> None:
+    earlier = again(story, "evaluation.settled", 40, evaluation_id="eval_earlier", epsilon_charged="0.5000")
+    shown = rows(earlier, "utility")
+    assert shown["eval_earlier"] == "settled"
+    assert "eval_earlier" not in rows(story, "utility")
+    assert verdict(earlier)[2]["Utility"] == verdict(story)[2]["Utility"]
+
+
 def test_a_bad_line_is_named_in_the_headline(story: Story) -> None:
     tone, words, _ = verdict(story.but("audit.selftest", passed=False))
     assert (tone, words) == ("bad", "Do not rely on this adapter as it is. What is wrong: self-test.")
