@@ -6,6 +6,7 @@ values (`job.json`, `result.json`). Nothing here does I/O.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
@@ -179,6 +180,13 @@ class LoraSpec(Value):
     r: Count = 8
     alpha: Positive = 16.0
     targets: Literal["all-linear", "attention"] | tuple[str, ...] = "all-linear"
+    freeze_a: bool = False
+    quantize_base: Literal["none", "nf4", "int8"] = "none"
+
+    def trainable(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Size of the adapter on linear modules of these (out, in) shapes; a frozen A does not count."""
+        chosen = [shape for name, shape in shapes.items() if self.selects(name)]
+        return sum(self.r * (out + (0 if self.freeze_a else into)) for out, into in chosen)
 
     def selects(self, module: str) -> bool:
         """Whether the linear module of this dotted name is adapted. The output head never is."""
@@ -207,6 +215,7 @@ class EngineOptions(Value):
     dtype: Literal["bfloat16", "float32"] = "float32"
     physical_tokens: Count = 4096
     gradient_checkpointing: bool = False
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
 
 

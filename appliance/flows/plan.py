@@ -152,12 +152,19 @@ def resolve(ledger: Ledger, run: RunFile) -> Resolved:
 
 
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:
-    """Size of the adapter: r (in + out) summed over the target modules."""
+    """Size of the adapter: r (in + out) summed over the target modules, r out where A is frozen.
+
+    Raises:
+      ConfigInvalid: no target matches, or the rank is larger than a dimension of one.
+    """
     shapes: dict[str, tuple[int, int]] = orjson.loads(base.shapes)
-    chosen = [shape for name, shape in shapes.items() if run.lora.selects(name)]
+    chosen = {name: shape for name, shape in shapes.items() if run.lora.selects(name)}
     if not chosen:
         raise ConfigInvalid("lora.targets matches no linear module of the base model", where="lora.targets")
-    return sum(run.lora.r * (out + into) for out, into in chosen)
+    for name, (out, into) in chosen.items():
+        if run.lora.r > min(out, into):
+            raise ConfigInvalid(f"rank {run.lora.r} is larger than a dimension of {name}", where="lora.r")
+    return run.lora.trainable(chosen)
 
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:

@@ -141,6 +141,8 @@ _EXPLAINED = {
     "lora.r": "rank; a larger one learns more, costs memory and time, and suffers more from the noise",
     "lora.alpha": "scale: the adapter is multiplied by alpha / r; no cost in privacy",
     "lora.targets": "all-linear, attention, or a list of module names; fewer is faster and less noisy",
+    "lora.freeze_a": "true: only half of the adapter learns; fewer parameters, so less memory and less noise in all",
+    "lora.quantize_base": "none; nf4 or int8: the base in a quarter or half of the memory, for accuracy and time",
     "train": "length and optimisation; none of it may be chosen by looking at the private data",
     "train.steps": "noisy steps; each costs privacy, so more of them at the same epsilon means more noise in each",
     "train.epochs": "passes over the declared units, turned into steps; each step costs privacy",

@@ -47,9 +47,14 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 by an old name
         peft_model = get_peft_model(model, config)
     peft_model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            # In evaluation mode bitsandbytes repacks NF4 weights in place and quantises activations for INT8.
+            module.training = True
     sites: list[Site] = []
     for name in names:
-        sites.append(Site(name, len(sites), model.get_submodule(name), sites[-1].end if sites else 0))
+        offset = sites[-1].end if sites else 0
+        sites.append(Site(name, len(sites), model.get_submodule(name), offset, spec.freeze_a))
     _initialise(sites, init_seed)
     for site in sites:
         model.get_submodule(site.name).forward = site.forward
@@ -125,10 +130,18 @@ def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
     _refuse_shared(model, names)
     for name in names:
         layer = model.get_submodule(name)
-        if type(layer) is not nn.Linear or layer.weight.dtype not in (torch.float32, torch.bfloat16):
-            raise ConfigInvalid(f"{name} is not a plain float32 or bfloat16 linear layer", where="lora.targets")
-        if spec.r > min(layer.weight.shape):
+        if not _known(layer):
+            raise ConfigInvalid(f"{name} is not a linear layer in float32, bfloat16, NF4 or INT8", where="lora.targets")
+        if spec.r > min(layer.in_features, layer.out_features):
             raise ConfigInvalid(f"rank {spec.r} is larger than a dimension of {name}", where="lora.r")
+
+
+def _known(layer: Any) -> bool:
+    if type(layer) is nn.Linear:
+        return layer.weight.dtype in (torch.float32, torch.bfloat16)
+    import bitsandbytes
+
+    return type(layer) in (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 
 
 def _refuse_shared(model: nn.Module, names: list[str]) -> None:
@@ -148,6 +161,7 @@ def _initialise(sites: list[Site], init_seed: int) -> None:
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
         site.a.data = start.to(site.a.device)
         site.b.data = torch.zeros(site.b.shape, device=site.b.device)
+        site.a.requires_grad_(not site.freeze_a)
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class ExactSum:
         self._sum = torch.zeros(width, dtype=torch.float64, device=device)
 
     def add(self, gradients: Tensor) -> None:
-        """Clips, rounds and adds rows, float32 [n, width], one row per unit. Non-finite rows are set to zero."""
+        """Clips, rounds and adds rows [n, width], one row per unit. Non-finite rows are set to zero."""
         factors = self.factors(gradients)[:, None]
         ones = torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
         for start in range(0, gradients.shape[1], _COLUMNS):
@@ -65,8 +65,9 @@ class ExactSum:
 
 def norms(gradients: Tensor) -> Tensor:
     """The L2 norm of each row of [n, width], float64 [n]; rows whose norm is not finite are set to zero in place."""
+    blocks = [row.view(-1, BLOCK) for row in gradients]
     # Row by row in blocks of one shape, so that a norm does not depend on how many rows there are.
-    squares = [torch.linalg.vector_norm(row.view(-1, BLOCK), dim=1).double().square().sum() for row in gradients]
+    squares = [torch.linalg.vector_norm(b, dim=1, dtype=torch.float32).double().square().sum() for b in blocks]
     found = torch.stack(squares).sqrt()
     for row in torch.nonzero(~torch.isfinite(found)).flatten().tolist():
         gradients[row] = 0

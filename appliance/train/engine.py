@@ -22,6 +22,7 @@ from appliance.train.loss import hidden_gradient
 
 _GRADIENT_BYTES = 1 << 28  # per-record gradients that exist at once
 _MAX_ROWS = 256
+_SMALL_PRODUCT = 16**3
 
 Unit = Sequence[Encoded]
 """The records of one unit of privacy."""
@@ -33,7 +34,7 @@ class Engine:
     Args:
       adapter: the model and its LoRA sites.
       plan: clip norm and clipping rule.
-      options: physical_tokens and gradient checkpointing.
+      options: physical_tokens, gradient checkpointing and the dtype of the per-record gradients.
       pad: token id that fills a row up to its bucket.
 
     Attributes:
@@ -47,20 +48,28 @@ class Engine:
         self.fixed_rows: int | None = None
         self._pad = pad
         self._tokens = options.physical_tokens
+        self._least = _least_length(adapter) if options.dtype == "bfloat16" else 8
         self._body = body(adapter.model)
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
         self._device = adapter.sites[0].a.device
-        rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (4 * adapter.parameters)))
-        self.buffer = GradientBuffer(adapter.parameters, rows, self._device)
+        dtype: torch.dtype = getattr(torch, options.gradient_dtype)
+        rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (dtype.itemsize * adapter.parameters)))
+        self.buffer = GradientBuffer(adapter.parameters, rows, self._device, dtype)
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
             _checkpoint(model)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarser of the dtype that the model computes in and that of the per-record gradients."""
+        coarse = torch.bfloat16 in (self._head.weight.dtype, self.buffer.data.dtype)
+        return torch.bfloat16 if coarse else torch.float32
+
     def rows_at(self, length: int) -> int:
         """How many records of this padded length make a full micro-batch; public."""
-        rows = max(1, min(len(self.buffer.data), self._tokens // length))
+        rows = max(1, min(len(self.buffer.data), self._tokens // max(length, self._least)))
         return min(rows, self.fixed_rows or rows)
 
     def accumulate(self, units: Sequence[Unit]) -> None:
@@ -80,9 +89,9 @@ class Engine:
           batch: at most `rows_at(length)` records.
 
         Returns:
-          float32 [len(batch), width], a view that the next call overwrites; rows may still be non-finite.
+          [len(batch), width], a view that the next call overwrites; rows may still be non-finite.
         """
-        rows, length = len(batch), batch[0].length
+        rows, length = len(batch), max(batch[0].length, self._least)
         physical = rows if self.fixed_rows is None else self.rows_at(length)
         ids = torch.full((physical, length), self._pad, dtype=torch.long)
         for row, record in enumerate(batch):
@@ -113,6 +122,13 @@ class Engine:
                 end += 1
             yield trained[start:end]
             start = end
+
+
+def _least_length(adapter: Adapter) -> int:
+    # torch multiplies small bfloat16 matrices by another kernel, whose last bits differ: whether a product of the
+    # adapter is small must not depend on how many records there are, so one record alone has to be large enough.
+    smallest: int = min(site.rank * min(site.a.shape[1], site.b.shape[0]) for site in adapter.sites)
+    return 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
 
 
 def _checkpoint(model: Any) -> None:

@@ -141,6 +141,7 @@ class _Recorded:
 def _tensors(assembled: Assembled) -> tuple[tuple[str, int, int], ...]:
     found = []
     for site in assembled.adapter.sites:
-        middle = site.offset + site.a.numel()
-        found += [(f"{site.name}.lora_A", site.offset, middle), (f"{site.name}.lora_B", middle, site.end)]
+        if site.middle > site.offset:  # else A is frozen
+            found.append((f"{site.name}.lora_A", site.offset, site.middle))
+        found.append((f"{site.name}.lora_B", site.middle, site.end))
     return tuple(found)

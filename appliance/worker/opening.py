@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from appliance.errors import IntegrityError
 from appliance.records import EngineOptions, Record
@@ -11,8 +11,10 @@ from appliance.store import container
 from appliance.store.files import tree_digest
 
 
-def load_base(directory: str, sha256: str, engine: EngineOptions) -> tuple[Any, Any]:
-    """The base model in the engine's dtype on its device, and its tokenizer.
+def load_base(
+    directory: str, sha256: str, engine: EngineOptions, quantize: Literal["none", "nf4", "int8"] = "none"
+) -> tuple[Any, Any]:
+    """The base model in the engine's dtype on its device, quantised if asked for, and its tokenizer.
 
     Raises:
       IntegrityError: the directory does not have the digest of the job.
@@ -20,11 +22,14 @@ def load_base(directory: str, sha256: str, engine: EngineOptions) -> tuple[Any, 
     import torch
 
     from appliance.models.loading import load
+    from appliance.models.quantising import load_quantised
 
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if tree_digest(Path(directory))[0] != sha256:
         raise IntegrityError("the base model is not the one of the job", where=directory)
+    if quantize != "none":
+        return load_quantised(Path(directory), getattr(torch, engine.dtype), quantize, engine.device)
     model, tokenizer = load(Path(directory), getattr(torch, engine.dtype))
     model.to(engine.device)
     return model, tokenizer

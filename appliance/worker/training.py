@@ -56,7 +56,7 @@ def _run_loop(job: TrainJob, run_dir: Path, records: DecodedRecords, snapshots: 
     reserved = spent(job.plan, job.plan.attempts)
     if charged_epsilon(reserved.epsilon_pld, reserved.epsilon_prv) > job.plan.epsilon:  # before a record is read
         raise GateFailed("the second accountant does not confirm the plan's epsilon")
-    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine)
+    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
     _check_sampler(job.plan, job.lora, model)
     plan_sha256 = hashlib.sha256(to_json(job.plan)).hexdigest()
     with Journal.open(run_dir / "journal.jsonl", job.run_id, plan_sha256) as journal:
@@ -68,8 +68,8 @@ def _check_sampler(plan: PrivacyPlan, lora: LoraSpec, model: Any) -> None:
     """The plan's share of delta for the noise sampler must suffice for the adapter that this model really gets."""
     import torch
 
-    linear = {n: m.weight.shape for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    parameters = lora.r * sum(sum(shape) for name, shape in linear.items() if lora.selects(name))
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    parameters = lora.trainable({name: (m.out_features, m.in_features) for name, m in linear.items()})
     needed = sampler_delta(parameters, plan.attempts, plan.epsilon, plan.noise_multiplier)
     if needed > plan.sampler_delta:
         raise GateFailed("the noise sampler costs more of delta than the plan set aside")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from appliance.models.quantising import load_quantised
 from appliance.records import (
     EngineOptions,
     IsolationSpec,
@@ -63,20 +64,40 @@ def job(plan: PrivacyPlan, *, spec: TrainSpec | None = None, options: EngineOpti
     )
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "freeze-a": {"freeze_a": True},
+    "bf16-gradients": {"gradient_dtype": "bfloat16"},
+}
+"""Options of the engine that every trap is tested under."""
+
+variant: dict[str, Any] = {}
+"""The one in force; a fixture sets it."""
+
+
 def engine(
     directory: Any,
     dtype: torch.dtype = torch.float32,
     targets: Any = "all-linear",
     random_b: bool = True,
     options: EngineOptions | None = None,
+    quantize: Any = "none",
     **changes: Any,
 ) -> Engine:
-    adapter = adapt(load(directory, dtype), LoraSpec(r=4, targets=targets), 7)
+    options = options or EngineOptions(physical_tokens=256)
+    options = options.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    options = options.model_copy(update={"gradient_dtype": variant.get("gradient_dtype", options.gradient_dtype)})
+    if quantize == "none":
+        model = load(directory, dtype)
+    else:
+        model, _ = load_quantised(directory, dtype, quantize)
+    spec = LoraSpec(r=4, targets=targets, freeze_a=variant.get("freeze_a", False), quantize_base=quantize)
+    adapter = adapt(model, spec, 7)
     generator = torch.Generator().manual_seed(5)
     for site in adapter.sites:
         if random_b:
             site.b.data.copy_(torch.randn(site.b.shape, generator=generator) * 0.1)
-    return Engine(adapter, plan(**changes), options or EngineOptions(physical_tokens=256), 0)
+    return Engine(adapter, plan(**changes), options, 0)
 
 
 def encoded(tokens: int, seed: int, supervised: int | None = None) -> Encoded:
