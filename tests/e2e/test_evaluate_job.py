@@ -72,15 +72,15 @@ def test_an_evaluation_is_paid_released_and_recorded(appliance: Appliance, run: 
     cost = appliance.json("--dry-run", "evaluate", "run", run, "--dataset", HELD)
     assert cost["comparisons"] == ["adapter"]
     assert facts(appliance, "evaluation.reserved") == []
-    shown = appliance("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "1000")
+    shown = appliance("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "300")
     assert "no watermark is embedded yet" in shown.out
     assert "95 % interval" in shown.out
 
     appliance("watermark", "embed", run)
-    done = appliance.json("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "1000")
+    done = appliance.json("evaluate", "run", run, "--dataset", HELD, "--public-tokens", "300")
     assert [comparison["name"] for comparison in done["comparisons"]] == ["adapter", "marked"]
     assert done["epsilon_charged"] == "1.0000"
-    assert int(done["public"]["tokens"]) == 1024
+    assert int(done["public"]["tokens"]) == 384
     assert float(done["public"]["low"]) <= float(done["public"]["change_percent"]) <= float(done["public"]["high"])
     settled = facts(appliance, "evaluation.settled")
     assert settled[1]["released"] == done["released"]
@@ -92,6 +92,9 @@ def test_an_evaluation_is_paid_released_and_recorded(appliance: Appliance, run: 
     assert [one["state"] for one in spent["evaluations"]] == ["settled", "settled"]
     assert budget_of(appliance, "notes")["evaluations"] == []
     appliance("ledger", "verify")
+    for directory in (appliance.home / "runs").glob("eval_*"):
+        left = {path.name for path in directory.iterdir()}
+        assert left == {"job.json", "evidence.json", "result.json", "supervisor.lock", "worker.lock"}
     for path in (path for path in appliance.home.rglob("*") if path.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
 
@@ -114,13 +117,20 @@ def test_what_is_not_held_out_is_refused(appliance: Appliance, tmp_path: Path, r
     assert facts(appliance, "evaluation.reserved") == []
 
 
-def test_evaluations_end_where_the_budget_ends(appliance: Appliance, run: str) -> None:
-    appliance("key", "lock")
-    appliance("evaluate", "run", run, "--dataset", HELD, expect=13)
-    assert facts(appliance, "evaluation.reserved") == []  # a sealed store costs nothing
+def test_what_cannot_be_evaluated_costs_nothing(appliance: Appliance, run: str) -> None:
     refused = appliance("evaluate", "run", run, "--dataset", HELD, "--epsilon", "8.5", expect=5)
     assert "exceeds the cap 8" in refused.err
     assert facts(appliance, "evaluation.refused")[0]["code"] == 5
+
+    weights = appliance.home / "runs" / run / "adapter" / "adapter_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    appliance("evaluate", "run", run, "--dataset", HELD, expect=8)
+    weights.write_bytes(data)
+
+    appliance("key", "lock")
+    appliance("evaluate", "run", run, "--dataset", HELD, expect=13)
+    assert facts(appliance, "evaluation.reserved") == []
     assert budget_of(appliance, HELD)["reserved_epsilon"] == 0
 
 
@@ -164,12 +174,3 @@ def worker_pids(appliance: Appliance) -> list[int]:
             if f"{appliance.home}/runs/eval_".encode() in command:
                 found.append(int(entry.name))
     return found
-
-
-def test_a_changed_adapter_is_noticed_before_it_is_paid_for(appliance: Appliance, run: str) -> None:
-    weights = appliance.home / "runs" / run / "adapter" / "adapter_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    appliance("evaluate", "run", run, "--dataset", HELD, expect=8)
-    assert facts(appliance, "evaluation.reserved") == []
