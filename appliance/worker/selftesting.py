@@ -29,7 +29,7 @@ def _examine(job: SelftestJob) -> list[Check]:
     from appliance.train.mechanism import assemble
     from appliance.train.tap import ReleaseTap
 
-    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine)
+    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
     assembled = assemble(job.plan, job.lora, job.train, job.engine, model, tokenizer)
     try:
         return examine(ReleaseTap(assembled, job.plan), job.plan)
