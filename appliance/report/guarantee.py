@@ -198,7 +198,7 @@ def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | Non
         (f"Before this {what}, settled and reserved", say(before)),
         ("After its reservation (the worst case)", say(after)),
         ("Cap of the policy", say(cap)),
-        (f"Charged to this {what} alone", say(charged) if charged else words("not settled")),
+        (f"Charged to this {what} alone, at its own delta", say(charged) if charged else words("not settled")),
     ]
     role = {"run": "The data of training: dataset ", "evaluation": "The held-out data of the evaluation: dataset "}
     within = Decimal(reserved.facts["epsilon_after"]) <= Decimal(reserved.facts["cap"])
@@ -209,7 +209,7 @@ def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | Non
     return [
         Paragraph(say(role[what], fact(reserved, "/dataset_id"), said)),
         Chart("Lifetime epsilon against the cap of the policy", drawing),
-        pairs("Lifetime epsilon at the delta of the policy", rows, ("When", "Epsilon")),
+        pairs("Lifetime epsilon at the delta of the policy, and what was charged", rows, ("When", "Epsilon")),
         *_others(evidence, reserved.facts["dataset_id"]),
     ]
 

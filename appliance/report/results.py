@@ -41,7 +41,9 @@ def _selftest(event: LoggedEvent) -> list[Block]:
     )
     intro = (
         "The production code, with the configuration of the run, trained a scratch adapter on synthetic data and was "
-        "watched where it releases. These checks test the mechanism; they are no attack on the adapter. Entry "
+        "watched where it releases. These checks test the mechanism; they are no attack on the adapter. What is "
+        "seen must not exceed the bound, except in the checks of noise: there it is a probability (of noise that looks "
+        "like this or worse if all is well) and must not fall below the bound. Entry "
     )
     table = Table("Checks of the self-test", ("Check", "Result", "Seen", "Bound", "Trials"), rows)
     digest = pairs("The self-test as it is recorded", [("SHA-256 of its result", say(fact(event, "/result_sha256")))])
@@ -100,11 +102,24 @@ def _envelope(event: LoggedEvent) -> list[Table]:
         row = (words("unchanged"), say(fact(event, "/score_predicted")))
         return [Table("Score that the closed form predicts", ("After", "Predicted score"), (row,))]
     rows = tuple(
-        (say(Key(event.index, figure.pointer), CHANGES.get(name.rstrip("0123456789_g"), "")), say(figure))
+        (
+            say(Key(event.index, figure.pointer), CHANGES.get(name.rstrip("0123456789_g"), "")),
+            say(figure),
+            _lasts(figure),
+        )
         for name, figure in items(event, "/score_predicted")
     )
     caption = "Score that the closed form predicts after a change of the released weights; no attack was run here"
-    return [Table(caption, ("After", "Predicted score"), rows)]
+    return [Table(caption, ("After", "Predicted score", "Would be recognised"), rows)]
+
+
+def _lasts(predicted: Figure) -> Sentence:
+    return words("yes" if claimed(Decimal(str(predicted))) else "NO")
+
+
+def claimed(score: Decimal) -> bool:
+    """Whether a mark is claimed at this score: chance gives it with at most 2 exp(-score^2 / 2) < 2^-128."""
+    return 2 * (-score * score / 2).exp() < Decimal(2) ** -128
 
 
 def _order(evidence: Evidence) -> list[Table]:

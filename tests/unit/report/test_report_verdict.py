@@ -268,6 +268,15 @@ def test_what_has_not_run_is_listed_as_not_performed(story: Story) -> None:
     assert rows(story, "spending")["Lower bound from an attack on the adapter"] == "not performed"
 
 
+@pytest.mark.parametrize(
+    ("score", "words"), [("13.500", "yes"), ("13.400", "yes"), ("13.300", "NO"), ("0.000", "NO"), ("124.880", "yes")]
+)
+def test_what_the_mark_would_not_survive_is_said(score: str, words: str, story: Story) -> None:
+    twin = json.loads(story.but("watermark.embedded", score_predicted={"nf4": score}).render()["report.json"])
+    (section,) = [section for section in twin["sections"] if section["anchor"] == "watermark"]
+    assert ["nf4: merged, quantised to this format", score, words] in section["blocks"][2]["rows"]
+
+
 def test_the_order_of_commitment_training_and_mark_is_shown(story: Story) -> None:
     shown = rows(story, "watermark")
     steps = ("The key was committed to", "Training started", "Training was settled", "The mark was embedded")
