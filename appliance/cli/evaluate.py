@@ -25,7 +25,7 @@ def _noun() -> None:
 @app.command()
 def run(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A finished run.")],
+    run: Annotated[str, typer.Argument(help="A finished run, by id or unique name.")],
     dataset: Annotated[str, typer.Option("--dataset", help="Held-out data (purpose evaluation), by name or id.")],
     epsilon: Annotated[float, typer.Option(min=0.01, help="Epsilon that this spends of the held-out data.")] = 1.0,
     public_tokens: Annotated[
@@ -39,7 +39,7 @@ def run(
     from appliance.flows import evaluate as flow
 
     chosen = settings.of(context)
-    home = chosen.home()
+    home, run = chosen.home(), chosen.run(run)
     if chosen.dry_run:
         cost = flow.preview(home, run, dataset, epsilon)
         render.result(chosen, "evaluate.run", _cost_document(cost), _cost_lines(cost))

@@ -16,7 +16,7 @@ app = typer.Typer(name="export", help="Bundles that prove themselves offline: bu
 @app.command()
 def bundle(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run's id.")],
+    run: Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")],
     out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
     recipient: Annotated[
         str, typer.Option(help="For whom; an organisation or a pseudonym, it stands in the ledger in clear.")
@@ -26,11 +26,11 @@ def bundle(
     from appliance.flows import export as flow
 
     chosen = settings.writing(context)
-    sealed = flow.bundle(chosen.home(), run, out, recipient, chosen.operator())
+    sealed = flow.bundle(chosen.home(), chosen.run(run), out, recipient, chosen.operator())
     manifest = sealed.manifest
     document = {
         "bundle": manifest.id,
-        "run": run,
+        "run": manifest.run_id,
         "path": str(out),
         "manifest_sha256": manifest.sha256(),
         "entry": sealed.index,

@@ -60,11 +60,14 @@ def init(
         "policy": made.policy,
         "fingerprint": made.fingerprint,
         "keys": made.verifier_keys,
+        "verifier_sha256": made.verifier_sha256,
     }
     lines = [
         f"made {made.home.root} under policy {made.policy}",
         "hand this fingerprint of the ledger's keys to your auditors, on paper (`ledger head` prints the keys):",
         f"  {made.fingerprint}",
+        "and the SHA-256 of the verifier that lies in every bundle and report as verify.py:",
+        f"  {made.verifier_sha256}",
         "the passphrase cannot be recovered; without it the data stay sealed for ever",
     ]
     if db and not db_owner:

@@ -17,18 +17,21 @@ app = typer.Typer(
 @app.command()
 def build(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run's id; it may be unfinished or failed, and the verdict says so.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="The run, by id or unique name; it may be unfinished or failed, and the verdict says so."),
+    ],
     out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
 ) -> None:
     """Write what the ledger says of a run as a page, as JSON, with its proofs and a verifier, into a directory."""
     from appliance.flows import report as flow
 
     chosen = settings.writing(context)
-    sealed = flow.build(chosen.home(), run, out, chosen.operator())
+    sealed = flow.build(chosen.home(), chosen.run(run), out, chosen.operator())
     manifest = sealed.manifest
     document = {
         "report": manifest.id,
-        "run": run,
+        "run": manifest.run_id,
         "path": str(out),
         "manifest_sha256": manifest.sha256(),
         "entry": sealed.index,

@@ -34,6 +34,12 @@ class Settings:
 
         return Home.open(self.root)
 
+    def run(self, named: str) -> str:
+        """The id of a run that is named by its id or, where that is unique, by its name."""
+        from appliance.flows.train import identify
+
+        return identify(self.home(), named)
+
     def operator(self) -> Operator:
         """On whose behalf this invocation runs."""
         from appliance.flows.home import Operator

@@ -22,7 +22,7 @@ app = typer.Typer(
     name="train", help="Private training: plan, start, status, watch, resume, abort.", no_args_is_help=True
 )
 RunFileArgument = Annotated[Path, typer.Argument(help="A run file, written by `train plan`.")]
-RunArgument = Annotated[str, typer.Argument(help="The run's id.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 
@@ -104,7 +104,7 @@ def resume(context: typer.Context, run: RunArgument) -> None:
     from appliance.flows import train as flow
 
     chosen = settings.writing(context)
-    home = chosen.home()
+    home, run = chosen.home(), chosen.run(run)
     with render.progress(chosen, run) as bar:
         row = flow.resume(home, run, chosen.operator(), _watch(bar))
     render.result(chosen, "train.resume", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
@@ -116,7 +116,7 @@ def abort(context: typer.Context, run: RunArgument) -> None:
     from appliance.flows import train as flow
 
     chosen = settings.writing(context)
-    row = flow.abort(chosen.home(), run, chosen.operator())
+    row = flow.abort(chosen.home(), chosen.run(run), chosen.operator())
     lines = [f"{row.id} is {row.state}: {row.charged_attempts} attempts charged, epsilon {row.epsilon_charged}"]
     render.result(chosen, "train.abort", _run_document(row), lines)
 
@@ -148,7 +148,7 @@ def watch(context: typer.Context, run: RunArgument) -> None:
     from appliance.flows.settle import OPEN_STATES
 
     chosen = settings.of(context)
-    home = chosen.home()
+    home, run = chosen.home(), chosen.run(run)
     with home.ledger(writable=False) as ledger:
         row = flow.find(ledger, run)
     with render.progress(chosen, run) as bar:

@@ -12,7 +12,7 @@ from appliance.cli import render, settings
 app = typer.Typer(
     name="watermark", help="The keyed mark in a released adapter: keygen, embed, detect.", no_args_is_help=True
 )
-RunArgument = Annotated[str, typer.Argument(help="The run's id.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
 ORDER = ("none", "bf16", "int8", "nf4", "int4_g128", "prune30", "prune50")
 CLAIM = 13.4
 
@@ -37,7 +37,7 @@ def embed(context: typer.Context, run: RunArgument) -> None:
     from appliance.flows import watermark as flow
 
     chosen = settings.writing(context)
-    home = chosen.home()
+    home, run = chosen.home(), chosen.run(run)
     facts = flow.embed(home, run, chosen.operator())
     render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.runs / run / flow.RELEASED)))
 
@@ -53,7 +53,7 @@ def detect(
     from appliance.flows import watermark as flow
 
     chosen = settings.writing(context)
-    facts, certificate = flow.detect(chosen.home(), suspect, run, key, chosen.operator())
+    facts, certificate = flow.detect(chosen.home(), suspect, chosen.run(run), key, chosen.operator())
     document = {**facts, "certificate": str(certificate)}
     render.result(chosen, "watermark.detect", document, _detected_lines(facts, certificate))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import UsageError
+from appliance.export.bundle import verifier_source
 from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
 from appliance.flows.policy import activate_in
 from appliance.ledger.ledger import Ledger
@@ -36,11 +37,12 @@ class Places:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initialised:
-    """What `init` made. The verifier keys are what an auditor pins: hand them over on paper."""
+    """What `init` made. Its fingerprint and the verifier's digest are what an auditor pins: hand them over on paper."""
 
     home: Home
     verifier_keys: tuple[str, ...]
     fingerprint: str
+    verifier_sha256: str
     policy: str
 
 
@@ -66,7 +68,13 @@ def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places
         _clear_outside(config)
         raise
     home = Home.open(root)
-    return Initialised(home=home, verifier_keys=made[0], fingerprint=made[1], policy=policy.name)
+    return Initialised(
+        home=home,
+        verifier_keys=made[0],
+        fingerprint=made[1],
+        verifier_sha256=hashlib.sha256(verifier_source()).hexdigest(),
+        policy=policy.name,
+    )
 
 
 def _config(root: Path, places: Places) -> HomeConfig:

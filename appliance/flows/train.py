@@ -116,6 +116,23 @@ def _open_run(ledger: Ledger, run_id: str) -> RunRow:
     return row
 
 
+def identify(home: Home, named: str) -> str:
+    """The id of the run that has this id, or that alone has this name.
+
+    Raises:
+      ArtefactMissing: there is none.
+      UsageError: several runs have this name.
+    """
+    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+        runs = rows.runs.list()
+    found = [row.id for row in runs if row.id == named] or [row.id for row in runs if row.name == named]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} runs are called {named}", hint=f"name one by its id: {', '.join(found)}")
+    if not found:
+        raise ArtefactMissing(f"no run {named}", hint="`appliance train status` lists the runs")
+    return found[0]
+
+
 def find(ledger: Ledger, run_id: str) -> RunRow:
     """The run with this id; `ArtefactMissing` if there is none."""
     with ledger.read() as rows:
