@@ -73,10 +73,10 @@ class Server:
         _run(self.directory, "pg_ctl", "stop", "-m", mode, "-D", str(self.directory / "data"))
 
 
-def make() -> Server:
-    """A new cluster, started, with its roles and a prepared template database."""
+def make(base: Path | None = None) -> Server:
+    """A new cluster, started, with its roles and a prepared template database; in memory where `base` is None."""
     memory = Path("/dev/shm")
-    base = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    base = base or (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir()))
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=base))
     try:
         if (account := _account()) is not None:

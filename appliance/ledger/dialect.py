@@ -16,6 +16,7 @@ from appliance.errors import ApplianceError, ConfigInvalid
 
 BUSY_SECONDS = 5.0  # how long a writer waits for another one
 ROWS_AT_ONCE = 1000
+ENTRY = "idx, event_id, leaf, leaf_hash, type, ts, subject"  # columns of the table `entry`, in order
 
 _MODULES = {"sqlite": "appliance.ledger.sqlite", "postgresql+psycopg": "appliance.ledger.postgres"}
 _BACKENDS = {name.partition("+")[0]: module for name, module in _MODULES.items()}
@@ -70,6 +71,9 @@ class Dialect(Protocol):
 
     def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
+
+    def insert_entries(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order, in one go."""
 
     def tables(self, connection: Connection) -> set[str]:
         """Names of the tables that there are."""

@@ -61,7 +61,7 @@ def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds, always 27 characters, so that text order is time order."""
     if moment.tzinfo is None:
         raise ApplianceError("a time without a time zone cannot stand in the ledger")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def new_event_id() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, select, update
 
 from appliance.errors import IntegrityError
-from appliance.ledger import merkle, schema
+from appliance.ledger import dialect, merkle, schema
 from appliance.ledger.bodies import SealedBody, seal
 from appliance.ledger.events import check_facts
 from appliance.ledger.leaf import VERSION, Actor, boot_id, encode_leaf, new_event_id, parse_leaf, software, timestamp
@@ -26,10 +26,14 @@ def now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Cache of the log's end: number of entries and roots of its complete subtrees, largest first."""
+    """Cache of the log's end: number of entries and roots of its complete subtrees, largest first.
+
+    `last` is the time of the last entry where the head was read to be locked, else empty.
+    """
 
     size: int
     frontier: tuple[bytes, ...]
+    last: str = ""
 
     @property
     def root(self) -> bytes:
@@ -44,14 +48,17 @@ def read_head(connection: Connection) -> Head:
 
 def lock_head(connection: Connection) -> Head:
     """The head row; on a database with row locks it is locked for the rest of the transaction."""
-    return _head(connection, select(schema.head.c.size, schema.head.c.frontier).with_for_update())
+    head, entry = schema.head.c, schema.entry.c
+    last = select(entry.ts).where(entry.idx == head.size - 1).scalar_subquery()
+    return _head(connection, select(head.size, head.frontier, last.label("last")).with_for_update(of=schema.head))
 
 
-def _head(connection: Connection, query: Select[tuple[int, bytes]]) -> Head:
+def _head(connection: Connection, query: Select[Any]) -> Head:
     row = connection.execute(query).one_or_none()
     if row is None or not isinstance(row.frontier, bytes) or len(row.frontier) % 32:
         raise IntegrityError("the head of the ledger is damaged")
-    return Head(row.size, tuple(row.frontier[i : i + 32] for i in range(0, len(row.frontier), 32)))
+    frontier = tuple(row.frontier[i : i + 32] for i in range(0, len(row.frontier), 32))
+    return Head(row.size, frontier, (row[2] if len(row) > 2 else None) or "")
 
 
 class StoredTree:
@@ -122,7 +129,7 @@ class Appender:
         self._connection = connection
         self._context = context
         self._head = lock_head(connection)
-        self._last = self._last_time()
+        self._last = self._head.last
         self._entries: list[dict[str, Any]] = []
         self._body: tuple[int, SealedBody] | None = None
 
@@ -145,7 +152,9 @@ class Appender:
         """Write the staged entries, the body, the tiles they fill and the head."""
         head, size = self._head, self._head.size + len(self._entries)
         hashes = [row["leaf_hash"] for row in self._entries]
-        self._connection.execute(schema.entry.insert(), self._entries)
+        columns = dialect.ENTRY.split(", ")
+        rows = [tuple(map(entry.__getitem__, columns)) for entry in self._entries]
+        dialect.of(self._connection).insert_entries(self._connection, rows)
         if self._body is not None:
             index, body = self._body
             self._connection.execute(schema.body.insert(), {"idx": index, "sealed": body.sealed})
@@ -154,11 +163,6 @@ class Appender:
         statement = update(schema.head).where(schema.head.c.size == head.size).values(size=size, frontier=frontier)
         if self._connection.execute(statement).rowcount != 1:
             raise IntegrityError("the head of the ledger moved during a transaction")
-
-    def _last_time(self) -> str:
-        entry = schema.entry.c
-        query = select(entry.ts).where(entry.idx == self._head.size - 1)
-        return self._connection.execute(query).scalar_one_or_none() or ""
 
     def _note_regression(self, moment: str) -> None:
         """Stage a `clock.regression` entry when the clock stepped back since the last time that was said."""

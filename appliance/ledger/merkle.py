@@ -86,22 +86,25 @@ class Builder:
         self.size = 0
         self._pending: list[list[bytes]] = [[]]
 
-    def push(self, digest: bytes) -> Iterator[Tile]:
-        """Append one leaf hash; yields the tiles that it fills. The iterator must be exhausted."""
+    def push(self, digest: bytes) -> Sequence[Tile]:
+        """Append one leaf hash; returns the tiles that it fills, lowest level first."""
         self.size += 1
-        level = 0
-        while True:
+        row = self._pending[0]
+        row.append(digest)
+        return () if len(row) < TILE else self._filled()
+
+    def _filled(self) -> list[Tile]:
+        tiles: list[Tile] = []
+        for level in range(len(self._pending)):
             row = self._pending[level]
-            row.append(digest)
             if len(row) < TILE:
-                return
-            digest = subtree_root(row)
-            n = (self.size >> 8 * (level + 1)) - 1
+                break
+            tiles.append(Tile(level, (self.size >> 8 * (level + 1)) - 1, subtree_root(row), b"".join(row)))
             self._pending[level] = []
-            yield Tile(level, n, digest, b"".join(row))
-            level += 1
-            if level == len(self._pending):
+            if level + 1 == len(self._pending):
                 self._pending.append([])
+            self._pending[level + 1].append(tiles[-1].root)
+        return tiles
 
     def frontier(self) -> list[bytes]:
         """Roots of the complete subtrees, largest first."""

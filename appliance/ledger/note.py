@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ ALGORITHMS = {ED25519: "Ed25519", COSIGNATURE: "Ed25519 cosignature", MLDSA44: "
 _PUBLIC_BYTES = {ED25519: 32, COSIGNATURE: 32, MLDSA44: 1312}
 _MAX_NOTE = 100_000
 _MAX_LINES = 16
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f]")  # all but the newline
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,7 @@ def _line(key: VerifierKey, signature: bytes) -> str:
 
 def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     text, blank, rest = note.rpartition("\n\n")
-    controls = any(ord(c) < 0x20 and c != "\n" for c in note)
-    if len(note) > _MAX_NOTE or not blank or controls or not rest.endswith("\n"):
+    if len(note) > _MAX_NOTE or not blank or _CONTROLS.search(note) or not rest.endswith("\n"):
         raise IntegrityError("a signed note is malformed")
     lines = rest[:-1].split("\n")
     if len(lines) > _MAX_LINES:

@@ -25,10 +25,16 @@ from appliance.ledger.dialect import Finding, Purpose
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (psycopg.Error,)
 
 _ADVISORY_KEY = 0x6C6564676572  # "ledger": one migration at a time
+_QUEUE = "LOCK TABLE head IN SHARE ROW EXCLUSIVE MODE"
 _names = count()
 
 # What a server must not be set to, because an acknowledged entry could be lost or a guard not run.
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "session_replication_role": "origin", "server_encoding": "UTF8"}
+
+_INSERT = (
+    f"INSERT INTO entry ({dialect.ENTRY}) SELECT * FROM unnest("  # noqa: S608 (our own names)
+    "%b::int8[], %b::text[], %b::bytea[], %b::bytea[], %b::text[], %b::text[], %b::text[])"
+)
 
 _WORDS = {
     "28": (ArtefactMissing, "the ledger's database refuses this role", "see pg_hba.conf and the URL's user"),
@@ -78,16 +84,18 @@ def engine(url: URL, *, writable: bool, create: bool) -> Engine:
 def begin(connection: Connection, purpose: Purpose) -> None:
     """Begin at REPEATABLE READ; a writer queues first, which LOCK TABLE does before the snapshot is taken.
 
-    A migration runs at READ COMMITTED behind an advisory lock, since its tables may not be there yet.
+    A migration runs at READ COMMITTED, behind an advisory lock too, since its tables may not be there yet.
     """
     raw = _driver(connection)
     level = psycopg.IsolationLevel.READ_COMMITTED if purpose == "define" else psycopg.IsolationLevel.REPEATABLE_READ
     raw.isolation_level = level
     raw.read_only = purpose == "read"
     if purpose == "write":
-        connection.exec_driver_sql("LOCK TABLE head IN SHARE ROW EXCLUSIVE MODE")
+        connection.exec_driver_sql(_QUEUE)
     elif purpose == "define":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_KEY})")
+        if "head" in tables(connection):
+            connection.exec_driver_sql(_QUEUE)
 
 
 def after_erasing(connection: Connection) -> None:
@@ -104,6 +112,12 @@ def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Itera
     finally:
         with suppress(psycopg.Error):  # the connection may be gone before an unfinished generator is
             cursor.close()
+
+
+def insert_entries(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Add rows to the table `entry` in one statement: one round trip however many they are."""
+    with _driver(connection).cursor() as cursor:
+        cursor.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)], binary=True)
 
 
 def tables(connection: Connection) -> set[str]:

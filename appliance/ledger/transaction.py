@@ -60,8 +60,9 @@ class Transaction:
           LeafInvalid: an unknown event, a missing or unknown fact, a private value, a float, or too much.
         """
         event_id = new_event_id()
-        rows = [row for gateway in self._gateways() if gateway.dirty for row in gateway.flush(event_id)]
-        if self._appender is None:
+        rows: list[dict[str, str]] = []
+        if self._appender is None:  # later there are none: see `_permit`
+            rows = [row for gateway in self._gateways() if gateway.dirty for row in gateway.flush(event_id)]
             self._appender = Appender(self._connection, self._context)
         return self._appender.append(type, facts, subject=subject, event_id=event_id, rows=rows)
 

@@ -207,7 +207,7 @@ def guard_postgres(table: str, verb: str, *refusals: tuple[str, str]) -> None:
 
 def guard_log_postgres() -> None:
     """Unlike REPLACE on SQLite, nothing here can overwrite a row behind a trigger, so unique keys guard inserts."""
-    gap = "NEW.idx <> (SELECT coalesce(max(idx) + 1, 0) FROM entry)"
+    gap = "NEW.idx <> 0 AND NOT EXISTS (SELECT 1 FROM entry WHERE idx = NEW.idx - 1)"  # the key sees to the rest
     guard_postgres("entry", "INSERT", (gap, "entries are numbered without gaps"))
     guard_postgres("head", "INSERT", ("TRUE", "this row exists"))
     guard_postgres(
