@@ -50,9 +50,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@# The leak test reads what every process writes; it skips, saying so, where strace is missing.
-	@command -v strace >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-	    { apt-get update -qq && apt-get install -qq -y strace; } >/dev/null 2>&1 || true
+	@# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both
+	@# skip, saying so, where strace or the server's programs are missing.
+	@{ command -v strace && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \
+	    ! command -v apt-get >/dev/null || \
+	    { apt-get update -qq && apt-get install -qq -y strace postgresql; } >/dev/null 2>&1 || true
 	touch $@
 
 # The "removable media" of the demo and of the tests: a model and real, public, patient-written reviews.
