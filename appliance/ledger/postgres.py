@@ -39,7 +39,11 @@ _INSERT = (
 _WORDS = {
     "28": (ArtefactMissing, "the ledger's database refuses this role", "see pg_hba.conf and the URL's user"),
     "3D": (ArtefactMissing, "there is no such database", "create it, or name another with `init --db`"),
-    "42501": (ArtefactMissing, "this role may not do that in the ledger's database", "the tables' owner upgrades (`ledger upgrade --db-owner URL`), the eraser erases"),
+    "42501": (
+        ArtefactMissing,
+        "this role may not do that in the ledger's database",
+        "the tables' owner upgrades (`ledger upgrade --db-owner URL`), the eraser erases",
+    ),
     "25006": (ArtefactMissing, "the ledger's database can only be read here", ""),
     "40": (Busy, "another process changed the ledger meanwhile; nothing was written", "try again"),
     "55P03": (Busy, "another process is writing the ledger", "try again"),
