@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
 from appliance.errors import IntegrityError
 from appliance.ledger import dialect, merkle, schema
@@ -41,6 +41,16 @@ class Head:
         return merkle.fold(self.frontier)
 
 
+# Built once: SQLAlchemy takes longer to build these than the database to run them.
+_LAST = select(schema.entry.c.ts).where(schema.entry.c.idx == schema.head.c.size - 1).scalar_subquery()
+_LOCK = select(schema.head.c.size, schema.head.c.frontier, _LAST.label("last")).with_for_update(of=schema.head)
+_MOVE = (
+    update(schema.head)
+    .where(schema.head.c.size == bindparam("old"))
+    .values(size=bindparam("new"), frontier=bindparam("roots"))
+)
+
+
 def read_head(connection: Connection) -> Head:
     """The head row as this transaction sees it."""
     return _head(connection, select(schema.head.c.size, schema.head.c.frontier))
@@ -48,9 +58,7 @@ def read_head(connection: Connection) -> Head:
 
 def lock_head(connection: Connection) -> Head:
     """The head row; on a database with row locks it is locked for the rest of the transaction."""
-    head, entry = schema.head.c, schema.entry.c
-    last = select(entry.ts).where(entry.idx == head.size - 1).scalar_subquery()
-    return _head(connection, select(head.size, head.frontier, last.label("last")).with_for_update(of=schema.head))
+    return _head(connection, _LOCK)
 
 
 def _head(connection: Connection, query: Select[Any]) -> Head:
@@ -160,8 +168,7 @@ class Appender:
             self._connection.execute(schema.body.insert(), {"idx": index, "sealed": body.sealed})
         self._write_tiles(head.size, size)
         frontier = b"".join(merkle.extend(head.frontier, head.size, hashes))
-        statement = update(schema.head).where(schema.head.c.size == head.size).values(size=size, frontier=frontier)
-        if self._connection.execute(statement).rowcount != 1:
+        if self._connection.execute(_MOVE, {"old": head.size, "new": size, "roots": frontier}).rowcount != 1:
             raise IntegrityError("the head of the ledger moved during a transaction")
 
     def _note_regression(self, moment: str) -> None:
