@@ -648,7 +648,7 @@ def remember(path: str, memory: dict[str, Any], seen: Examination) -> None:
 
 def verify(directory: str, pin: Sequence[str], state: str = "") -> Examination:
     """Check a directory; after a good verdict the tree head is remembered. Raises `CannotRun` and `OSError`."""
-    for path in (*pin[:1], state):
+    for path in (*filter(os.path.isfile, pin[:1]), state):
         if path and os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
             raise CannotRun(f"{path} lies in the directory that is checked: get it on another way")
     try:

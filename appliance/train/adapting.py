@@ -43,7 +43,7 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
         target_modules=_short_names(model, names),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings(), _taken_literally(model.config):
+    with warnings.catch_warnings(), _taken_literally(model.config), _without_bitsandbytes():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 by an old name
         peft_model = get_peft_model(model, config)
     peft_model.eval()
@@ -66,7 +66,7 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
 @contextmanager
 def _without_bitsandbytes() -> Iterator[None]:
     # A quantised base has loaded it by now. For any other, importing it costs PEFT two seconds of every worker: it
-    # brings torch's compiler along and looks for kernels of its own.
+    # brings torch's compiler along and looks for kernels of its own. PEFT remembers what it found, so it must forget.
     absent = "bitsandbytes" not in sys.modules
     if absent:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
@@ -75,6 +75,10 @@ def _without_bitsandbytes() -> Iterator[None]:
     finally:
         if absent:
             del sys.modules["bitsandbytes"]
+            from peft import import_utils
+
+            import_utils.is_bnb_available.cache_clear()
+            import_utils.is_bnb_4bit_available.cache_clear()
 
 
 @contextmanager
