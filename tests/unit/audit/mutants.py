@@ -129,31 +129,6 @@ def noise_of_few_values(patch: Patch, tap: ReleaseTap) -> None:
     noise(patch, lambda n: np.round(n / step) * step * 0.9897)  # as much variance as before
 
 
-@mutant("noise.shape")
-def noise_with_heavy_tails(patch: Patch, tap: ReleaseTap) -> None:
-    scale = tap.noise_std / tap.grid * (3 / 5) ** 0.5
-    noise(patch, lambda n: np.random.default_rng().standard_t(5, len(n)) * scale)
-
-
-@mutant("noise.shifts")
-def noise_in_pairs_of_opposite_sign(patch: Patch, tap: ReleaseTap) -> None:
-    def change(n: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        n[1::2] = -n[0::2][: len(n[1::2])]
-        return n
-
-    noise(patch, change)
-
-
-@mutant("noise.tails")
-def one_value_in_five_hundred_without_noise(patch: Patch, tap: ReleaseTap) -> None:
-    def change(n: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        n = n * 1.001  # as much variance as before
-        n[np.random.default_rng().random(len(n)) < 0.002] = 0
-        return n
-
-    noise(patch, change)
-
-
 @mutant("noise.steps")
 def noise_reused_every_step(patch: Patch, tap: ReleaseTap) -> None:
     kept: list[Any] = []
@@ -345,16 +320,6 @@ def only_the_first_row_is_clipped(patch: Patch, tap: ReleaseTap) -> None:
         return made
 
     patch.setattr(ExactSum, "factors", first)
-
-
-@mutant("replay.directions")
-def rows_after_the_fourth_are_not_clipped(patch: Patch, tap: ReleaseTap) -> None:
-    def few(self: ExactSum, rows: torch.Tensor) -> torch.Tensor:
-        made = factors(self, rows)
-        made[4:] = 1 / self.grid
-        return made
-
-    patch.setattr(ExactSum, "factors", few)
 
 
 def left_out(patch: Patch, start: int, stop: int) -> None:
