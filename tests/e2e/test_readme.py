@@ -35,6 +35,32 @@ def test_the_readmes_own_data_section_runs_as_it_stands(tiny_model_dir: Path, tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "differentially private" in done.stdout
     assert (tmp_path / "home" / "runs").is_dir()
+    audit_as_the_readme_says(tmp_path, done.stdout)
+
+
+def audit_as_the_readme_says(directory: Path, printed: str) -> None:
+    """The auditor has the bundle and what `init` printed, and nothing else."""
+    section = re.search(r"<!-- begin: auditor -->\n```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    fingerprint = re.search(r"^ +((?:[0-9a-f]{4} ){15}[0-9a-f]{4})$", printed, re.MULTILINE)
+    digest = re.search(r"^ +([0-9a-f]{64})$", printed, re.MULTILINE)
+    assert section is not None
+    assert fingerprint is not None
+    assert digest is not None
+    elsewhere = directory / "another-machine"
+    elsewhere.mkdir()
+    shutil.move(directory / "bundle", elsewhere / "bundle")
+    for pinned, status in ((fingerprint[1], 0), ("0" * 64, 8)):
+        shutil.rmtree(elsewhere / "received", ignore_errors=True)
+        done = subprocess.run(
+            ["bash", "-eu", "-c", section[1]],
+            cwd=elsewhere,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "FINGERPRINT": pinned},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert digest[1] in done.stdout
 
 
 def test_the_command_page_is_what_the_code_says() -> None:
