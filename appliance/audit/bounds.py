@@ -34,10 +34,13 @@ def products(total: float, count: int) -> float:
     The products may form chains x1 x2 + x2 x3 + ..., whose moment generating function at t is at most
     ((1 + sqrt(1 - 4 t^2)) / 2)^(-count / 2).
     """
-    size = abs(total)
-    t = min(size / count, 0.49)
-    exponent = -t * size - count / 2 * math.log((1 + math.sqrt(1 - 4 * t * t)) / 2)
-    return min(1.0, 2 * math.exp(min(0.0, exponent)))
+    share = abs(total) / count
+    low, high = 0.0, math.pi / 2  # t = sin(angle) / 2; the exponent is least where tan(angle / 2) / cos(angle) = share
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if math.tan(angle / 2) < share * math.cos(angle) else (low, angle)
+    exponent = -math.sin(low) / 2 * share - math.log((1 + math.cos(low)) / 2) / 2
+    return min(1.0, 2 * math.exp(count * min(0.0, exponent)))
 
 
 def frequency(seen: int, count: int, rate: float) -> float:
