@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -69,19 +70,26 @@ def draft(home: Home, dataset: str, base: str, wish: Wish) -> RunFile:
     with home.ledger(writable=False) as ledger, ledger.read() as rows:
         chosen = data.find(list(rows.datasets.list()), dataset)
         based = model.find(list(rows.models.list()), base)
-    units = chosen.declared_units
-    steps = wish.steps or default_steps(units)
-    batch = wish.expected_batch_size or math.ceil(EPOCHS * units / steps)
     value = {
         "schema": 1,
         "name": wish.name,
         "base": {"id": based.id, "sha256": based.sha256},
         "data": [{"id": chosen.id, "unit": unit_of(chosen).model_dump(exclude_none=True)}],
         "template": {"from": "base" if based.has_chat_template else "none", "train_on": "completion"},
+        **settings(wish, chosen.declared_units),
+    }
+    return run_file.parse(orjson.dumps(value), "the drafted run file")
+
+
+def settings(wish: Wish, declared_units: int) -> dict[str, dict[str, Any]]:
+    """`lora`, `train` and `privacy` of a run file; what the wish leaves open follows from the declared units alone."""
+    steps = wish.steps or default_steps(declared_units)
+    batch = wish.expected_batch_size or math.ceil(EPOCHS * declared_units / steps)
+    return {
         "lora": {"r": wish.rank or 8, "alpha": 16.0, "targets": "all-linear"},
         "train": {
             "steps": steps,
-            "expected_batch_size": min(batch, units),
+            "expected_batch_size": min(batch, declared_units),
             "max_tokens": wish.max_tokens or MAX_TOKENS,
             "lr": wish.lr or LEARNING_RATE,
             "init_seed": 7,
@@ -89,7 +97,6 @@ def draft(home: Home, dataset: str, base: str, wish: Wish) -> RunFile:
         },
         "privacy": {"epsilon": wish.epsilon, "delta": "auto", "max_grad_norm": 1.0, "clipping": "normalised"},
     }
-    return run_file.parse(orjson.dumps(value), "the drafted run file")
 
 
 def default_steps(declared_units: int) -> int:
