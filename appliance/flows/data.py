@@ -31,7 +31,7 @@ from appliance.ledger.rows import DatasetRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.store import container
-from appliance.store.files import PARTIAL, commit, sweep
+from appliance.store.files import PARTIAL, commit, sweep, unswept
 
 Progress = Callable[[int], None]
 
@@ -149,12 +149,13 @@ def _seal(
 
 @contextmanager
 def _staging(home: Home) -> Iterator[Path]:
-    """A name in the directory of objects that is gone afterwards, whatever happens."""
+    """A name in the directory of objects that is gone afterwards, whatever happens; no other ingest sweeps it away."""
     path = home.objects / f".incoming-{secrets.token_hex(8)}{PARTIAL}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    with unswept(home.objects):
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _encoded(ingestion: Ingestion, progress: Progress) -> Iterator[bytes]:

@@ -54,9 +54,8 @@ def staged(path: Path, mode: int = 0o600, *, replace: bool = True) -> Iterator[i
     """
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
     with full_disk_refused(path):
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = _locked(temporary, mode)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             os.fchmod(fd, mode)
             yield fd
             os.fsync(fd)
@@ -67,6 +66,16 @@ def staged(path: Path, mode: int = 0o600, *, replace: bool = True) -> Iterator[i
         finally:
             os.close(fd)
         fsync_directory(path.parent)
+
+
+def _locked(temporary: Path, mode: int) -> int:
+    """Creates a file and locks it; again if a sweep came between the two and took it for a dead writer's."""
+    while True:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)
 
 
 def _publish(temporary: Path, path: Path, *, replace: bool) -> None:
@@ -112,12 +121,34 @@ def commit(tmp: Path, final: Path) -> None:
             fsync_directory(tmp.parent)
 
 
+@contextmanager
+def unswept(directory: Path) -> Iterator[None]:
+    """Keeps `sweep` away from `directory` meanwhile: for whole files that wait there under a name that it removes."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
 def sweep(directory: Path) -> int:
     """Removes what crashed writers left in `directory`; a file that a live writer has locked stays.
 
     Returns:
-      How many files were removed.
+      How many files were removed; none while somebody holds the directory `unswept`.
     """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _sweep(directory)
+    except BlockingIOError:
+        return 0
+    finally:
+        os.close(fd)
+
+
+def _sweep(directory: Path) -> int:
     removed = 0
     for path in sorted(directory.glob(f".*{PARTIAL}")):
         try:
@@ -128,7 +159,7 @@ def sweep(directory: Path) -> int:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             removed += 1
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):  # a live writer's, or published since it was opened
             continue
         finally:
             os.close(fd)

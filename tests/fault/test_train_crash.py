@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,17 +23,18 @@ from appliance.flows.train import RECORD_EVERY
 from appliance.privacy import journal
 from tests.e2e.conftest import Appliance
 
-STEPS, SPARE = 60, 30
-PATIENCE_S = 240.0
+STEPS, SPARE = 4000, 30  # of the interrupted home: far more steps than can be made before its worker is stopped
+STEPS_PER_KILL = 60
+PATIENCE_S = 600.0
 
 
-def write_run_file(appliance: Appliance, path: Path) -> Path:
+def write_run_file(appliance: Appliance, path: Path, steps: int, spare: int) -> Path:
     """A run file of many short steps, with attempts to spare for those that a kill loses."""
-    small = ("--steps", str(STEPS), "--batch", "12", "--max-tokens", "32", "--rank", "1")
+    small = ("--steps", str(steps), "--batch", "12", "--max-tokens", "32", "--rank", "1")
     appliance("train", "plan", "notes", "tiny", "--epsilon", "2", "--out", str(path), *small)
-    text = path.read_text()
-    assert "spare_steps: 1\n" in text
-    path.write_text(text.replace("spare_steps: 1\n", f"spare_steps: {SPARE}\n"))
+    text, written = re.subn(r"spare_steps: \d+\n", f"spare_steps: {spare}\n", path.read_text())
+    assert written == 1
+    path.write_text(text)
     return path
 
 
@@ -50,14 +53,18 @@ def gone(pid: int) -> bool:
         return True
 
 
-def worker_of(supervisor: int) -> int | None:
-    """The worker that this supervisor started, if there is one now."""
+def worker_of(supervisor: int, runs: Path) -> tuple[int, str] | None:
+    """Process id and run of the training worker that this supervisor has now; its self-test is another process."""
     try:
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children}
+        words = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children}
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return next((int(pid) for pid in children if b"appliance.worker" in words[pid]), None)
+    for pid, line in words.items():
+        directory = Path(os.fsdecode(line[-2])) if b"appliance.worker" in line else Path()
+        if directory.parent == runs and directory.name.startswith("run_"):
+            return pid, directory.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,6 @@ class Supervised:
     """One life of the run: a supervisor on the command line, its worker, and the run's journal."""
 
     def __init__(self, appliance: Appliance, *words: str) -> None:
-        self.before = {path.name for path in (appliance.home / "runs").iterdir()}
         self.appliance = appliance
         self.process: subprocess.Popen[str] = appliance.popen("--json", *words)
         self.run = words[-1] if words[1] == "resume" else ""
@@ -100,11 +106,18 @@ class Supervised:
 
     def find_worker(self) -> int | None:
         """Wait for the worker and return its process id; None if the supervisor ended before one was seen."""
-        until(lambda: self.ended or worker_of(self.process.pid), "there is a worker")
-        if not self.run:
-            made = [path.name for path in (self.appliance.home / "runs").iterdir()]
-            (self.run,) = (name for name in made if name not in self.before and name.startswith("run_"))
-        return worker_of(self.process.pid)
+        found: list[tuple[int, str]] = []
+
+        def seen() -> bool:
+            worker = worker_of(self.process.pid, self.appliance.home / "runs")
+            found.extend([worker] if worker else [])
+            return bool(worker) or self.ended
+
+        until(seen, "there is a worker")
+        if not found:
+            return None
+        pid, self.run = found[0]
+        return pid
 
     def kill(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -114,6 +127,23 @@ class Supervised:
         _, err = self.process.communicate(timeout=PATIENCE_S)
         assert "Traceback" not in err, err
         return self.process.returncode, err
+
+
+def interrupt_once_recorded(appliance: Appliance, run_file: Path) -> None:
+    """Start a run and kill its worker after the ledger has recorded its journal."""
+    life = Supervised(appliance, "train", "start", str(run_file))
+    try:
+        worker = life.find_worker()
+        assert worker is not None
+        until(lambda: life.ended or life.attempts() >= 2 * RECORD_EVERY, "the worker has made some attempts")
+        os.kill(worker, signal.SIGSTOP)  # nothing goes on while the ledger is looked at
+        until(lambda: life.ended or recorded(appliance) >= RECORD_EVERY, "the ledger recorded the journal")
+        life.kill(worker)
+        status, err = life.close()
+        assert status == 130, err
+        assert "the reservation stands" in err
+    finally:
+        life.kill(life.process.pid)  # its worker dies with it
 
 
 @pytest.fixture(scope="session")
@@ -126,15 +156,8 @@ def interrupted_template(built_once: Callable[[str, Callable[[Path], None]], Pat
         appliance = Appliance(directory / "home")
         appliance("key", "unlock")
         try:
-            write_run_file(appliance, directory / "run.yaml")
-            life = Supervised(appliance, "train", "start", str(directory / "run.yaml"))
-            worker = life.find_worker()
-            assert worker is not None
-            until(lambda: life.ended or recorded(appliance), "the ledger recorded the journal")
-            life.kill(worker)
-            status, err = life.close()
-            assert status == 130, err
-            assert "the reservation stands" in err
+            write_run_file(appliance, directory / "run.yaml", STEPS, SPARE)
+            interrupt_once_recorded(appliance, directory / "run.yaml")
         finally:
             appliance("key", "lock")
 
@@ -155,8 +178,10 @@ def facts(appliance: Appliance, kind: str) -> list[dict[str, Any]]:
 
 
 def recorded(appliance: Appliance) -> int:
-    """Attempts up to which the ledger has recorded the journal while the run ran."""
-    return max((fact["attempts"] for fact in facts(appliance, "run.checkpointed")), default=0)
+    """Attempts up to which the ledger has recorded the journal of its one run."""
+    with contextlib.closing(sqlite3.connect(f"file:{appliance.home / 'ledger.db'}?mode=ro", uri=True)) as database:
+        ((attempts,),) = database.execute("SELECT recorded_attempts FROM run")
+    return int(attempts)
 
 
 def row_of(appliance: Appliance, run: str) -> dict[str, Any]:
@@ -167,19 +192,21 @@ def row_of(appliance: Appliance, run: str) -> dict[str, Any]:
 def test_killed_at_random_a_run_is_charged_for_every_attempt(
     appliance: Appliance, tmp_path: Path, stress_count: Callable[[int, int], int]
 ) -> None:
-    kills = stress_count(4, 25)
+    kills = stress_count(4, 100)
+    steps, spare = STEPS_PER_KILL * kills, 2 * kills + 10
     chooser = random.Random(17)
     victims = ["supervisor", "worker"] * (kills // 2 + 1)
     chooser.shuffle(victims)
     made = resumed = 0
-    life = Supervised(appliance, "train", "start", str(write_run_file(appliance, tmp_path / "run.yaml")))
+    run_file = write_run_file(appliance, tmp_path / "run.yaml", steps, spare)
+    life = Supervised(appliance, "train", "start", str(run_file))
     for whom in victims[:kills]:
         worker = life.find_worker()
         if worker is None:  # every attempt was used up, or every step made
             break
-        wait_for_the_moment(life, made, chooser, STEPS // kills)
+        wait_for_the_moment(life, made, chooser)
         life.kill(life.process.pid if whom == "supervisor" else worker)
-        until(lambda: gone(life.process.pid) and gone(worker), "both processes are gone", 30)  # noqa: B023
+        until(lambda: gone(life.process.pid) and gone(worker), "both processes are gone")  # noqa: B023
         status, err = life.close()
         if row_of(appliance, life.run)["state"] == "finished":
             break
@@ -192,13 +219,15 @@ def test_killed_at_random_a_run_is_charged_for_every_attempt(
         made = state.sampled
         assert row_of(appliance, life.run)["charged_attempts"] is None
         life, resumed = Supervised(appliance, "train", "resume", life.run), resumed + 1
-    life.close()
+    status, err = life.close()
+    assert status == 0, err
 
     row = row_of(appliance, life.run)
     state = journal.read(life.directory / "journal.jsonl", life.run)
     assert state is not None
     assert row["state"] == "finished"
-    assert row["reserved_attempts"] == STEPS + SPARE
+    assert row["reserved_attempts"] == steps + spare
+    assert resumed > 0
     assert state.sampled <= row["charged_attempts"] <= row["reserved_attempts"]
     assert row["charged_attempts"] >= row["steps"] > 0
     assert len(facts(appliance, "run.started")) == 1
@@ -208,12 +237,12 @@ def test_killed_at_random_a_run_is_charged_for_every_attempt(
     appliance("ledger", "verify")
 
 
-def wait_for_the_moment(life: Supervised, made: int, chooser: random.Random, at_most: int) -> None:
+def wait_for_the_moment(life: Supervised, made: int, chooser: random.Random) -> None:
     """Now and then some time into the worker's start, else some attempts further, and a random while into the next."""
     if chooser.random() < 0.25:
         time.sleep(chooser.uniform(0, 2))
         return
-    target = made + chooser.randint(1, max(1, at_most // 2))
+    target = made + chooser.randint(1, STEPS_PER_KILL // 3)
     until(lambda: life.ended or life.attempts() >= target, f"attempt {target} is made")
     time.sleep(chooser.uniform(0, 0.05))
 

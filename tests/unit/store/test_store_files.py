@@ -89,6 +89,41 @@ def test_sweep_spares_what_is_being_staged(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
+def test_sweep_spares_a_directory_that_is_held(tmp_path):
+    waiting = tmp_path / f".whole{files.PARTIAL}"
+    waiting.write_bytes(b"")
+    with files.unswept(tmp_path), files.unswept(tmp_path):
+        assert files.sweep(tmp_path) == 0
+    assert files.sweep(tmp_path) == 1
+
+
+def before_the_next_lock(monkeypatch, act):
+    """Run `act` just before a file is locked: what another process may do there."""
+    lock, calls = fcntl.flock, []
+
+    def locked(fd, how):
+        if not calls and stat.S_ISREG(os.fstat(fd).st_mode):
+            calls.append(fd)
+            act()
+        lock(fd, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", locked)
+
+
+def test_a_file_that_was_swept_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    before_the_next_lock(monkeypatch, lambda: files.sweep(tmp_path))
+    files.write_atomic(tmp_path / "a", b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_sweep_stands_a_file_that_is_published_meanwhile(tmp_path, monkeypatch):
+    waiting = tmp_path / f".whole{files.PARTIAL}"
+    waiting.write_bytes(b"")
+    before_the_next_lock(monkeypatch, lambda: waiting.rename(tmp_path / "whole"))
+    assert files.sweep(tmp_path) == 0
+    assert (tmp_path / "whole").exists()
+
+
 @pytest.fixture
 def tree(tmp_path):
     root = tmp_path / "tree"
