@@ -1,4 +1,6 @@
-"""Does the DP adapter help? Fresh demo runs with shipped defaults, judged on the 379 held-out public reviews.
+"""Does the DP adapter help? Only epsilon set: banking77 against plain LoRA (`banking.py`), and the demo's drug reviews.
+
+The reviews: fresh demo runs with shipped defaults, judged on the 379 held-out public reviews.
 
 The adapter is loaded with stock PEFT and the loss is computed here, without any code of the training engine: the mean
 cross-entropy over a review's tokens given its prompt, per review, base against adapter, paired. The reviews are
@@ -7,11 +9,11 @@ public; this is no way to evaluate on private data.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import html
 import io
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import banking
+from banking import mean_interval
 from figures import ROOT, Figure, Report, arguments
 
 PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
@@ -35,10 +39,10 @@ def held_out() -> list[tuple[str, str]]:
     return [(PROMPT.format(**row), row["review"]) for row in clean]
 
 
-def demo(home: Path, *, quick: bool) -> dict[str, str]:
+def demo(home: Path) -> dict[str, str]:
     """Run the demo in a fresh home; returns its JSON document."""
     command = [sys.executable, "-m", "appliance", "--home", str(home), "--json", "demo", "--media", str(MEDIA)]
-    done = subprocess.run([*command, *(["--quick"] if quick else [])], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     subprocess.run(
         [sys.executable, "-m", "appliance", "--home", str(home), "key", "lock"], stdout=subprocess.DEVNULL, check=True
     )
@@ -69,35 +73,37 @@ def losses(model_dir: Path, adapter: Path | None, pairs: list[tuple[str, str]], 
     return found
 
 
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of paired differences (Student's t)."""
-    from scipy.stats import t
-
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
-    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
-    return mean, mean - half, mean + half
+def reviews(options: argparse.Namespace) -> list[Figure]:
+    """The gain of three fresh demos."""
+    pairs, made, base = held_out(), [], []
+    for run in range(1, 4):
+        with tempfile.TemporaryDirectory() as directory:
+            home = Path(directory) / "home"
+            found = demo(home)
+            model_dir = next((home / "models").iterdir())
+            base = base or losses(model_dir, None, pairs, options.device)
+            tuned = losses(model_dir, home / "runs" / found["run"] / "adapter", pairs, options.device)
+        mean, low, high = mean_interval([b - t for b, t in zip(base, tuned, strict=True)])
+        note = f"epsilon charged {float(found['epsilon']):.3f}, n = {len(pairs)}, base loss {sum(base) / len(base):.4f}"
+        made.append(
+            Figure(name=f"heldout_gain_lower_run{run}", value=low, unit="nat", bar=0.0, better="higher",
+                   spread=(low, high), note=f"mean gain {mean:.4f}; {note}")
+        )  # fmt: skip
+    return made
 
 
 def main() -> None:
     options = arguments(__doc__ or "")
-    pairs = held_out()[: 60 if options.quick else None]
     report = Report(bench="utility", quick=options.quick)
-    base: list[float] = []
-    for run in range(1, 2 if options.quick else 4):
+    if not banking.DATA.is_dir():
+        print(f"banking77 not run: it is not in {banking.DATA}", file=sys.stderr)
+    else:
         with tempfile.TemporaryDirectory() as directory:
-            home = Path(directory) / "home"
-            made = demo(home, quick=options.quick)
-            model_dir = next((home / "models").iterdir())
-            base = base or losses(model_dir, None, pairs, options.device)
-            tuned = losses(model_dir, home / "runs" / made["run"] / "adapter", pairs, options.device)
-        mean, low, high = interval([b - t for b, t in zip(base, tuned, strict=True)])
-        note = f"epsilon charged {float(made['epsilon']):.3f}, n = {len(pairs)}, base loss {sum(base) / len(base):.4f}"
-        report.figures.append(
-            Figure(name=f"heldout_gain_lower_run{run}", value=low, unit="nat", bar=0.0, better="higher",
-                   spread=(low, high), note=f"mean gain {mean:.4f}; {note}")
-        )  # fmt: skip
+            report.figures += banking.figures(MEDIA, Path(directory), quick=options.quick)
+    if options.quick:
+        print("reviews not run with --quick: even the quick demo takes more than a minute", file=sys.stderr)
+    else:
+        report.figures += reviews(options)
     report.print(as_json=options.json)
 
 

