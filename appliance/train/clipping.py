@@ -10,7 +10,7 @@ from torch import Tensor
 from appliance.privacy.sampler import GUARD, grid
 from appliance.train.lora import BLOCK
 
-_COLUMNS = 8 * BLOCK  # a block of this many columns and some rows stays in the cache
+_COLUMNS = 16 * BLOCK  # a block of this many columns and some rows stays in the cache
 _STABILITY = 0.01  # of AUTO-S, Bu et al. 2023, "Automatic Clipping"
 
 

@@ -7,6 +7,8 @@ that order before it is clipped.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +55,9 @@ class Engine:
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
         self._device = adapter.sites[0].a.device
-        dtype: torch.dtype = getattr(torch, options.gradient_dtype)
+        # A model in bfloat16 computes its per-record gradients in bfloat16: a wider buffer would hold the same values.
+        coarse = torch.bfloat16 in (self._head.weight.dtype, getattr(torch, options.gradient_dtype))
+        dtype = torch.bfloat16 if coarse else torch.float32
         rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (dtype.itemsize * adapter.parameters)))
         self.buffer = GradientBuffer(adapter.parameters, rows, self._device, dtype)
         adapter.bind(self.buffer)
@@ -63,9 +67,8 @@ class Engine:
 
     @property
     def precision(self) -> torch.dtype:
-        """The coarser of the dtype that the model computes in and that of the per-record gradients."""
-        coarse = torch.bfloat16 in (self._head.weight.dtype, self.buffer.data.dtype)
-        return torch.bfloat16 if coarse else torch.float32
+        """The coarser of the dtype that the model computes in and that of the per-record gradients: the buffer's."""
+        return self.buffer.data.dtype
 
     def rows_at(self, length: int) -> int:
         """How many records of this padded length make a full micro-batch; public."""
@@ -98,7 +101,7 @@ class Engine:
             ids[row, : len(record.ids)] = torch.tensor(record.ids)
         self.buffer.begin(physical, len(self.adapter.sites))
         hidden = self._body(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
-        hidden.backward(hidden_gradient(hidden, self._head, list(batch)))
+        hidden.backward(hidden_gradient(hidden, self._head, list(batch), together=self.fixed_rows is None))
         return self.buffer.finish()[:rows]
 
     def _accumulate_group(self, units: Sequence[Unit]) -> None:
@@ -114,14 +117,12 @@ class Engine:
     def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
         # A record with nothing to supervise has a zero gradient; running the model would not change it.
         trained = sorted((item for item in numbered if item[1].positions), key=lambda item: (item[1].length, item[0]))
-        start = 0
-        while start < len(trained):
-            length = trained[start][1].length
-            end = start
-            while end < len(trained) and end - start < self.rows_at(length) and trained[end][1].length == length:
-                end += 1
-            yield trained[start:end]
-            start = end
+        for length, group in itertools.groupby(trained, key=lambda item: item[1].length):
+            same = list(group)
+            # As few micro-batches as possible, of about equal size: a last one of a few rows would be slow.
+            size = math.ceil(len(same) / math.ceil(len(same) / self.rows_at(length)))
+            for start in range(0, len(same), size):
+                yield same[start : start + size]
 
 
 def _least_length(adapter: Adapter) -> int:

@@ -48,10 +48,10 @@ def test_token_mean_loss_couples(tiny_model_dir: Path, monkeypatch: pytest.Monke
     assert torch.equal(clipped(made, [few, many])[0], honest)
     assert not coupled(made)
 
-    def batch_mean(hidden: Any, head: Any, batch: Any) -> torch.Tensor:
+    def batch_mean(hidden: Any, head: Any, batch: Any, **how: Any) -> torch.Tensor:
         tokens = sum(len(r.positions) for r in batch)
         own = torch.tensor([len(r.positions) / tokens for r in batch])[:, None, None]
-        return hidden_gradient(hidden, head, batch) * own
+        return hidden_gradient(hidden, head, batch, **how) * own
 
     monkeypatch.setattr(engine_module, "hidden_gradient", batch_mean)
     assert coupled(made)
@@ -148,8 +148,8 @@ def test_nan_or_infinite_gradient_becomes_zero(tiny_model_dir: Path, monkeypatch
     assert not torch.isfinite(torch.tensor(math.nan) * 0)  # a factor of zero would not do
     for value in (math.nan, math.inf, 1e38):
 
-        def poisoned(hidden: Any, head: Any, batch: Any, value: float = value) -> torch.Tensor:
-            gradient = hidden_gradient(hidden, head, batch)
+        def poisoned(hidden: Any, head: Any, batch: Any, value: float = value, **how: Any) -> torch.Tensor:
+            gradient = hidden_gradient(hidden, head, batch, **how)
             gradient[[r is poison for r in batch]] *= value
             return gradient
 
