@@ -54,7 +54,7 @@ def hidden_gradient(hidden: Tensor, head: Any, batch: list[Encoded], *, together
         targets = [record.ids[position + 1] for _, record in group for position in record.positions]
         counts = [len(record.positions) for _, record in group for _ in record.positions]
         where = torch.tensor([rows, positions, targets, counts], device=hidden.device)
-        for row, position, target, count in where.split(step, dim=1) if rows else ():
+        for row, position, target, count in torch.split(where, step, dim=1) if rows else ():
             gradient[row, position] = _piece(hidden[row, position], head, target, count, step if together else 0)
     return gradient
 
@@ -63,9 +63,8 @@ def _piece(states: Tensor, head: Any, targets: Tensor, counts: Tensor, least: in
     # (softmax - one-hot) W / count for [n, width], computed with at least so many rows.
     filled = functional.pad(states, (0, 0, 0, max(0, least - len(states))))
     probability = torch.softmax(head(filled).float(), dim=-1).to(states.dtype)
-    expected = sum(
-        (p @ w).float()
-        for p, w in zip(torch.split(probability, _TERMS, 1), torch.split(head.weight, _TERMS), strict=True)
-    )
-    own = head.weight[targets].float()
+    expected = torch.zeros(filled.shape, dtype=torch.float32, device=states.device)
+    for p, w in zip(torch.split(probability, _TERMS, 1), torch.split(head.weight, _TERMS), strict=True):
+        expected += p @ w
+    own: Tensor = head.weight[targets].float()
     return ((expected[: len(states)] - own) / counts[:, None]).to(states.dtype)

@@ -1,0 +1,158 @@
+"""The sides of the training benchmark: our engine, plain PEFT, Opacus with hooks and with ghost norms.
+
+Each is built from the same base in the same dtype, adapts the same layers at the same rank and takes a list of encoded
+records of one padded length. All compute logits at the supervised positions only, in one dtype: plain PEFT's adapter
+weights are in the base's dtype too, which is faster than its default. A step ends where a logical step would go on
+with the next micro-batch: no side's optimiser or noise is in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import appliance.train.engine as engine_module
+from appliance.models.loading import load
+from appliance.records import EngineOptions, LoraSpec
+from appliance.train.adapting import adapt, target_names
+from appliance.train.encode import Encoded
+from appliance.train.engine import Engine
+from tests.unit.train.rig import plan
+
+Batch = list[Encoded]
+ROOM = 1 << 31  # the gradient buffer holds any micro-batch of the benchmark, so that both sides compute equal ones
+
+
+class Ours:
+    """The engine: forward, backward, norms, clip and exact sum."""
+
+    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, tokens: int, **options: Any) -> None:
+        model, _ = load(directory, getattr(torch, dtype))
+        spec = LoraSpec(r=options.pop("r", 8), targets=targets, freeze_a=options.pop("freeze_a", False))
+        self.adapter = adapt(model.to(device), spec, 1)
+        random_b(site.b for site in self.adapter.sites)
+        engine_module._GRADIENT_BYTES = ROOM
+        chosen = EngineOptions(physical_tokens=tokens, dtype=dtype, device=device, **options)  # type: ignore[arg-type]
+        self.engine = Engine(self.adapter, plan(clipping="normalised"), chosen, 0)
+
+    def step(self, batch: Batch) -> None:
+        self.engine.accumulate([[record] for record in batch])
+
+
+class Plain:
+    """Stock PEFT LoRA, its gradient accumulated by autograd. The mean over records of their mean losses."""
+
+    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
+        self.peft, self.model = peft_model(directory, dtype, targets, device)
+
+    def step(self, batch: Batch) -> None:
+        record_losses(self.model, batch).mean().backward()
+
+
+class Hooks:
+    """Opacus' default engine: per-sample gradients by hooks, then clip and sum."""
+
+    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
+        peft, self.model = peft_model(directory, dtype, targets, device)
+        self.wrapped, self.optimizer, *_rest = private(peft, "hooks")
+
+    def step(self, batch: Batch) -> None:
+        record_losses(self.model, batch).mean().backward()
+        self.optimizer.clip_and_accumulate()
+        for parameter in self.optimizer.params:
+            parameter.grad_sample = None
+
+
+class Ghost:
+    """Opacus' ghost clipping: norms without gradients, then a second backward pass."""
+
+    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
+        peft, self.model = peft_model(directory, dtype, targets, device)
+        self.wrapped, self.optimizer, self.criterion, _loader = private(peft, "ghost")
+
+    def step(self, batch: Batch) -> None:
+        self.criterion(self.model, batch).backward()
+        self.optimizer.accumulate()
+        self.optimizer.zero_grad()
+
+
+def random_b(weights: Any) -> None:
+    """As in the middle of training: with B = 0 the gradient of A would be zero."""
+    generator = torch.Generator().manual_seed(3)
+    for weight in weights:
+        weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+
+
+def peft_model(directory: Path, dtype: str, targets: Any, device: str) -> tuple[Any, Any]:
+    """Stock PEFT on the base, and the base with the adapter in it, in training mode as its users have it."""
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load(directory, getattr(torch, dtype))
+    model.to(device).requires_grad_(False)
+    names = sorted({name.rsplit(".", 1)[-1] for name in target_names(model, LoraSpec(targets=targets))})
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")
+    peft = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(model.dtype)
+    random_b(parameter for name, parameter in peft.named_parameters() if "lora_B" in name)
+    return peft.train(), model
+
+
+def record_losses(model: Any, batch: Batch) -> Tensor:
+    """Each record's mean loss over its supervised tokens, [rows]; logits at those positions only."""
+    ids, mask = padded(batch, model.device)
+    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    rows = torch.tensor([row for row, record in enumerate(batch) for _ in record.positions], device=ids.device)
+    positions = torch.tensor([p for record in batch for p in record.positions], device=ids.device)
+    counts = torch.tensor([len(record.positions) for record in batch], device=ids.device)
+    logits = model.get_output_embeddings()(hidden[rows, positions]).float()
+    losses = functional.cross_entropy(logits, ids[rows, positions + 1], reduction="none")
+    return torch.zeros(len(batch), device=ids.device).index_add(0, rows, losses / counts[rows])
+
+
+def padded(batch: Batch, device: Any) -> tuple[Tensor, Tensor | None]:
+    """Token ids padded to the longest, and the attention mask where anything is padded."""
+    length = max(len(record.ids) for record in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    for row, record in enumerate(batch):
+        ids[row, : len(record.ids)] = torch.tensor(record.ids)
+    whole = all(len(record.ids) == length for record in batch)
+    lengths = torch.tensor([len(record.ids) for record in batch])[:, None]
+    return ids.to(device), None if whole else (torch.arange(length)[None] < lengths).long().to(device)
+
+
+class PerRecordLoss:
+    """`record_losses` in the shape that Opacus wants of a criterion."""
+
+    reduction = "mean"
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        return record_losses(model, batch)
+
+
+def private(peft: nn.Module, mode: str) -> tuple[Any, ...]:
+    """Opacus' `make_private` on stock PEFT, with a loader that is not used."""
+    from opacus import PrivacyEngine
+
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    loader = torch.utils.data.DataLoader(range(8), batch_size=4)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(
+            PrivacyEngine().make_private(
+                module=peft,
+                optimizer=optimizer,
+                criterion=PerRecordLoss(),
+                data_loader=loader,
+                noise_multiplier=1.0,
+                max_grad_norm=1.0,
+                poisson_sampling=False,
+                grad_sample_mode=mode,
+            )
+        )
