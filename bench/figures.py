@@ -18,10 +18,10 @@ LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "crypto
 
 @dataclass(kw_only=True)
 class Figure:
-    """One measured number, beside the bar it has to reach."""
+    """One measured number, beside the bar it has to reach; None where it was not run, which the note explains."""
 
     name: str
-    value: float
+    value: float | None
     unit: str
     bar: float | None = None
     better: str = "lower"
@@ -32,6 +32,8 @@ class Figure:
 
     @property
     def verdict(self) -> str:
+        if self.value is None:
+            return "not run"
         if self.bar is None:
             return ""
         reached = self.value <= self.bar if self.better == "lower" else self.value >= self.bar
@@ -55,15 +57,18 @@ class Report:
         for f in self.figures:
             spread = f"{f.spread[0]:.4g} to {f.spread[1]:.4g}" if f.spread else ""
             bar = "" if f.bar is None else f"{'≤' if f.better == 'lower' else '≥'} {f.bar:g}"
-            print(f"| {f.name} | {f.value:.4g} {f.unit} | {spread} | {bar} | {f.verdict} | {f.repeats} | {f.note} |")
+            value = "" if f.value is None else f"{f.value:.4g} {f.unit}"
+            print(f"| {f.name} | {value} | {spread} | {bar} | {f.verdict} | {f.repeats} | {f.note} |")
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """--quick, --json, --device, and what `more` adds."""
+def arguments(description: str, **more: str) -> argparse.Namespace:
+    """--quick, --json, --device, and an option for each name in `more`, whose value is its help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats, the same code paths")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--device", default="cpu")
+    for name, meaning in more.items():
+        parser.add_argument(f"--{name}", default="", help=meaning)
     return parser.parse_args()
 
 

