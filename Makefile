@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MEDIA := .media
 HOME_DIR ?= demo-home
 
-.PHONY: demo test check fmt stress docs clean
+.PHONY: demo test check fmt stress accept-gpu docs clean
 
 demo: $(STAMP) $(MEDIA)/.complete        ## the whole pipeline on a real model and real reviews
 	$(BIN)/appliance --home $(HOME_DIR) demo --media $(MEDIA) $(ARGS)
@@ -39,6 +39,10 @@ stress: $(STAMP) $(MEDIA)/.complete
 	    { echo; echo "## stress, $$(date -u +%F), commit $$(git rev-parse --short HEAD)"; echo; \
 	      grep -E '^(FAILED|ERROR|SKIPPED)|(passed|failed).* in ' build/stress.log; echo; } >> bench/RESULTS.md
 	$(BIN)/python bench/utility.py >> bench/RESULTS.md
+
+# What an administrator runs on the machine with the GPUs; ARGS="--model DIR" takes a real base model.
+accept-gpu: $(STAMP)                     ## exactness, NF4, NCCL, noise and the benchmark on the GPUs
+	$(BIN)/python bench/accept.py --out accept-gpu.json $(ARGS)
 
 docs: $(STAMP)                           ## regenerate what is written from the code
 	$(BIN)/python -m appliance.policy.schema > policies/policy.schema.json

@@ -1,6 +1,6 @@
 """What DP costs beside plain LoRA, and what the others take: step time, memory, an epoch of real text, noise.
 
-`python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets all-linear|attention]`. SmolLM2-135M,
+`python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets T] [--shape N]`. SmolLM2-135M,
 or with --quick a tiny model on which no bar of time or memory is judged. Both sides of a ratio alternate in one process
 with the same threads; what is quoted is the median of the ratios of neighbouring runs, of the worst case.
 """
@@ -50,7 +50,8 @@ class Setting:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.quick, self.device, self.work = options.quick, options.device, work
         self.targets = (options.targets,) if options.targets else TARGETS
-        self.shapes = ((4, 64), (8, 16), (1, 256)) if self.quick else ((8, 128), (32, 32), (2, 1024))
+        shapes = ((4, 64), (8, 16), (1, 256)) if self.quick else ((8, 128), (32, 32), (2, 1024))
+        self.shapes = (shapes[int(options.shape)],) if options.shape else shapes
         self.repeats = 5
         self.tokens = 256 if self.quick else 1024
 
@@ -248,7 +249,12 @@ def measured(name: str, setting: Setting) -> Figure:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", only="figures by name, with commas", targets="all-linear or attention alone")
+    options = arguments(
+        __doc__ or "",
+        only="figures by name, with commas",
+        targets="all-linear or attention alone",
+        shape="0, 1 or 2: one shape alone",
+    )
     wanted = options.only.split(",") if options.only else list(FIGURES)
     report = Report(bench="train", quick=options.quick)
     with tempfile.TemporaryDirectory() as work:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from appliance.errors import GateFailed
-from appliance.records import TrainJob
+from appliance.records import EngineOptions, TrainJob
 from appliance.train import engine as engine_module
 from appliance.train import loop
 from appliance.train.loss import hidden_gradient
@@ -48,15 +48,43 @@ def test_token_mean_loss_couples(tiny_model_dir: Path, monkeypatch: pytest.Monke
     assert torch.equal(clipped(made, [few, many])[0], honest)
     assert not coupled(made)
 
-    def batch_mean(hidden: Any, head: Any, batch: Any, **how: Any) -> torch.Tensor:
+    def token_mean(batch: Any) -> list[float]:
         tokens = sum(len(r.positions) for r in batch)
-        own = torch.tensor([len(r.positions) / tokens for r in batch])[:, None, None]
-        return hidden_gradient(hidden, head, batch, **how) * own
+        return [len(r.positions) / tokens for r in batch]
 
-    monkeypatch.setattr(engine_module, "hidden_gradient", batch_mean)
+    def record_mean(batch: Any) -> list[float]:  # a mean over the batch whose gradient is not multiplied by its size
+        return [1 / len(batch) for _ in batch]
+
+    for share in (token_mean, record_mean):
+
+        def batch_mean(hidden: Any, head: Any, batch: Any, share: Any = share, **how: Any) -> torch.Tensor:
+            own = torch.tensor(share(batch))[:, None, None]
+            return hidden_gradient(hidden, head, batch, **how) * own
+
+        monkeypatch.setattr(engine_module, "hidden_gradient", batch_mean)
+        assert coupled(made)
+        with pytest.raises(GateFailed):
+            prove_exact(made)
+
+
+def test_a_head_that_tells_rows_apart_is_asked_one_record_at_a_time(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fault: a product whose last bits depend on the row, in a piece that several records share.
+    made = engine(tiny_model_dir, random_b=False)
+    product = made._head.forward
+    monkeypatch.setattr(
+        made._head, "forward", lambda x: product(x) * (1 + 1e-5 * (torch.arange(len(x)) % 5))[:, None].to(x.dtype)
+    )
+    rig_b(made)
     assert coupled(made)
-    with pytest.raises(GateFailed):
-        prove_exact(made)
+    made.fixed_rows = 4
+    assert not coupled(made)
+
+
+def rig_b(made: Any) -> None:
+    for site in made.adapter.sites:
+        site.b.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
 
 
 def test_padding_to_the_longest_neighbour_couples(tiny_model_dir: Path) -> None:
@@ -162,8 +190,11 @@ def test_nan_or_infinite_gradient_becomes_zero(tiny_model_dir: Path, monkeypatch
 # --- silent layers and stale values ---------------------------------------------------------------------------------
 
 
-def test_a_layer_that_does_not_report_is_found(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = engine(tiny_model_dir)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_layer_that_does_not_report_is_found(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    made = engine(tiny_model_dir, options=EngineOptions(physical_tokens=256, gradient_checkpointing=checkpointing))
     made.gradients([encoded(16, 1)])
     monkeypatch.setattr(made.adapter.sites[5], "write", lambda *a: None)
     with pytest.raises(GateFailed, match="exactly once"):
@@ -254,6 +285,17 @@ def test_noise_reaches_the_optimizer_once_with_the_standard_deviation_of_the_pla
     assert calls == [made.adapter.parameters] * 16
     assert torch.cat(drawn).std() == pytest.approx(1.3 * 0.5, rel=0.01)
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_noise_is_not_rounded_to_the_dtype_of_the_gradients(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir, torch.bfloat16)
+    released = optimizer(made, DiscreteGaussian(Fraction(10**8))).release()
+    units = released.double() / made.sum.grid
+    assert released.dtype == torch.float32
+    assert torch.equal(units, units.round())
+    # The fault, noise in the gradients' dtype, leaves nothing but what eight bits hold.
+    eight_bits = units.bfloat16().double() == units
+    assert eight_bits.double().mean() < 0.3
 
 
 def test_a_step_cannot_go_round_the_journal(tiny_model_dir: Path) -> None:
