@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Case:
     checkpointing: bool = False
 
 
+@cache
 def peak(case: Case) -> dict[str, float]:
     """{"model": GiB resident before, "peak": GiB at most during the steps} of a fresh process."""
     command = [sys.executable, __file__, json.dumps(asdict(case))]
