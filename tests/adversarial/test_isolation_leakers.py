@@ -43,7 +43,7 @@ def test_without_the_sandbox_the_same_leakers_leak() -> None:
     ("layer", "gets_out"),
     [
         ("seccomp.deny_network = lambda: None; sandbox._probe_sockets = lambda: None", {"udp", "dns", "socketpair"}),
-        ("landlock.restrict_files = lambda read, write: True; sandbox._root_is_readable = lambda: False", FILES),
+        ("landlock.restrict_files = lambda read, write, **_: True; sandbox._root_is_readable = lambda: False", FILES),
     ],
     ids=["no network filter", "no file rules"],
 )
@@ -65,6 +65,50 @@ def test_a_sandbox_with_a_layer_taken_out_is_found_out(
     monkeypatch.setattr(leakers.subprocess, "run", broken)
     verdicts = run_leakers()
     assert {name for name, verdict in verdicts.items() if verdict == "leaked"} >= gets_out
+
+
+def test_nothing_gets_out_of_the_sandbox_of_a_rank() -> None:
+    if not namespaces():
+        pytest.skip("not run: this machine allows no user and network namespaces")
+    verdicts = run_leakers(rank=True)
+    assert set(verdicts) == set(LEAKERS)
+    leaked = {name for name, verdict in verdicts.items() if verdict != "blocked"}
+    assert leaked <= (set() if landlock.abi() else FILES | {"read-memory"})
+
+
+@pytest.mark.parametrize(
+    ("layer", "gets_out"),
+    [
+        ("loopback.interfaces = lambda: ['lo']", {"tcp4", "python-child"}),  # in the network of the host
+        ("seccomp.deny_all_but_tcp = lambda: None; sandbox._probe_sockets = lambda **_: None", {"unix", "socketpair"}),
+    ],
+    ids=["no namespace", "no network filter"],
+)
+def test_a_rank_with_a_layer_taken_out_is_found_out(
+    layer: str, gets_out: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not namespaces():
+        pytest.skip("not run: this machine allows no user and network namespaces")
+    into = "" if "interfaces" in layer else "loopback.enter()\n"
+    script = (
+        "import sys; from appliance.isolation import leakers, loopback, sandbox, seccomp\n"
+        f"{into}{layer}\nleakers.main(['--inside-rank', sys.argv[-1]])"
+    )
+    real = subprocess.run
+
+    def broken(command: list[str], **options: object) -> object:
+        if "--rank" in command:
+            command = [sys.executable, "-c", script, command[-1]]
+        return real(command, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(leakers.subprocess, "run", broken)
+    verdicts = run_leakers(rank=True)
+    assert {name for name, verdict in verdicts.items() if verdict == "leaked"} >= gets_out
+
+
+def namespaces() -> bool:
+    script = "from appliance.isolation import loopback; loopback.enter()"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
 
 def test_leakers_that_cannot_run_are_not_taken_for_blocked(monkeypatch: pytest.MonkeyPatch) -> None:

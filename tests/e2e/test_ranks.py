@@ -1,0 +1,108 @@
+"""`train start --nproc`: several processes, one run. Killed and resumed, also with another number of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from appliance.isolation import landlock
+from appliance.isolation.sandbox import LOOPBACK_ONLY
+from tests.e2e.conftest import Appliance, plan
+from tests.fault.test_train_crash import facts, gone, until
+
+STEPS = 200
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def ranks_of(supervisor: int) -> dict[int, int]:
+    """Rank to process id, of the ranks that the supervisor's launcher has started."""
+    found = {}
+    for pid in (rank for launcher in children(supervisor) for rank in children(launcher)):
+        try:
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # hardened: its memory is closed, its number in the order of starts is not
+            words = []
+        number = next((int(word[5:]) for word in words if word.startswith(b"RANK=")), len(found))
+        found[number] = pid
+    return found
+
+
+class Life:
+    """One life of the run: its supervisor, and its ranks once there are `count` of them."""
+
+    def __init__(self, appliance: Appliance, *words: str) -> None:
+        self.appliance = appliance
+        self.process = appliance.popen("--json", *words)
+
+    def __enter__(self) -> Life:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def working(self, count: int, at_least: int) -> list[int]:
+        """Wait until `count` ranks are there and the journal holds so many attempts; the pids of the ranks."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            return len(ranks_of(self.process.pid)) == count and attempts(self.appliance) >= at_least
+
+        until(ready, f"{count} ranks work")
+        return [pid for _, pid in sorted(ranks_of(self.process.pid).items())]
+
+    def close(self) -> tuple[int, str]:
+        _, err = self.process.communicate(timeout=600)
+        assert "Traceback" not in err, err
+        return self.process.returncode, err
+
+
+def attempts(appliance: Appliance) -> int:
+    return sum(path.read_bytes().count(b'"attempt"') for path in appliance.home.glob("runs/run_*/journal.jsonl"))
+
+
+@pytest.fixture
+def many_steps(appliance: Appliance, tmp_path: Path) -> Path:
+    path = tmp_path / "many.yaml"
+    plan(appliance, path, "--steps", str(STEPS), "--batch", "6")
+    path.write_text(path.read_text().replace("spare_steps: ", "spare_steps: 1"))
+    return path
+
+
+@pytest.mark.timeout(1800)  # seven processes that load torch
+def test_two_ranks_killed_and_resumed_by_three_and_by_two(appliance: Appliance, many_steps: Path) -> None:
+    with Life(appliance, "train", "start", str(many_steps), "--nproc", "2") as life:
+        ranks = life.working(2, 3)
+        os.kill(ranks[1], signal.SIGKILL)
+        status, err = life.close()
+        assert status == 130, err
+        assert "the reservation stands" in err
+        assert all(gone(pid) for pid in ranks)
+    made = attempts(appliance)
+    (run,) = (row["run"] for row in appliance.json("train", "status")["runs"])
+
+    with Life(appliance, "train", "resume", run, "--nproc", "3") as life:
+        ranks = life.working(3, made + 1)
+        life.process.kill()
+        until(lambda: all(gone(pid) for pid in ranks), "the ranks die with the supervisor")
+
+    done = appliance.json("train", "resume", run, "--nproc", "2")
+    assert done["state"] == "finished"
+    assert STEPS <= done["charged_attempts"] <= done["reserved_attempts"]
+    assert done["charged_attempts"] == attempts(appliance)
+    assert [fact["ranks"] for kind in ("run.started", "run.resumed") for fact in facts(appliance, kind)] == [2, 3, 2]
+    (settled,) = facts(appliance, "run.settled")
+    assert settled["isolation"]["network"] == LOOPBACK_ONLY
+    assert settled["isolation"]["files"].startswith("restricted" if landlock.abi() else "not")
+    assert not (appliance.home / "runs" / run / "ranks").exists()
+    appliance("ledger", "verify")
