@@ -45,7 +45,7 @@ QUICK = Size(
     name="reviews-quick",
     class_name="quick",
     plan=("--steps", "3", "--max-tokens", "64"),
-    evaluation=("--public-tokens", "1000"),
+    evaluation=("--public-tokens", "3000"),
 )
 
 
@@ -149,6 +149,7 @@ class _Steps:
 
 
 def _write_secret(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600, exist_ok=True)
     path.write_text(secrets.token_urlsafe(24) + "\n")
 

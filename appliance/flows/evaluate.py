@@ -174,7 +174,7 @@ def _reserve(ledger: Ledger, actor: Actor, run_dir: Path, found: Evaluable, reas
             if budget.Books.read(tx) == books:
                 tx.evaluations.add(row)
                 facts = _reserved_facts(row, found, spec_sha256)
-                facts |= {"epsilon_before": decimal(before), "epsilon_after": decimal(after)}
+                facts |= {"epsilon_before": decimal(round(before, 9)), "epsilon_after": decimal(round(after, 9))}
                 tx.append("evaluation.reserved", facts, subject=row.run_id)
                 started = _names(row) | {"nonce": secrets.token_hex(16)}
                 index = tx.append("evaluation.started", started, subject=row.run_id)

@@ -121,8 +121,8 @@ def _reserved_facts(row: RunRow, resolved: Resolved, before: float, after: float
             "sampler_delta": decimal(plan.sampler_delta),
             "accountant": plan.accountant,
         },
-        "epsilon_before": decimal(before),
-        "epsilon_after": decimal(after),
+        "epsilon_before": decimal(round(before, 9)),
+        "epsilon_after": decimal(round(after, 9)),
         "cap": decimal(cap),
     }
 

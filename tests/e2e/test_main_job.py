@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from tests.e2e.conftest import Appliance, plan
 
 
-def facts(appliance: Appliance, type_: str) -> list[dict[str, object]]:
+def facts(appliance: Appliance, type_: str) -> list[dict[str, Any]]:
     entries = appliance.json("ledger", "log", "--type", type_)["entries"]
     return [entry["leaf"]["facts"] for entry in entries]
 
