@@ -1,14 +1,16 @@
 """Does the mark survive, is it ever claimed wrongly, and what does it cost? SmolLM2 with a DP-trained adapter.
 
 The adapter is trained here, on public reviews, by the appliance's own DP-SGD with its own sampler and noise; --quick
-takes fewer steps and records. Every attack is on the merged model, and its score stands beside the closed form's
-prediction. NF4 and INT8 are those of bitsandbytes; INT4 in groups of 128 and pruning are plain rounding.
+takes fewer steps and records. With --base and --adapter it is one that the appliance has trained already: the model and
+the unmarked adapter of a run in some home. Every attack is on the merged model, and its score stands beside the closed
+form's prediction. NF4 and INT8 are those of bitsandbytes; INT4 in groups of 128 and pruning are plain rounding.
 """
 
 from __future__ import annotations
 
 import copy
 import csv
+import functools
 import html
 import io
 import logging
@@ -46,8 +48,9 @@ from appliance.records import (
     UnitOfPrivacy,
 )
 from appliance.train.loop import train
+from appliance.watermark import detection
 from appliance.watermark.activations import top_directions
-from appliance.watermark.adapters import AdapterSuspect, Factors
+from appliance.watermark.adapters import AdapterSuspect, Factors, read_adapter
 from appliance.watermark.detection import Suspect, project, score
 from appliance.watermark.envelope import ATTACKS
 from appliance.watermark.keys import module_key
@@ -58,6 +61,8 @@ from tests.unit.train.rig import MemoryJournal, MemorySnapshots
 MEDIA = ROOT / ".media"
 PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
 BARS = {"none": 100.0, "bf16": 100.0, "int8": 100.0, "nf4": 33.0, "int4_g128": 20.0, "prune30": 20.0, "prune50": 13.4}
+TAILS = (1.5, 2.0, 2.5, 3.0, 3.5)
+OTHER_KEYS = 1000
 FULL = {"units": 600, "batch": 100, "steps": 4, "max_tokens": 96, "keys": 10_000, "tokens": 20_480}
 QUICK = {"units": 150, "batch": 24, "steps": 2, "max_tokens": 64, "keys": 200, "tokens": 1_024}
 
@@ -210,16 +215,34 @@ def rank4(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return vt[:4] @ right.Q.T, (left.Q @ u[:, :4]) * s[:4]
 
 
-def false_positives(model: Any, found: Factors, plain: Factors, ready: Prepared, keys: int) -> tuple[float, int]:
-    """The largest |T| of foreign keys, on every tenth layer: the bound holds for any choice of layers."""
-    suspects = [Attacked(model, None, nf4), Attacked(model, plain, nf4), Attacked(model, plain, ATTACKS["prune30"]),
-                Attacked(model, found, nf4), Attacked(model, plain, ATTACKS["bf16"])]  # fmt: skip
+def false_positive_figures(
+    report: Report, model: Any, found: Factors, plain: Factors, ready: Prepared, keys: int
+) -> None:
+    """Foreign keys, each on five models without a mark; the first 1000 also on the marked adapter and model.
+
+    On every tenth layer: the bound holds for any choice of layers that does not look at the key.
+    """
+    merged_ = [Attacked(model, plain, attack) for attack in (ATTACKS["bf16"], nf4, int8, ATTACKS["prune30"])]
+    layers = ready.references[::10]
     with torch.no_grad():
-        residuals = [project(suspect, ready.references[::10]) for suspect in suspects]
-    worst = 0.0
+        unmarked = [project(suspect, layers) for suspect in (Attacked(model, None, nf4), *merged_)]
+        marked = [project(AdapterSuspect(found), layers), project(Attacked(model, found, nf4), layers)]
+    detection.signs = functools.lru_cache(len(layers))(detection.signs)  # a key's signs are the same for every suspect
+    scores = torch.zeros(keys, len(unmarked), dtype=torch.float64)
+    others = 0.0
     for i in range(keys):
-        worst = max(worst, abs(score(residuals[i % len(residuals)], key_of(os.urandom(32)))))
-    return worst, len(residuals)
+        key = key_of(os.urandom(32))
+        scores[i] = torch.tensor([abs(score(residual, key)) for residual in unmarked])
+        if i < OTHER_KEYS:
+            others = max(others, *(abs(score(residual, key)) for residual in marked))
+    note = f"{len(unmarked)} unmarked models, {len(layers)} layers"
+    worst = Figure(name="false_positive_max_z", value=float(scores.max()), unit="z", bar=7.0, repeats=keys, note=note)
+    shares = {t: max((scores >= t).double().mean(0).tolist()) / (2 * math.exp(-t * t / 2)) for t in TAILS}
+    note = "largest of " + ", ".join(f"{share:.2f} at {t}" for t, share in shares.items()) + "; worst model each"
+    tail = Figure(name="tail_over_bound", value=max(shares.values()), unit="ratio", bar=1.0, repeats=keys, note=note)
+    note = "on the marked adapter and the marked model after NF4"
+    other = Figure(name="other_keys_max_z", value=others, unit="z", bar=7.0, repeats=min(keys, OTHER_KEYS), note=note)
+    report.figures += [worst, tail, other]
 
 
 def utility_figures(report: Report, model: Any, found: Factors, plain: Factors, tokens: list[int]) -> None:
@@ -239,43 +262,41 @@ def utility_figures(report: Report, model: Any, found: Factors, plain: Factors, 
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(
+        __doc__ or "", base="directory of an imported base model", adapter="unmarked adapter of a run on it"
+    )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     size = QUICK if options.quick else FULL
     report = Report(bench="watermark", quick=options.quick)
-    with tempfile.TemporaryDirectory() as directory:
-        model_dir = model_directory(Path(directory))
-        plain, epsilon, trained_s = dp_trained(model_dir, size)
-        model, tokenizer = load(model_dir, torch.float32)
+    trained_s = None
+    if options.adapter:
+        plain, note = read_adapter(Path(options.adapter)), "DP-trained by a run of the appliance"
+        model, tokenizer = load(Path(options.base), torch.float32)
+    else:
+        with tempfile.TemporaryDirectory() as directory:
+            model_dir = model_directory(Path(directory))
+            plain, epsilon, trained_s = dp_trained(model_dir, size)
+            model, tokenizer = load(model_dir, torch.float32)
+        note = f"DP-trained, {size['steps']} steps of about {size['batch']} reviews, epsilon {epsilon:.2f}"
     first, second = (tokenizer(half)["input_ids"] for half in public_text.halves())
     began = time.monotonic()
     directions = top_directions(model, plain.names, first)
     ready = prepare(plain, lambda name: model.get_submodule(name).weight, directions)
     master = os.urandom(32)
     made = embed(ready, key_of(master), plain.scale)
-    share = (time.monotonic() - began) / trained_s
+    embed_s = time.monotonic() - began
     found = Factors(plain.names, made.a, made.b, plain.scale, plain.config)
     ratio = math.sqrt(
         sum(float(r.s.square().sum()) for r in ready.references)
         / sum(float(model.get_submodule(n).weight.square().sum()) for n in plain.names)
     )
-    note = f"DP-trained, {size['steps']} steps of about {size['batch']} reviews, epsilon {epsilon:.2f}, "
-    note += f"|dW|/|W| {100 * ratio:.2f} %"
+    note += f", |dW|/|W| {100 * ratio:.2f} %"
     report.figures.append(Figure(name="strength", value=ready.rho, unit="rho", bar=0.2, note=note))
-    report.figures.append(Figure(name="embed_share_of_training", value=share, unit="ratio"))
+    if trained_s:
+        report.figures.append(Figure(name="embed_share_of_training", value=embed_s / trained_s, unit="ratio"))
     score_figures(report, model, found, plain, ready, master)
-    worst, models = false_positives(model, found, plain, ready, size["keys"])
-    report.figures.append(
-        Figure(
-            name="false_positive_max_z",
-            value=worst,
-            unit="z",
-            bar=7.0,
-            repeats=size["keys"],
-            note=f"over {models} models, every tenth layer",
-        )
-    )
+    false_positive_figures(report, model, found, plain, ready, size["keys"])
     utility_figures(report, model, found, plain, second[: size["tokens"]])
     report.print(as_json=options.json)
 

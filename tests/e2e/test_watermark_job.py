@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.e2e.conftest import Appliance
 
@@ -96,6 +98,24 @@ def test_embed_then_detect_on_adapter_and_merged_model(marked: Any, tiny_model_d
     leaves = appliance("ledger", "log").out
     assert leaves.index("run.reserved") < leaves.index("watermark.committed") < leaves.index("run.started")
     assert leaves.index("run.settled") < leaves.index("watermark.embedded") < leaves.index("watermark.detected")
+
+
+def test_the_released_adapter_is_one_that_vllm_takes(marked_home: Path) -> None:
+    """By vLLM's own check of an adapter (`vllm/lora/peft_helper.py`, read, not run: it needs a GPU machine)."""
+    (directory,) = (marked_home / "home" / "runs").glob("*/released")
+    config = json.loads((directory / "adapter_config.json").read_bytes())
+    assert config["peft_type"] == "LORA"
+    assert type(config["r"]) is int
+    assert 1 <= config["r"] <= 512  # the largest --max-lora-rank there is
+    assert config["lora_alpha"] > 0
+    assert config["bias"] == "none"
+    assert config["modules_to_save"] is None
+    assert not any(config[name] for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "lora_bias"))
+    targets = config["target_modules"]
+    assert isinstance(targets, list)
+    tensors = load_file(directory / "adapter_model.safetensors")
+    names = [re.fullmatch(r"base_model\.model\.(?:\w+\.)*(\w+)\.lora_[AB]\.weight", name) for name in tensors]
+    assert {name and name[1] for name in names} == set(targets)
 
 
 def test_embedding_again_changes_nothing_and_makes_lost_files_again(marked: Any) -> None:
