@@ -217,6 +217,7 @@ class EngineOptions(Value):
     gradient_checkpointing: bool = False
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     threads: Annotated[int, Field(ge=0)] = 0
+    nproc: Count = 1
 
 
 class IsolationSpec(Value):
@@ -485,6 +486,13 @@ class EvaluateResult(Value):
     public: dict[str, str]
     isolation: IsolationReport
     libraries: dict[str, str]
+
+
+class RankResult(Value):
+    """What a rank other than the first leaves when it is done."""
+
+    schema_: Literal["appliance.rank/1"] = Field("appliance.rank/1", alias="schema")
+    rank: Count
 
 
 class Failure(Value):

@@ -74,6 +74,7 @@ def start(
         int | None, typer.Option(min=8, help="Tokens computed at once; memory follows it. Default: 1024, cuda 8192.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch choose.")] = 0,
+    nproc: Annotated[int, typer.Option(min=1, max=64, help="Processes that train together, one for each GPU.")] = 1,
 ) -> None:
     """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made."""
     from appliance.flows import detached, plan, reserve
@@ -81,7 +82,7 @@ def start(
 
     chosen = settings.of(context)
     home, run = chosen.home(), plan.load(run_file)
-    engine = _engine(device, dtype, physical_tokens, threads)
+    engine = _engine(device, dtype, physical_tokens, threads, nproc)
     if chosen.dry_run:
         resolved, before, after = plan.preview(home, run)
         render.result(chosen, "train.start", {"dry_run": True}, _plan_lines(resolved, before, after))
@@ -99,14 +100,20 @@ def start(
 
 
 @app.command()
-def resume(context: typer.Context, run: RunArgument) -> None:
+def resume(
+    context: typer.Context,
+    run: RunArgument,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that train together. Default: as it was started.")
+    ] = None,
+) -> None:
     """Go on with an interrupted run. Attempts that were lost stay charged; no step is sampled twice alike."""
     from appliance.flows import train as flow
 
     chosen = settings.writing(context)
     home, run = chosen.home(), chosen.run(run)
     with render.progress(chosen, run) as bar:
-        row = flow.resume(home, run, chosen.operator(), _watch(bar))
+        row = flow.resume(home, run, chosen.operator(), _watch(bar), nproc=nproc)
     render.result(chosen, "train.resume", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
 
 
@@ -162,10 +169,10 @@ def watch(context: typer.Context, run: RunArgument) -> None:
     render.result(chosen, "train.watch", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
 
 
-def _engine(device: str, dtype: str, physical_tokens: int | None, threads: int):  # type: ignore[no-untyped-def]
+def _engine(device: str, dtype: str, physical_tokens: int | None, threads: int, nproc: int):  # type: ignore[no-untyped-def]
     from appliance.flows.machine import engine_options
 
-    return engine_options(device, dtype, physical_tokens=physical_tokens, threads=threads)
+    return engine_options(device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc)
 
 
 def _watch(bar: render.Bar) -> Callable[[Step], None]:

@@ -1,8 +1,8 @@
 """The key agent as a process: started by `key unlock`, it holds the root key until it is locked or its time is up.
 
 A key leaves it only against evidence: a signed tree head and an inclusion proof of a leaf that says what the key is
-about to be used for (`OPENS`). The leaf must be younger than the agent and than two minutes, and it is accepted once,
-so evidence found in an old run directory opens nothing.
+about to be used for (`OPENS`). The leaf must be younger than the agent and than two minutes, and it is accepted once
+(once from each rank, where the leaf says how many there are), so evidence found in an old run directory opens nothing.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Gatekeeper:
       trusted: verifier keys of the log.
       since: size of the log when the agent started; evidence must be newer.
       clock: seconds since 1970.
-      used: nonces that have opened a dataset.
+      used: nonces that have opened a dataset, and the processes that showed them.
     """
 
     trusted: tuple[str, ...]
     since: int
     clock: Callable[[], float] = time.time
-    used: set[str] = field(default_factory=set)
+    used: dict[str, set[int]] = field(default_factory=dict)
 
     def check(self, request: ReleaseRequest) -> None:
         """Return if the request is backed by a fresh, unused, signed leaf; raise `KeyUnavailable` otherwise."""
@@ -63,10 +63,10 @@ class Gatekeeper:
         started = datetime.fromisoformat(str(leaf["time"])).astimezone(UTC).timestamp()
         if leaf["index"] < self.since or self.clock() - started > FRESH_S:
             raise KeyUnavailable("the evidence is not fresh", hint="`appliance train resume RUN` makes fresh evidence")
-        nonce = str(facts.get("nonce"))
-        if nonce in self.used:
+        shown_by = self.used.setdefault(str(facts.get("nonce")), set())
+        if len(shown_by) >= int(facts.get("ranks", 1)) or request.peer_pid in shown_by:
             raise KeyUnavailable("the evidence has been used", hint="`appliance train resume RUN` makes fresh evidence")
-        self.used.add(nonce)
+        shown_by.add(request.peer_pid)
 
     def _proven_leaf(self, evidence: bytes) -> dict[str, Any]:
         try:

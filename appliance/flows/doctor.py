@@ -33,7 +33,7 @@ class Check:
 
 def examine(root: Path, *, sandboxed: bool = True) -> list[Check]:
     """Run every check. With `sandboxed` false the leakers run unhindered: the control that shows they can leak."""
-    return [*_leakers(sandboxed), *_devices(), *_resources(root), *_libraries(), *_home(root)]
+    return [*_leakers(sandboxed), *_namespaces(), *_devices(), *_resources(root), *_libraries(), *_home(root)]
 
 
 def _leakers(sandboxed: bool) -> Iterator[Check]:
@@ -46,6 +46,13 @@ def _leakers(sandboxed: bool) -> Iterator[Check]:
         return
     for name, verdict in sorted(verdicts.items()):
         yield Check(name=f"leaker {name}", verdict=verdict)
+
+
+def _namespaces() -> Iterator[Check]:
+    script = "from appliance.isolation import loopback; loopback.enter()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False, cwd="/")
+    detail = "" if done.returncode == 0 else "user namespaces are not allowed; `train start --nproc` would refuse"
+    yield Check(name="network of several ranks", verdict="warning" if detail else "ok", detail=detail)
 
 
 def _devices() -> Iterator[Check]:

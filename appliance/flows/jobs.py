@@ -33,6 +33,8 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "
 def supervising(run_dir: Path) -> Iterator[None]:
     """Hold the supervisor's lock of a run directory; the file names the holder's process id.
 
+    Workers of a supervisor that was killed are gone when the block begins, so nobody else writes the journal.
+
     Raises:
       Busy: another process supervises this run.
     """
@@ -41,6 +43,7 @@ def supervising(run_dir: Path) -> Iterator[None]:
         _lock(descriptor, run_dir.name)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        wait_for_workers(run_dir)
         yield
     finally:
         os.close(descriptor)
@@ -72,7 +75,9 @@ def supervisor_of(run_dir: Path) -> int | None:
     return None
 
 
-def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: None, poll_s: float = 0.1) -> R:
+def run_worker(
+    run_dir: Path, result_type: type[R], *, watch: Watch = lambda: None, poll_s: float = 0.1, ranks: int = 1
+) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
     Args:
@@ -80,6 +85,7 @@ def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: No
       result_type: what `result.json` must be.
       watch: called between polls; shows progress, records snapshots.
       poll_s: seconds between polls.
+      ranks: how many processes work on the job together.
 
     Raises:
       ApplianceError: what the worker refused with, under its own class.
@@ -87,7 +93,7 @@ def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: No
       IntegrityError: the worker left something that is not a result.
     """
     (run_dir / "result.json").unlink(missing_ok=True)
-    process = _spawn(run_dir)
+    process = _spawn(run_dir, ranks)
     try:
         while process.poll() is None:
             watch()
@@ -95,6 +101,7 @@ def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: No
         watch()
     except BaseException:
         _stop(process)
+        wait_for_workers(run_dir)
         raise
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
@@ -102,7 +109,7 @@ def run_worker(run_dir: Path, result_type: type[R], *, watch: Watch = lambda: No
     return _collect(run_dir, result_type)
 
 
-def _spawn(run_dir: Path) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -117,8 +124,9 @@ def _spawn(run_dir: Path) -> subprocess.Popen[bytes]:
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
     }
     (run_dir / "tmp").mkdir(exist_ok=True, mode=0o700)
+    several = ["appliance.worker.ranks", str(run_dir), str(ranks)]
     return subprocess.Popen(
-        [sys.executable, "-m", "appliance.worker", str(run_dir)],
+        [sys.executable, "-m", *(several if ranks > 1 else ["appliance.worker", str(run_dir)])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -126,6 +134,29 @@ def _spawn(run_dir: Path) -> subprocess.Popen[bytes]:
         env=environment,
         close_fds=True,
     )
+
+
+def wait_for_workers(run_dir: Path, wait_s: float = 60.0) -> None:
+    """Until no worker holds the run directory: what dies with its supervisor dies a moment later.
+
+    Raises:
+      Busy: one still does after `wait_s` seconds.
+    """
+    try:
+        descriptor = os.open(run_dir / "worker.lock", os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Busy(f"a worker is still on {run_dir.name}") from None
+                time.sleep(0.02)
+    finally:
+        os.close(descriptor)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,9 @@ from appliance.errors import UsageError, WillNotFit
 from appliance.records import EngineOptions
 
 
-def engine_options(device: str, dtype: str, *, physical_tokens: int | None, threads: int) -> EngineOptions:
+def engine_options(
+    device: str, dtype: str, *, physical_tokens: int | None, threads: int, nproc: int = 1
+) -> EngineOptions:
     """Engine options from the command line; dtype "auto" takes bfloat16 where the hardware multiplies it fast.
 
     Raises:
@@ -24,7 +26,7 @@ def engine_options(device: str, dtype: str, *, physical_tokens: int | None, thre
         raise UsageError(f"no dtype {dtype}", hint="auto, bfloat16 or float32")
     physical_tokens = physical_tokens or (8192 if device == "cuda" else 1024)
     return EngineOptions.model_validate(
-        {"device": device, "dtype": dtype, "physical_tokens": physical_tokens, "threads": threads}
+        {"device": device, "dtype": dtype, "physical_tokens": physical_tokens, "threads": threads, "nproc": nproc}
     )
 
 

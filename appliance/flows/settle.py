@@ -66,8 +66,8 @@ def settle(
         kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
         tx.append(kind, facts, subject=run.id)
     ledger.sign()
-    shutil.rmtree(run_dir / "tmp", ignore_errors=True)
-    shutil.rmtree(run_dir / "snapshots", ignore_errors=True)
+    for name in ("tmp", "snapshots", "ranks"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
     with ledger.read() as rows:
         return rows.runs.get(run.id)
 

@@ -37,11 +37,7 @@ from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
-from appliance.records import (
-    PrivacyPlan,
-    TrainResult,
-    to_json,
-)
+from appliance.records import PrivacyPlan, TrainJob, TrainResult, to_json
 from appliance.store.files import write_atomic
 
 
@@ -61,8 +57,15 @@ RECORD_EVERY = 10
 """Attempts after which the ledger records the journal's head, so that a journal rolled back further is noticed."""
 
 
-def resume(home: Home, run_id: str, operator: Operator, watch: Watch) -> RunRow:
+def resume(home: Home, run_id: str, operator: Operator, watch: Watch, *, nproc: int | None = None) -> RunRow:
     """Start a reserved run or go on with one that was interrupted; settles it when it ends.
+
+    Args:
+      home: the appliance's home.
+      run_id: the run.
+      operator: on whose behalf.
+      watch: shown the progress.
+      nproc: how many processes train; None is what the job says. The plan is the same for any number.
 
     Raises:
       Busy: the run is being supervised already.
@@ -76,10 +79,10 @@ def resume(home: Home, run_id: str, operator: Operator, watch: Watch) -> RunRow:
         require_unsealed(home)
         with jobs.supervising(run_dir):
             _self_test(home, ledger, actor, row)
-            row = _mark_started(home, ledger, actor, row)
+            row, ranks = _mark_started(home, ledger, actor, row, nproc)
             follower = _Follower(ledger, actor, row, run_dir / "journal.jsonl", watch)
             try:
-                result = jobs.run_worker(run_dir, TrainResult, watch=follower.poll)
+                result = jobs.run_worker(run_dir, TrainResult, watch=follower.poll, ranks=ranks)
             except (KeyboardInterrupt, Interrupted) as interruption:
                 raise _resumable(row, interruption) from None
             except (WillNotFit, KeyUnavailable, Busy) as obstacle:
@@ -142,8 +145,8 @@ def find(ledger: Ledger, run_id: str) -> RunRow:
     return row
 
 
-def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> RunRow:
-    """Record and sign that a worker is about to start, and leave it the evidence for the key agent."""
+def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow, nproc: int | None) -> tuple[RunRow, int]:
+    """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
     run_dir = home.runs / row.id
     path = run_dir / "journal.jsonl"
     plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
@@ -156,14 +159,15 @@ def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> RunR
         settle(home, ledger, actor, row, broken)
         raise broken
     left = max(0, row.reserved_attempts - state.attempts)
-    nonce = secrets.token_hex(16)
-    facts = {"run_id": row.id, "dataset_id": row.dataset_id, "attempts_left": left, "nonce": nonce}
+    ranks = nproc or TrainJob.model_validate_json((run_dir / "job.json").read_bytes()).engine.nproc
+    who = {"run_id": row.id, "dataset_id": row.dataset_id}
+    facts = {**who, "attempts_left": left, "nonce": secrets.token_hex(16), "ranks": ranks}
     with ledger.transaction(actor, policy_sha256=row.policy_sha256) as tx:
         tx.runs.update(row.id, state="running", recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
     ledger.sign()
     write_atomic(run_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
-    return find(ledger, row.id)
+    return find(ledger, row.id), ranks
 
 
 class _Follower:

@@ -16,6 +16,7 @@ ARCHITECTURES: Mapping[str, int] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # linux/prctl.h
 PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE = 1, 3, 4
+PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 38, 39
 
 # Numbers from 424 on are the same on every architecture (asm-generic/unistd.h).
@@ -23,6 +24,7 @@ IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 SECCOMP = {"x86_64": 317, "aarch64": 277}
+UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 
 def machine() -> str:

@@ -39,7 +39,7 @@ def abi() -> int:
         return 0
 
 
-def restrict_files(read: Sequence[Path], write: Sequence[Path]) -> bool:
+def restrict_files(read: Sequence[Path], write: Sequence[Path], *, tcp: bool = False) -> bool:
     """Allow reading and executing beneath `read`, reading and writing beneath `write`, and nothing else.
 
     Where the kernel can, TCP, signals to outside and abstract Unix sockets are refused as well.
@@ -47,6 +47,7 @@ def restrict_files(read: Sequence[Path], write: Sequence[Path]) -> bool:
     Args:
       read: directories or files; those that do not exist are passed over.
       write: directories or files; the same.
+      tcp: leave TCP alone, for ranks that talk to each other.
 
     Returns:
       False where the kernel has no Landlock; nothing is restricted then.
@@ -59,7 +60,7 @@ def restrict_files(read: Sequence[Path], write: Sequence[Path]) -> bool:
         return False
     try:
         process.deny_new_privileges()
-        ruleset = _create(version)
+        ruleset = _create(version, tcp=tcp)
         try:
             for rights, paths in ((_READ, read), (_WRITE, write)):
                 for path in paths:
@@ -80,11 +81,11 @@ def _handled(version: int) -> int:
     return rights | (_IOCTL_DEV if version >= 5 else 0)
 
 
-def _create(version: int) -> int:
+def _create(version: int, *, tcp: bool) -> int:
     # struct landlock_ruleset_attr grew by one field at ABI 4 and one at ABI 6; its size says which fields there are.
     fields = [_handled(version)]
     if version >= 4:
-        fields.append(_BIND_TCP_AND_CONNECT_TCP)
+        fields.append(0 if tcp else _BIND_TCP_AND_CONNECT_TCP)
     if version >= 6:
         fields.append(_SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS)
     attributes = struct.pack(f"={len(fields)}Q", *fields)

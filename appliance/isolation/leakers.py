@@ -23,21 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import IsolationViolated
-from appliance.isolation import kernel, sandbox
+from appliance.isolation import kernel, loopback, sandbox
 from appliance.isolation.targets import Targets
 from appliance.records import IsolationSpec
 
 _SECONDS_EACH = 8
+_MODULE = ("-m", "appliance.isolation.leakers")
 
 Plan = dict[str, Any]
 """Where the targets are: token, tcp4, tcp6, udp, dns (ports), unix, outside, secret (paths), pid, descriptor."""
 
 
-def run_leakers(*, sandboxed: bool = True) -> dict[str, str]:
+def run_leakers(*, sandboxed: bool = True, rank: bool = False) -> dict[str, str]:
     """Plant targets, run every leaker in a process of its own, and look what arrived.
 
     Args:
       sandboxed: False is the control.
+      rank: the sandbox of one of several ranks, in a network namespace of its own.
 
     Returns:
       For each leaker "leaked" when its token arrived at the target or it was let through, otherwise "blocked".
@@ -46,10 +48,10 @@ def run_leakers(*, sandboxed: bool = True) -> dict[str, str]:
       IsolationViolated: the sandbox could not be entered, or the leakers did not run.
     """
     with tempfile.TemporaryDirectory(prefix="leakers-") as directory, Targets(Path(directory)) as targets:
-        command = [sys.executable, "-m", "appliance.isolation.leakers", "--inside" if sandboxed else "--unhindered"]
+        how = "--rank" if rank else "--inside" if sandboxed else "--unhindered"
         try:
             done = subprocess.run(
-                [*command, json.dumps(targets.plan())],
+                [sys.executable, *_MODULE, how, json.dumps(targets.plan() | {"tcp": rank})],
                 capture_output=True,
                 timeout=_SECONDS_EACH * len(LEAKERS) + 30,
                 check=False,
@@ -95,9 +97,17 @@ def _unix(plan: Plan) -> bool:
 
 
 def _any_family(plan: Plan) -> bool:
-    """A socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth..."""
+    """A socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth...
+
+    Ranks keep TCP and the list of interfaces; what they reach with them is for the other leakers to find out.
+    """
+    kept = {(socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_STREAM)} if plan["tcp"] else set()
     for family in range(1, 46):
+        if plan["tcp"] and family == socket.AF_NETLINK:
+            continue
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            if (family, kind) in kept:
+                continue
             try:
                 socket.socket(family, kind).close()
             except OSError:
@@ -205,11 +215,15 @@ def _alone(leaker: Callable[[Plan], bool], plan: Plan) -> bool:
 
 def main(arguments: list[str]) -> None:
     """The three ways this module is run: to test (no argument or --control), and as the process of the leakers."""
-    if arguments and arguments[0] in ("--inside", "--unhindered"):
+    if arguments and arguments[0] == "--rank":  # the launcher of the ranks, and then a rank
+        loopback.enter()
+        os.execv(sys.executable, [sys.executable, *_MODULE, "--inside-rank", arguments[1]])  # noqa: S606 - itself, as a rank is started
+    if arguments and arguments[0] in ("--inside", "--inside-rank", "--unhindered"):
         plan: Plan = json.loads(arguments[1])
-        if arguments[0] == "--inside":
+        if arguments[0] != "--unhindered":
             write = [Path(plan["inside"]), Path("/dev/null")]
-            sandbox.enter(IsolationSpec(), read=sandbox.system_paths(), write=write)
+            ranks = arguments[0] == "--inside-rank"
+            sandbox.enter(IsolationSpec(), read=sandbox.system_paths(), write=write, ranks=ranks)
         result: dict[str, Any] = {name: _alone(leaker, plan) for name, leaker in LEAKERS.items()}
     else:
         result = dict(run_leakers(sandboxed="--control" not in arguments))

@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import IsolationViolated
-from appliance.isolation import landlock, process, seccomp
+from appliance.isolation import landlock, loopback, process, seccomp
 from appliance.records import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
+LOOPBACK_ONLY = "loopback only, in a namespace of its own; all but TCP denied by seccomp"
 
+_GENERIC_NETLINK = 16  # linux/netlink.h
 _SYSTEM = (
     *("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/proc", "/sys/devices/system", "/sys/fs/cgroup"),
     *("/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group", "/etc/os-release"),
     *("/etc/mime.types", "/etc/ssl/openssl.cnf", "/etc/alternatives"),
     *("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"),
 )
+_OF_RANKS = (Path("/sys/bus/pci/devices"), Path("/sys/devices"))  # gloo looks up what loopback is attached to
 
 
 def system_paths() -> tuple[Path, ...]:
@@ -33,13 +36,24 @@ def system_paths() -> tuple[Path, ...]:
     return (*(Path(p) for p in _SYSTEM), *sorted(python), package)
 
 
-def enter(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path]) -> IsolationReport:
+def require_loopback(spec: IsolationSpec) -> None:
+    """For one of several ranks, before it asks for a key: it sees loopback and nothing else, if that is required.
+
+    Raises:
+      IsolationViolated: there is another network interface and the policy requires that there be none.
+    """
+    if spec.network == "required" and loopback.interfaces() != ["lo"]:
+        raise IsolationViolated("a rank sees a network beyond loopback")
+
+
+def enter(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, ranks: bool = False) -> IsolationReport:
     """Give up core dumps, privileges, files and the network for good, and check that they are gone.
 
     Args:
       spec: what is required and what is merely preferred.
       read: what may still be read and executed, beside nothing; see `system_paths`.
       write: what may still be written. `/dev/null` belongs here.
+      ranks: this process is one of several that talk over TCP on loopback; see `isolation.loopback`.
 
     Returns:
       What was reached.
@@ -54,13 +68,13 @@ def enter(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path]) -> I
         process.deny_new_privileges()
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
-    files = _restrict_files(spec, read, write)
-    network = _deny_network(spec)
+    files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, tcp=ranks)
+    network = _leave_loopback(spec) if ranks else _deny_network(spec)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
-def _restrict_files(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path]) -> str:
-    if landlock.restrict_files(read, write) and not _root_is_readable():
+def _restrict_files(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, tcp: bool) -> str:
+    if landlock.restrict_files(read, write, tcp=tcp) and not _root_is_readable():
         return f"restricted by landlock (abi {landlock.abi()})"
     if spec.files == "required":
         raise IsolationViolated(
@@ -82,6 +96,20 @@ def _deny_network(spec: IsolationSpec) -> str:
     return "denied by seccomp"
 
 
+def _leave_loopback(spec: IsolationSpec) -> str:
+    try:
+        _refuse_open_sockets(unix=False)
+        seccomp.deny_all_but_tcp()
+        _probe_sockets(tcp=True)
+        if loopback.interfaces() != ["lo"]:
+            raise IsolationViolated("a rank sees a network beyond loopback")
+    except IsolationViolated:
+        if spec.network == "required":
+            raise
+        return NOT_RESTRICTED
+    return LOOPBACK_ONLY
+
+
 def _root_is_readable() -> bool:
     """The probe: the root directory itself is readable for everyone, except under Landlock."""
     try:
@@ -91,8 +119,11 @@ def _root_is_readable() -> bool:
     return True
 
 
-def _refuse_open_sockets() -> None:
-    """A socket that was opened or inherited before would still carry data after the filter is in place."""
+def _refuse_open_sockets(*, unix: bool = True) -> None:
+    """A socket that was opened or inherited before would still carry data after the filter is in place.
+
+    Where sending is still possible (`unix` false), an inherited Unix socket would carry data out too.
+    """
     for name in os.listdir("/proc/self/fd"):
         try:
             if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
@@ -102,19 +133,20 @@ def _refuse_open_sockets() -> None:
         except OSError:
             continue
         # Unix sockets stay on this machine; a service manager may well have passed one as standard error.
-        if family != socket.AF_UNIX:
+        if family != socket.AF_UNIX or not unix:
             raise IsolationViolated(f"a network socket is open (descriptor {name})")
 
 
-def _probe_sockets() -> None:
-    for family, kind in (
-        (socket.AF_INET, socket.SOCK_STREAM),
-        (socket.AF_INET6, socket.SOCK_DGRAM),
-        (socket.AF_UNIX, socket.SOCK_STREAM),
-        (socket.AF_NETLINK, socket.SOCK_RAW),
+def _probe_sockets(*, tcp: bool = False) -> None:
+    more = () if tcp else ((socket.AF_INET, socket.SOCK_STREAM, 0), (socket.AF_NETLINK, socket.SOCK_RAW, 0))
+    for family, kind, protocol in (
+        *more,
+        (socket.AF_INET6, socket.SOCK_DGRAM, 0),
+        (socket.AF_UNIX, socket.SOCK_STREAM, 0),
+        (socket.AF_NETLINK, socket.SOCK_RAW, _GENERIC_NETLINK),
     ):
         try:
-            socket.socket(family, kind).close()
+            socket.socket(family, kind, protocol).close()
         except PermissionError:
             continue
         except OSError as error:

@@ -56,6 +56,11 @@ class ExactSum:
         scale = self._bound / (found + _STABILITY) if self._normalised else (self._bound / found).clamp(max=1.0)
         return (scale / self.grid).float()
 
+    @property
+    def total(self) -> Tensor:
+        """The running sum itself, float64 [width]: ranks add theirs to it before it is taken."""
+        return self._sum
+
     def take(self) -> Tensor:
         """The sum so far, whole numbers in float64 [P], and starts anew."""
         taken = self._sum[: self._parameters].clone()

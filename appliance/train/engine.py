@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from appliance.errors import WillNotFit
 from appliance.records import EngineOptions, PrivacyPlan
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, norms
 from appliance.train.encode import Encoded
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient
+from appliance.train.memory import give_back, ran_out
 
 _GRADIENT_BYTES = 1 << 28  # per-record gradients that exist at once
 _MAX_ROWS = 256
@@ -78,8 +80,8 @@ class Engine:
     def accumulate(self, units: Sequence[Unit]) -> None:
         """Adds the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
         singles = [records[0] for records in units if len(records) == 1]
-        for batch in self._micro_batches([(0, record) for record in singles]):
-            self.sum.add(self.gradients([record for _, record in batch]))
+        for _, rows in self._computed([(0, record) for record in singles]):
+            self.sum.add(rows)
         several = [records for records in units if len(records) > 1]
         size = len(self.buffer.data)
         for start in range(0, len(several), size):
@@ -107,12 +109,40 @@ class Engine:
     def _accumulate_group(self, units: Sequence[Unit]) -> None:
         totals = torch.zeros(len(units), self.buffer.width, device=self._device)
         numbered = [(number, record) for number, records in enumerate(units) for record in records]
-        for batch in self._micro_batches(numbered):
-            rows = self.gradients([record for _, record in batch])
+        for batch, rows in self._computed(numbered):
             norms(rows)  # zeroes the records that are not finite, so that they do not take their unit with them
             for (number, _), row in zip(batch, rows, strict=True):
                 totals[number] += row
         self.sum.add(totals)
+
+    def _computed(self, numbered: list[tuple[int, Encoded]]) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
+        """Micro-batches with their gradients. One that memory does not hold is halved, and so are all that follow."""
+        for batch in self._micro_batches(numbered):
+            parts = [batch]
+            while parts:
+                part = parts.pop()
+                rows = self._held([record for _, record in part])
+                if rows is None:
+                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+                else:
+                    yield part, rows
+
+    def _held(self, batch: list[Encoded]) -> Tensor | None:
+        """The gradients, or None if the batch has to be halved. Nothing was added to a sum by then."""
+        length = batch[0].length
+        if len(batch) > self.rows_at(length):
+            return None  # memory did not hold as many before
+        try:
+            return self.gradients(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+        # Here the exception is gone, and with it what it kept alive.
+        give_back()
+        if len(batch) == 1 or self.fixed_rows is not None:  # fewer rows than are fixed would compute other bits
+            raise WillNotFit("memory does not hold the smallest batch", hint="free memory, or lower max_tokens")
+        self._tokens = len(batch) // 2 * max(length, self._least)
+        return None
 
     def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
         # A record with nothing to supervise has a zero gradient; running the model would not change it.

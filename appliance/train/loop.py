@@ -15,6 +15,8 @@ from torch import Tensor
 
 from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
 from appliance.records import Record, TrainJob, to_json
+from appliance.train.engines import Alone, Ranks, Several
+from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.mechanism import assemble
 from appliance.train.optimizer import Noise
 from appliance.train.proofs import prove, prove_moved
@@ -93,10 +95,11 @@ def train(
     model: Any,
     tokenizer: Any,
     records: Records,
-    journal: Journal,
-    snapshots: Snapshots,
+    journal: Journal | None,
+    snapshots: Snapshots | None,
     progress: Progress,
     unit_of: Sequence[str] | None = None,
+    ranks: Ranks | None = None,
 ) -> Trained:
     """Trains a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
 
@@ -105,18 +108,20 @@ def train(
       model: a loaded causal language model in the engine's dtype; it is adapted in place.
       tokenizer: its tokenizer.
       records: the private records.
-      journal: the run's journal, opened to continue.
-      snapshots: where state and releases are kept.
+      journal: the run's journal, opened to continue; None on every rank but the first.
+      snapshots: where state and releases are kept; None on every rank but the first.
       progress: called after every applied step with public counts: step, steps, attempts, reserved.
       unit_of: the unit of privacy of each record; read from the records when it is None. Only used by plans whose
         unit is the subject: otherwise every record is its own unit.
+      ranks: the processes that train together; None is this one alone.
 
     Raises:
       ConfigInvalid: for a model or targets that cannot be trained exactly.
       GateFailed: when a proof at the start or after the first step fails.
       IntegrityError: when snapshot, releases and journal contradict each other.
+      Interrupted: another rank has ended.
     """
-    return Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of).run()
+    return Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
 
 
 class Trainer:
@@ -132,18 +137,21 @@ class Trainer:
         model: Any,
         tokenizer: Any,
         records: Records,
-        journal: Journal,
-        snapshots: Snapshots,
+        journal: Journal | None,
+        snapshots: Snapshots | None,
         progress: Progress,
         unit_of: Sequence[str] | None = None,
         *,
+        ranks: Ranks | None = None,
         sampler: Sampler | None = None,
         noise: Noise | None = None,
     ) -> None:
         plan = job.plan
-        self._plan, self._records, self._journal = plan, records, journal
-        self._snapshots, self._progress = snapshots, progress
+        self._plan, self._records, self._progress = plan, records, progress
+        self._ranks = ranks = ranks or Alone()
         self._private = sampler is None and noise is None
+        if not ranks.main:
+            sampler = noise = NotHere()
         mechanism = assemble(plan, job.lora, job.train, job.engine, model, tokenizer, noise)
         self._adapter, self._encoder = mechanism.adapter, mechanism.encoder
         self._engine, self._optimizer = mechanism.engine, mechanism.optimizer
@@ -153,12 +161,14 @@ class Trainer:
         rate = float(plan.sample_rate)
         self._optimizer.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=rate))
         self._settings = _settings_digest(job)
+        self._journal, self._snapshots = _kept(ranks, journal, snapshots)
         self._step = 0
 
     def run(self) -> Trained:
         """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""
         prove(self._engine)
         self._resume()
+        self._ranks.agree(self._weights())
         made = 0
         while self._step < self._plan.steps and self._journal.state.attempts < self._plan.attempts:
             self._attempt()
@@ -167,9 +177,10 @@ class Trainer:
 
     def _attempt(self) -> None:
         self._journal.attempt(self._plan.sample_rate, self._plan.noise_multiplier)
-        units = [[self._encoder.encode(self._records[i]) for i in self._units[u]] for u in self._sampler.draw()]
-        self._engine.accumulate(units)
-        self._apply(self._written(self._optimizer.release()))
+        dealt = self._ranks.deal(self._sampler.draw, len(self._units))
+        self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in self._units[u]] for u in dealt])
+        self._ranks.reduce(self._engine.sum.total)
+        self._apply(self._released())
         if self._step % EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
@@ -179,6 +190,11 @@ class Trainer:
         expected = [(self._plan.noise_multiplier, float(self._plan.sample_rate), made)]
         if self._accountant.history != expected:
             raise GateFailed("the accountant did not see exactly the steps that were made")
+
+    def _released(self) -> Tensor:
+        if not self._ranks.main:
+            return self._ranks.share(self._optimizer.follow())
+        return self._ranks.share(self._written(self._optimizer.release()))
 
     def _written(self, gradient: Tensor) -> Tensor:
         step = self._step + 1
@@ -208,6 +224,7 @@ class Trainer:
         data = encode_state(state)
         self._snapshots.save(STATE, data)
         self._journal.checkpointed(self._step, digest(data))
+        self._ranks.agree(state.weights)
         self._forget_releases()
 
     def _forget_releases(self) -> None:
@@ -255,6 +272,14 @@ class Trainer:
     def _report(self) -> None:
         attempts, plan = self._journal.state.attempts, self._plan
         self._progress({"step": self._step, "steps": plan.steps, "attempts": attempts, "reserved": plan.attempts})
+
+
+def _kept(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) -> tuple[Journal, Snapshots]:
+    if isinstance(ranks, Several):
+        return FollowedJournal(ranks, journal), FollowedSnapshots(ranks, snapshots)
+    if journal is None or snapshots is None:
+        raise GateFailed("a run needs a journal and a place for its snapshots")
+    return journal, snapshots
 
 
 def _units(job: TrainJob, records: Records, unit_of: Sequence[str] | None) -> list[list[int]]:

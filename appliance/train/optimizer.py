@@ -88,6 +88,17 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         released, self._noised = self._noised, None
         return released
 
+    def follow(self) -> Tensor:
+        """On every rank but the first: drops the local sum, which was sent there, and counts the step.
+
+        Returns:
+          Zeros, float32 [P]: the shape of the release that is about to come from the first rank.
+        """
+        dropped = self._total.take()
+        if self.step_hook:
+            self.step_hook(self)
+        return torch.zeros(len(dropped), device=dropped.device)
+
     def apply(self, released: Tensor) -> None:
         """Applies a release, this step's or a journaled one: divides by expected_batch_size and steps AdamW."""
         self._set_gradients(released.to(self._adapter.trainable[0].device))

@@ -32,6 +32,7 @@ from appliance.records import (
     to_json,
 )
 from appliance.store.files import write_atomic
+from appliance.worker.place import here
 
 Job = TrainJob | ImportJob | AccountJob | SelftestJob | EmbedJob | DetectJob | EvaluateJob
 _JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
@@ -44,11 +45,12 @@ _MODULES = {
     "watermark-detect": "marking",
     "evaluate": "evaluating",
 }
+_OUT_OF_MEMORY = ("outofmemory", "out of memory", "can't allocate memory")
 
 
 def main() -> None:
     """Run one job. The exit status is 0 if `result.json` holds a result, 1 if it holds a failure."""
-    run_dir = Path(sys.argv[1])
+    run_dir, place = Path(sys.argv[1]), here()
     process.harden(int(os.environ["APPLIANCE_SUPERVISOR"]))
     try:
         with _locked(run_dir):
@@ -63,12 +65,16 @@ def main() -> None:
         )
     except Exception as bug:  # noqa: BLE001 - the message of a foreign exception may hold private text: it is dropped
         outcome = _bug(bug)
-    write_atomic(run_dir / "result.json", to_json(outcome))
-    sys.exit(1 if isinstance(outcome, Failure) else 0)
+    write_atomic(place.result(run_dir), to_json(outcome))
+    status = 1 if isinstance(outcome, Failure) else 0
+    if place.several:
+        os._exit(status)  # the threads of the others' connections must not hold up the end
+    sys.exit(status)
 
 
 def _bug(bug: Exception) -> Failure:
-    if isinstance(bug, MemoryError) or "out of memory" in type(bug).__name__.lower():
+    # torch says so by the class on a GPU, and only in the text on a CPU; the text itself goes no further.
+    if isinstance(bug, MemoryError) or any(word in f"{type(bug).__name__} {bug}".lower() for word in _OUT_OF_MEMORY):
         return Failure(schema="appliance.failure/1", error="WillNotFit", message="memory ran out")
     frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(bug.__traceback__)[-4:]]
     message = f"internal error in the worker, {type(bug).__name__} at {' < '.join(reversed(frames))}"
@@ -76,9 +82,12 @@ def _bug(bug: Exception) -> Failure:
 
 
 class _locked(AbstractContextManager[None]):  # noqa: N801 - used like a function
-    """The worker's lock on its run directory: two workers never train one run."""
+    """The worker's lock on its run directory: two workers never train one run. Ranks inherit it from their launcher."""
 
     def __init__(self, run_dir: Path) -> None:
+        if "APPLIANCE_LOCK" in os.environ:
+            self.descriptor = int(os.environ["APPLIANCE_LOCK"])
+            return
         self.descriptor = os.open(run_dir / "worker.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

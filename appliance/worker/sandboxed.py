@@ -11,10 +11,10 @@ from appliance.records import IsolationReport, IsolationSpec
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography")
 
 
-def enter(spec: IsolationSpec, run_dir: Path, *readable: Path) -> IsolationReport:
-    """No network from here on, and no files but the system's, the package's and those of the job."""
+def enter(spec: IsolationSpec, run_dir: Path, *readable: Path, ranks: bool = False) -> IsolationReport:
+    """No network from here on (one of several ranks keeps loopback), and no files but the system's and those needed."""
     read = [*sandbox.system_paths(), *readable]
-    return sandbox.enter(spec, read=read, write=[run_dir, Path("/dev/null")])
+    return sandbox.enter(spec, read=read, write=[run_dir, Path("/dev/null")], ranks=ranks)
 
 
 def libraries() -> dict[str, str]:

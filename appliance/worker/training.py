@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import GateFailed
+from appliance.errors import GateFailed, WillNotFit
+from appliance.isolation import sandbox
 from appliance.privacy.accounting import charged_epsilon
 from appliance.privacy.journal import Journal
 from appliance.privacy.sampler import sampler_delta
-from appliance.records import LoraSpec, PrivacyPlan, TrainJob, TrainResult, to_json
+from appliance.records import LoraSpec, PrivacyPlan, RankResult, TrainJob, TrainResult, to_json
 from appliance.store import container
 from appliance.store.agent import AgentClient
 from appliance.store.files import commit, fsync_tree, tree_digest
 from appliance.worker import sandboxed
 from appliance.worker.opening import DecodedRecords, load_base
+from appliance.worker.place import Place, here
 
 if TYPE_CHECKING:
     from appliance.train.trained import Trained
 
 
-def run(job: TrainJob, run_dir: Path) -> TrainResult:
-    """Train an adapter, or go on with one; the adapter lies in `run_dir/adapter` when this returns."""
-    sealed = job.dataset
-    client = AgentClient(Path(job.agent_socket))
-    evidence = (run_dir / "evidence.json").read_bytes()
-    key = client.release(evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), Path(sealed.path))
-    with container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as records:
-        snapshots = _SealedSnapshots(run_dir / "snapshots", key, job.run_id)
-        trained = _run_loop(job, run_dir, DecodedRecords(records), snapshots)
+def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
+    """Train an adapter, or go on with one; the adapter lies in `run_dir/adapter` when this returns.
+
+    Of several ranks the first returns the result, and what the others return says only that they are done.
+    """
+    place = here()
+    if place.several:
+        sandbox.require_loopback(job.isolation)
+    key = _key(job, run_dir)
+    paths = (Path(job.model_dir), Path(job.dataset.path))
+    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several)
+    trained = _train(job, run_dir, key, place)
+    if not place.main:
+        return RankResult(schema="appliance.rank/1", rank=place.rank)
     _save(trained, run_dir)
     from appliance.train.accounting import spent
 
@@ -49,19 +56,55 @@ def run(job: TrainJob, run_dir: Path) -> TrainResult:
     )
 
 
-def _run_loop(job: TrainJob, run_dir: Path, records: DecodedRecords, snapshots: _SealedSnapshots) -> Trained:
-    from appliance.train.accounting import spent
+def _key(job: TrainJob, run_dir: Path) -> bytes:
+    sealed = job.dataset
+    evidence = (run_dir / "evidence.json").read_bytes()
+    return AgentClient(Path(job.agent_socket)).release(
+        evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch
+    )
+
+
+def _train(job: TrainJob, run_dir: Path, key: bytes, place: Place) -> Trained:
     from appliance.train.loop import train
 
-    reserved = spent(job.plan, job.plan.attempts)
-    if charged_epsilon(reserved.epsilon_pld, reserved.epsilon_prv) > job.plan.epsilon:  # before a record is read
+    if place.main:
+        _confirm(job.plan)
+    model, tokenizer = _base(job, place)
+    ranks = place.join(run_dir)
+    sealed = job.dataset
+    with (
+        container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as opened,
+        _journal(job, run_dir) if place.main else nullcontext() as journal,
+    ):
+        snapshots = _SealedSnapshots(run_dir / "snapshots", key, job.run_id) if place.main else None
+        records = DecodedRecords(opened)
+        return train(job, model, tokenizer, records, journal, snapshots, lambda public: None, ranks=ranks)
+
+
+def _confirm(plan: PrivacyPlan) -> None:
+    """The second accountant must confirm the plan's epsilon before a record is read."""
+    from appliance.train.accounting import spent
+
+    reserved = spent(plan, plan.attempts)
+    if charged_epsilon(reserved.epsilon_pld, reserved.epsilon_prv) > plan.epsilon:
         raise GateFailed("the second accountant does not confirm the plan's epsilon")
+
+
+def _base(job: TrainJob, place: Place) -> tuple[Any, Any]:
+    import torch
+
+    if job.engine.device == "cuda":
+        if place.rank >= torch.cuda.device_count():
+            raise WillNotFit(f"rank {place.rank} has no GPU of its own", hint="`appliance train resume RUN --nproc`")
+        torch.cuda.set_device(place.rank)
     model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
     _check_sampler(job.plan, job.lora, model)
+    return model, tokenizer
+
+
+def _journal(job: TrainJob, run_dir: Path) -> Journal:
     plan_sha256 = hashlib.sha256(to_json(job.plan)).hexdigest()
-    with Journal.open(run_dir / "journal.jsonl", job.run_id, plan_sha256) as journal:
-        trained = train(job, model, tokenizer, records, journal, snapshots, lambda public: None)
-    return trained
+    return Journal.open(run_dir / "journal.jsonl", job.run_id, plan_sha256)
 
 
 def _check_sampler(plan: PrivacyPlan, lora: LoraSpec, model: Any) -> None:

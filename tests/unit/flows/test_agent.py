@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,16 +22,16 @@ from tests.unit.ledger.conftest import Clock
 DATASET = "ds_0123456789ab"
 
 
-def request(evidence: bytes, dataset_id: str = DATASET) -> ReleaseRequest:
-    return ReleaseRequest(evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=1, peer_uid=0)
+def request(evidence: bytes, dataset_id: str = DATASET, pid: int = 1) -> ReleaseRequest:
+    return ReleaseRequest(evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=pid, peer_uid=0)
 
 
 @pytest.fixture
 def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
     """Appends and signs a run's leaf; returns its index."""
 
-    def run_leaf(kind: str = "run.started", dataset_id: str = DATASET, nonce: str = "") -> int:
-        facts = {"run_id": "run_1", "dataset_id": dataset_id, "attempts_left": 5}
+    def run_leaf(kind: str = "run.started", dataset_id: str = DATASET, nonce: str = "", ranks: int = 0) -> int:
+        facts = {"run_id": "run_1", "dataset_id": dataset_id, "attempts_left": 5} | ({"ranks": ranks} if ranks else {})
         if kind in ("run.started", "run.resumed"):
             facts["nonce"] = nonce or secrets.token_hex(16)
         with ledger.transaction(actor) as tx:
@@ -45,7 +46,7 @@ def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
 def evidence(ledger: Ledger, append: Callable[..., int]) -> Callable[..., bytes]:
     """Evidence of a new leaf."""
 
-    def make(**leaf: str) -> bytes:
+    def make(**leaf: Any) -> bytes:
         index = append(**leaf)
         return evidence_for(ledger.prove(index), ledger.leaf(index))
 
@@ -68,6 +69,28 @@ def test_fresh_evidence_opens_its_dataset_once(
     with pytest.raises(KeyUnavailable, match="used"):
         gatekeeper.check(request(shown))
     gatekeeper.check(request(evidence(kind=kind)))
+
+
+def test_evidence_of_several_ranks_opens_once_for_each_process(
+    gatekeeper: Gatekeeper, evidence: Callable[..., bytes]
+) -> None:
+    shown = evidence(ranks=3)
+    gatekeeper.check(request(shown, pid=11))
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(shown, pid=11))
+    gatekeeper.check(request(shown, pid=12))
+    gatekeeper.check(request(shown, pid=13))
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(shown, pid=14))
+
+
+def test_evidence_that_says_nothing_of_ranks_opens_for_one_process(
+    gatekeeper: Gatekeeper, evidence: Callable[..., bytes]
+) -> None:
+    for shown in (evidence(), evidence(ranks=1)):
+        gatekeeper.check(request(shown, pid=11))
+        with pytest.raises(KeyUnavailable, match="used"):
+            gatekeeper.check(request(shown, pid=12))
 
 
 def test_a_proof_against_a_later_head_of_a_used_leaf_opens_nothing(

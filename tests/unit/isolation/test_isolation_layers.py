@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -160,6 +162,44 @@ def test_the_program_decides_as_meant_on_both_machines(machine: str) -> None:
         expected = 0x00050001 if number in denied or number >= 0x40000000 else 0x7FFF0000
         assert decide(number, own) == expected, number
         assert decide(number, 0x40000003) == 0x80000000
+
+
+def decider(code: bytes, architecture: int) -> Callable[..., bool]:
+    """A small interpreter of a filter: whether a call of this number with these arguments is let through."""
+    program = [struct.unpack_from("=HBBI", code, i) for i in range(0, len(code), 8)]
+    jumps = {0x15: int.__eq__, 0x35: int.__ge__}
+
+    def decide(number: int, *arguments: int) -> bool:
+        fields = {0: number, 4: architecture, 16: 0, 24: 0, 32: 0}
+        fields |= {16 + 8 * i: argument for i, argument in enumerate(arguments)}
+        at = value = 0
+        while program[at][0] != 0x06:
+            operation, yes, no, constant = program[at]
+            if operation in jumps:
+                at += yes if jumps[operation](value, constant) else no
+            else:
+                value = fields[constant] if operation == 0x20 else value & constant
+            at += 1
+        return program[at][3] == 0x7FFF0000
+
+    return decide
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_program_for_ranks_leaves_tcp_and_the_list_of_interfaces(machine: str) -> None:
+    from appliance.isolation import kernel, seccomp
+
+    decide = decider(seccomp._program(machine, tcp=True), kernel.ARCHITECTURES[machine])
+    calls = seccomp._DENIED[machine]
+    left = {calls[name] for name in seccomp._OF_TCP}
+    denied = {*calls.values(), 425, 426, 427, 438} - left - {calls["socket"]}
+    for number in {*range(600), 0x40000000 + 41} - {calls["socket"]}:
+        assert decide(number) == (number not in denied and number < 0x40000000), number
+    flags = 0o2000000 | 0o4000  # close-on-exec, non-blocking
+    for family, kind, protocol in itertools.product(range(46), range(1, 11), (0, 6, 15, 16)):
+        expected = (family in (2, 10) and kind == 1) or (family == 16 and protocol == 0)
+        assert decide(calls["socket"], family, kind, protocol) == expected
+        assert decide(calls["socket"], family, kind | flags, protocol) == expected
 
 
 def test_threads_that_run_already_are_filtered_too(run: Script) -> None:

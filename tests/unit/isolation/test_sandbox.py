@@ -42,7 +42,7 @@ def test_a_filter_that_did_not_take_is_noticed(run: Script, tmp_path: Path) -> N
 
 @needs_landlock
 def test_file_rules_that_did_not_take_are_noticed(run: Script, tmp_path: Path) -> None:
-    broken = ENTER + "landlock.restrict_files = lambda read, write: True; print(enter(files='required'))"
+    broken = ENTER + "landlock.restrict_files = lambda read, write, **_: True; print(enter(files='required'))"
     assert "requires that files be restricted" in run(broken, tmp_path)
 
 

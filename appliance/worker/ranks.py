@@ -1,0 +1,139 @@
+"""Several ranks of one run: `python -m appliance.worker.ranks RUN_DIR COUNT` starts the worker once for each.
+
+This process loads no torch and touches no data. It leaves the network of the host, starts the ranks in a namespace
+with only loopback, and waits. They die with it, as it dies with the supervisor; when one of them ends badly the others
+are ended. Every rank inherits the lock of the run directory, so it is held for as long as any of them lives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from appliance.errors import ApplianceError, Busy, IsolationViolated
+from appliance.isolation import loopback, process
+from appliance.records import Failure, IsolationSpec, to_json
+from appliance.store.files import write_atomic
+from appliance.worker.place import RANKS, Place
+
+_GRACE_S = 10.0  # for the others to say why they end too
+_POLL_S = 0.05
+
+
+def main() -> None:
+    """Run the ranks of one job; what counts of what they left becomes `result.json`. Exits as a single worker does."""
+    run_dir, count = Path(sys.argv[1]), int(sys.argv[2])
+    supervisor = int(os.environ["APPLIANCE_SUPERVISOR"])
+    try:
+        _isolate(run_dir)
+        process.harden(supervisor)
+        lock = _lock(run_dir)
+        shutil.rmtree(run_dir / RANKS, ignore_errors=True)
+        (run_dir / RANKS).mkdir(mode=0o700)
+        ranks = [_start(run_dir, Place(rank, count), lock) for rank in range(count)]
+        _wait(ranks)
+        outcome = _outcome(run_dir, [rank.returncode for rank in ranks])
+    except ApplianceError as refusal:
+        outcome = to_json(_failure(refusal))
+    write_atomic(run_dir / "result.json", outcome)
+    sys.exit(1 if b"appliance.failure/1" in outcome else 0)
+
+
+def _isolate(run_dir: Path) -> None:
+    """Into a namespace with only loopback; a run goes on without only if its policy merely prefers one."""
+    try:
+        loopback.enter()
+    except IsolationViolated:
+        job: dict[str, Any] = orjson.loads((run_dir / "job.json").read_bytes())
+        if IsolationSpec.model_validate(job["isolation"]).network == "required":
+            raise
+
+
+def _lock(run_dir: Path) -> int:
+    lock = os.open(run_dir / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy("another worker is on this run directory") from None
+    return lock
+
+
+def _start(run_dir: Path, place: Place, lock: int) -> subprocess.Popen[bytes]:
+    threads = max(1, len(os.sched_getaffinity(0)) // place.size)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(place.rank),
+        "LOCAL_RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "APPLIANCE_SUPERVISOR": str(os.getpid()),
+        "APPLIANCE_LOCK": str(lock),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "appliance.worker", str(run_dir)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=run_dir,
+        env=environment,
+        pass_fds=(lock,),
+    )
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended; once one has ended badly the others get a moment and are then killed."""
+    deadline: float | None = None
+    while None in (statuses := [rank.poll() for rank in ranks]):  # a list: every one of them is looked at
+        if deadline is None and any(statuses):
+            deadline = time.monotonic() + (0 if any(status and status < 0 for status in statuses) else _GRACE_S)
+        if deadline is not None and time.monotonic() >= deadline:
+            for rank in ranks:
+                rank.kill()
+        time.sleep(_POLL_S)
+
+
+def _outcome(run_dir: Path, statuses: list[int]) -> bytes:
+    """What the first rank left if all went well, else the failure that is not merely the loss of another rank."""
+    left = [_left(run_dir, rank) for rank in range(len(statuses))]
+    if not any(statuses) and left[0]:
+        return left[0]
+    failures = [data for data in left if b"appliance.failure/1" in data]
+    own = [data for data in failures if orjson.loads(data)["error"] != "Interrupted"]
+    if own:
+        return own[0]
+    ended = next((status for status in statuses if status < 0), None)
+    name = signal.Signals(-ended).name if ended else "another cause"
+    hint = "if memory ran out, the kernel's log says so"
+    return to_json(
+        Failure(schema="appliance.failure/1", error="Interrupted", message=f"a rank was ended by {name}", hint=hint)
+    )
+
+
+def _left(run_dir: Path, rank: int) -> bytes:
+    try:
+        return (run_dir / RANKS / f"{rank}.json").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _failure(refusal: ApplianceError) -> Failure:
+    return Failure(
+        schema="appliance.failure/1",
+        error=type(refusal).__name__,
+        message=refusal.message,
+        hint=refusal.hint,
+        where=refusal.where,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The launcher of several ranks: what counts of what they leave, and who holds the run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from appliance.errors import Busy
+from appliance.flows import jobs
+from appliance.records import Failure, RankResult, to_json
+from appliance.worker import ranks
+from appliance.worker.place import RANKS, Place
+
+
+def left(run_dir: Path, *errors: str | None) -> None:
+    """What ranks left: a failure of this class, or a result."""
+    (run_dir / RANKS).mkdir(exist_ok=True)
+    for rank, error in enumerate(errors):
+        done = RankResult(schema="appliance.rank/1", rank=rank + 1)
+        failed = Failure(schema="appliance.failure/1", error=error or "", message="why")
+        Place(rank, len(errors)).result(run_dir).write_bytes(to_json(failed if error else done))
+
+
+def error_of(outcome: bytes) -> str:
+    return str(orjson.loads(outcome)["error"])
+
+
+def test_the_first_rank_speaks_when_all_went_well(tmp_path: Path) -> None:
+    left(tmp_path, None, None)
+    assert orjson.loads(ranks._outcome(tmp_path, [0, 0])) == {"rank": 1, "schema": "appliance.rank/1"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "statuses", "expected"),
+    [
+        (("Interrupted", "GateFailed"), [1, 1], "GateFailed"),  # what happened, not that the other noticed
+        (("WillNotFit", "Interrupted"), [1, -9], "WillNotFit"),
+        (("Interrupted", "Interrupted"), [1, 1], "Interrupted"),
+        (("Interrupted", None), [1, -9], "Interrupted"),
+        ((None, "GateFailed"), [0, 1], "GateFailed"),  # the first was done when another found it wrong
+        ((None, None), [0, -9], "Interrupted"),
+    ],
+)
+def test_a_failure_counts_before_the_loss_of_a_rank(
+    tmp_path: Path, errors: tuple[str | None, ...], statuses: list[int], expected: str
+) -> None:
+    left(tmp_path, *errors)
+    assert error_of(ranks._outcome(tmp_path, statuses)) == expected
+
+
+def test_ranks_that_left_nothing_were_interrupted(tmp_path: Path) -> None:
+    assert error_of(ranks._outcome(tmp_path, [-9, -9])) == "Interrupted"
+    assert b"SIGKILL" in ranks._outcome(tmp_path, [0, -9])
+
+
+def test_one_killed_rank_ends_the_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = [subprocess.Popen(command) for _ in range(3)]
+    started[1].kill()
+    ranks._wait(started)
+    assert [rank.returncode for rank in started] == [-9, -9, -9]
+
+
+def test_who_supervises_waits_until_no_worker_is_left(tmp_path: Path) -> None:
+    with open(tmp_path / "worker.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            pass_fds=(lock.fileno(),), stdin=subprocess.PIPE,
+        )  # fmt: skip
+    with pytest.raises(Busy, match="still on"):
+        jobs.wait_for_workers(tmp_path, wait_s=0)
+    orphan.communicate(b"")
+    with jobs.supervising(tmp_path):
+        assert jobs.supervisor_of(tmp_path) == os.getpid()
