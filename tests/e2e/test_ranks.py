@@ -79,8 +79,8 @@ def many_steps(appliance: Appliance, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(1800)  # seven processes that load torch
-def test_two_ranks_killed_and_resumed_by_three_and_by_two(appliance: Appliance, many_steps: Path) -> None:
+@pytest.mark.timeout(1800)  # ten processes that load torch
+def test_ranks_that_are_killed_or_interrupted_are_resumed_by_any_number(appliance: Appliance, many_steps: Path) -> None:
     with Life(appliance, "train", "start", str(many_steps), "--nproc", "2") as life:
         ranks = life.working(2, 3)
         os.kill(ranks[1], signal.SIGKILL)
@@ -96,11 +96,19 @@ def test_two_ranks_killed_and_resumed_by_three_and_by_two(appliance: Appliance, 
         life.process.kill()
         until(lambda: all(gone(pid) for pid in ranks), "the ranks die with the supervisor")
 
+    made = attempts(appliance)
+    with Life(appliance, "train", "resume", run) as life:  # with as many as it was started with
+        ranks = life.working(2, made + 1)
+        life.process.send_signal(signal.SIGINT)
+        status, err = life.close()
+        assert status == 130, err
+        assert all(gone(pid) for pid in ranks)
+
     done = appliance.json("train", "resume", run, "--nproc", "2")
     assert done["state"] == "finished"
     assert STEPS <= done["charged_attempts"] <= done["reserved_attempts"]
     assert done["charged_attempts"] == attempts(appliance)
-    assert [fact["ranks"] for kind in ("run.started", "run.resumed") for fact in facts(appliance, kind)] == [2, 3, 2]
+    assert [fact["ranks"] for kind in ("run.started", "run.resumed") for fact in facts(appliance, kind)] == [2, 3, 2, 2]
     (settled,) = facts(appliance, "run.settled")
     assert settled["isolation"]["network"] == LOOPBACK_ONLY
     assert settled["isolation"]["files"].startswith("restricted" if landlock.abi() else "not")
