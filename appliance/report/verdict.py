@@ -175,12 +175,14 @@ def isolation(evidence: Evidence) -> Finding:
     if event is None or not states(event, "/isolation"):
         return Finding(topic, "open", words("No finished training is recorded."))
     network, files = (fact(event, f"/isolation/{key}") for key in ("network", "files"))
-    if not str(network).startswith("denied"):
+    several = str(network).startswith("loopback only")
+    if not (several or str(network).startswith("denied")):
         return Finding(topic, "caution", say("The training process was NOT cut off from the network: ", network, "."))
     if not str(files).startswith("restricted"):
         said = ("Network ", network, "; but the file system was ", files, ".")
         return Finding(topic, "caution", say(*said))
-    return Finding(topic, "good", say("Training had no network (", network, ") and only its own files (", files, ")."))
+    had = "Training was several processes that reached only each other (" if several else "Training had no network ("
+    return Finding(topic, "good", say(had, network, ") and only its own files (", files, ")."))
 
 
 ATTACKS = "Attacks"
