@@ -79,3 +79,21 @@ def test_who_supervises_waits_until_no_worker_is_left(tmp_path: Path) -> None:
     orphan.communicate(b"")
     with jobs.supervising(tmp_path):
         assert jobs.supervisor_of(tmp_path) == os.getpid()
+
+
+@pytest.mark.parametrize(("network", "error"), [("required", "IsolationViolated"), ("preferred", "ConfigInvalid")])
+def test_a_machine_that_gives_no_namespace_trains_only_if_isolation_is_merely_preferred(
+    tmp_path: Path, network: str, error: str
+) -> None:
+    """The launcher on a machine whose limit of network namespaces is 0; there is no job, so ranks end at once."""
+    (tmp_path / "job.json").write_bytes(orjson.dumps({"isolation": {"network": network, "files": "preferred"}}))
+    limited = 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
+    launcher = [sys.executable, "-m", "appliance.worker.ranks", str(tmp_path), "2"]
+    done = subprocess.run(
+        ["unshare", "-r", "sh", "-c", limited, "sh", *launcher],
+        env={**os.environ, "APPLIANCE_SUPERVISOR": str(os.getpid())}, capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    if not (tmp_path / "result.json").exists():
+        pytest.skip(f"not run: this machine allows no user namespaces ({done.stderr!r})")
+    assert done.returncode == 1
+    assert error_of((tmp_path / "result.json").read_bytes()) == error  # a job that is none is what ranks refuse
