@@ -12,7 +12,7 @@ from appliance.audit import noise
 from appliance.audit.bounds import check, sd_upper
 from appliance.audit.replay import Replay
 from appliance.audit.tap import Tap
-from appliance.privacy.accounting import LEAST_NOISE, Mechanism, epsilon_pld
+from appliance.privacy.accounting import LEAST_NOISE, composition, epsilon_pld
 from appliance.records import Check, PrivacyPlan
 
 LEAST_COMPONENT = 0.97
@@ -48,8 +48,7 @@ def component(plan: PrivacyPlan, noise_high: float, moved_low: float) -> Check:
         return check("component.epsilon", 0.0, 1.0, 0, passed=False)
     delta = plan.delta - plan.sampler_delta
     accounted, measured = (
-        epsilon_pld([Mechanism(value, plan.sample_rate, plan.attempts)], delta)
-        for value in (plan.noise_multiplier, multiplier)
+        epsilon_pld(composition(plan, plan.attempts, value), delta) for value in (plan.noise_multiplier, multiplier)
     )
     share = measured / accounted if accounted else 1.0
     return check("component.epsilon", share, 1.0, plan.attempts, passed=LEAST_COMPONENT <= share <= 1)

@@ -43,6 +43,9 @@ def ingest(
         str, typer.Option(help="Column that names whom a record is about; the unit of privacy is then the subject.")
     ] = "",
     max_records: Annotated[int, typer.Option(min=1, help="At most so many records per subject, in file order.")] = 1,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to seal beside each record, for a curriculum; may be repeated.")
+    ] = None,
     unescape_html: Annotated[bool, typer.Option(help="Turn HTML entities such as &amp; into characters.")] = False,
 ) -> None:
     """Read foreign files, validate every row, and seal them as one dataset.
@@ -55,7 +58,7 @@ def ingest(
     chosen = settings.writing(context)
     spec = spec_for(
         paths, format_, prompt=prompt, completion=completion, text=text, subject=subject, max_records=max_records,
-        unescape_html=unescape_html,
+        unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
     declared = flow.Declaration(name=name, units=units, class_name=class_name, purpose=purpose.value)
     with render.progress(chosen, "sealing") as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import planning, render, settings
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from appliance.flows.plan import Resolved
     from appliance.flows.train import Step
     from appliance.ledger.rows import RunRow
+    from appliance.policy.run_file import RunFile
+    from appliance.records import EngineOptions
 
 app = typer.Typer(
     name="train", help="Private training: plan, start, status, watch, resume, abort.", no_args_is_help=True
@@ -40,8 +42,14 @@ def plan(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=8, help="Longer records are truncated.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "auto",
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB of memory to plan for. Default: what this machine has free.")
+    ] = None,
 ) -> None:
-    """Write a complete, commented run file, and say what it would cost. Opens no private data."""
+    """Write a complete, commented run file; say what it costs in privacy, memory and time. Opens no private data."""
+    from appliance.flows import forecast
     from appliance.flows import plan as flow
     from appliance.policy import run_file
 
@@ -53,12 +61,19 @@ def plan(
         epsilon=epsilon, name=name, steps=steps, expected_batch_size=batch, lr=lr, max_tokens=max_tokens, rank=rank
     )
     run = flow.draft(home, dataset, model, wish)
+    engine, limit = _engine(device, dtype, None, 0, run), int(memory * 2**30) if memory is not None else None
+    run = forecast.sized(home, run, engine, limit)
     resolved, before, after = flow.preview(home, run)
+    expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run), limit)
     text = run_file.render(run)
     if out is not None and not chosen.dry_run:
         out.write_text(text)
-    document = {**_plan_document(resolved), "epsilon_before": before, "epsilon_after": after, "run_file": text}
-    lines = _plan_lines(resolved, before, after)
+    table = list(forecast.alternatives(resolved.plan))
+    document = {
+        **_plan_document(resolved), **planning.document(expected, table),
+        "epsilon_before": before, "epsilon_after": after, "run_file": text,
+    }  # fmt: skip
+    lines = [*_plan_lines(resolved, before, after), *planning.lines(expected), "", *planning.table(table)]
     lines.append(f"wrote {out}; start it with `appliance train start {out}`" if out else text.rstrip())
     render.result(chosen, "train.plan", document, lines)
 
@@ -77,15 +92,17 @@ def start(
     nproc: Annotated[int, typer.Option(min=1, max=64, help="Processes that train together, one for each GPU.")] = 1,
 ) -> None:
     """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made."""
-    from appliance.flows import detached, plan, reserve
+    from appliance.flows import detached, forecast, plan, reserve
     from appliance.flows import train as flow
 
     chosen = settings.of(context)
     home, run = chosen.home(), plan.load(run_file)
-    engine = _engine(device, dtype, physical_tokens, threads, nproc)
+    engine = _engine(device, dtype, physical_tokens, threads, run, nproc)
     if chosen.dry_run:
         resolved, before, after = plan.preview(home, run)
-        render.result(chosen, "train.start", {"dry_run": True}, _plan_lines(resolved, before, after))
+        expected = forecast.forecast(home, resolved, engine)
+        lines = [*_plan_lines(resolved, before, after), *planning.lines(expected)]
+        render.result(chosen, "train.start", {"dry_run": True}, lines)
         return
     row = reserve.reserve(home, run, engine, chosen.operator())
     if detach:
@@ -169,10 +186,14 @@ def watch(context: typer.Context, run: RunArgument) -> None:
     render.result(chosen, "train.watch", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
 
 
-def _engine(device: str, dtype: str, physical_tokens: int | None, threads: int, nproc: int):  # type: ignore[no-untyped-def]
+def _engine(
+    device: str, dtype: str, physical_tokens: int | None, threads: int, run: RunFile, nproc: int = 1
+) -> EngineOptions:
     from appliance.flows.machine import engine_options
 
-    return engine_options(device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc)
+    return engine_options(
+        device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc, choice=run.engine
+    )
 
 
 def _watch(bar: render.Bar) -> Callable[[Step], None]:
@@ -200,7 +221,7 @@ def _plan_lines(resolved: Resolved, before: float, after: float) -> list[str]:
         [
             ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {plan.unit.kind}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f} at clip norm {plan.max_grad_norm:g} ({plan.clipping})"),
-            ("sampling", f"Poisson, rate {float(plan.sample_rate):.4f}, {plan.steps} steps + {plan.spare_steps} spare"),
+            *(("sampling", line) for line in planning.sampling(plan)),
             ("adapter", f"{resolved.parameters} parameters on {resolved.model.id}"),
             ("lifetime budget", f"epsilon {before:.3f} spent, {after:.3f} after this run, cap {cap:g}"),
         ]

@@ -14,7 +14,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy
-from appliance.privacy.accounting import Mechanism
+from appliance.privacy.accounting import Mechanism, composition
 from appliance.privacy.budget import Cap, Spend, check_budget, lifetime_epsilon
 from appliance.records import PrivacyPlan
 
@@ -79,7 +79,7 @@ def spend_of(run: RunRow) -> Spend:
     return Spend(
         run_id=run.id,
         dataset_id=run.dataset_id,
-        mechanism=Mechanism(plan.noise_multiplier, plan.sample_rate, run.charged_attempts),
+        mechanisms=tuple(composition(plan, run.charged_attempts)),
         epsilon_gap=float(run.epsilon_gap),
         sampler_delta=plan.sampler_delta,
     )
@@ -90,7 +90,7 @@ def spend_of_evaluation(row: EvaluationRow) -> Spend:
     return Spend(
         run_id=row.id,
         dataset_id=row.dataset_id,
-        mechanism=Mechanism(float(row.noise_multiplier), Fraction(1), 1),
+        mechanisms=(Mechanism(float(row.noise_multiplier), Fraction(1), 1),),
         sampler_delta=float(row.sampler_delta),
     )
 

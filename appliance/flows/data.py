@@ -100,7 +100,7 @@ def ingest(
                 listed = tx.datasets.list()
                 if len(listed) == len(known):
                     tx.datasets.add(dataset)
-                    tx.append("data.sealed", _facts(dataset), subject=dataset.id)
+                    tx.append("data.sealed", _facts(dataset, spec), subject=dataset.id)
                     break
             known = listed  # somebody else ingested meanwhile: compare with that too
         ledger.sign()
@@ -201,8 +201,9 @@ def _overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, finge
     return found
 
 
-def _facts(dataset: DatasetRow) -> dict[str, object]:
-    return {
+def _facts(dataset: DatasetRow, spec: IngestSpec) -> dict[str, object]:
+    kept = {"kept": list(spec.keep)} if spec.keep else {}
+    return kept | {
         "dataset_id": dataset.id,
         "name": dataset.name,
         "purpose": dataset.purpose,

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
-from appliance.flows import budget, data, model
+from appliance.flows import budget, curriculum, data, model
 from appliance.flows.budget import Books
 from appliance.flows.home import Home
 from appliance.flows.policy import active
@@ -137,6 +137,9 @@ def resolve(ledger: Ledger, run: RunFile) -> Resolved:
         raise IntegrityError(
             f"model {base.id} is not the one the run file means", hint="compare `appliance model list`"
         )
+    if run.template.from_ == "base" and not base.has_chat_template:
+        hint = "set template.from to none: records are then concatenated as they are"
+        raise ConfigInvalid(f"model {base.id} has no chat template", hint=hint, where="template.from")
     unit = unit_of(dataset)
     facts = DatasetFacts(id=dataset.id, dataset_class=dataset.class_, unit=unit, declared_units=dataset.declared_units)
     named = run.model_copy(update={"data": (run.dataset.model_copy(update={"id": dataset.id}),)})
@@ -153,6 +156,7 @@ def resolve(ledger: Ledger, run: RunFile) -> Resolved:
         clipping=run.privacy.clipping,
         max_grad_norm=run.privacy.max_grad_norm,
         trainable_parameters=parameters,
+        phases=curriculum.phases(ledger, run, dataset),
     )
     check.check_plan(policy, facts, plan)
     return Resolved(run=run, dataset=dataset, model=base, policy=policy, plan=plan, parameters=parameters)
@@ -166,8 +170,13 @@ def trainable_parameters(run: RunFile, base: ModelRow) -> int:
     """
     shapes: dict[str, tuple[int, int]] = orjson.loads(base.shapes)
     chosen = {name: shape for name, shape in shapes.items() if run.lora.selects(name)}
+    named = () if isinstance(run.lora.targets, str) else run.lora.targets
+    for target in named:
+        if not any(name == target or name.endswith("." + target) for name in chosen):
+            raise ConfigInvalid(f"lora.targets: the base model has no linear layer {target}", where="lora.targets")
     if not chosen:
-        raise ConfigInvalid("lora.targets matches no linear module of the base model", where="lora.targets")
+        hint = "attention and MLP have to be linear layers; those of GPT-2 (Conv1D), for example, are not"
+        raise ConfigInvalid("lora.targets matches no linear layer of the base model", hint=hint, where="lora.targets")
     for name, (out, into) in chosen.items():
         if run.lora.r > min(out, into):
             raise ConfigInvalid(f"rank {run.lora.r} is larger than a dimension of {name}", where="lora.r")

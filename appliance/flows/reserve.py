@@ -6,8 +6,8 @@ import hashlib
 import shutil
 from typing import Any
 
-from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied
-from appliance.flows import model
+from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.flows import curriculum, forecast, model
 from appliance.flows.budget import Books, sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
@@ -25,7 +25,7 @@ def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator)
     """Check everything and reserve the worst case of the budget; `resume` then starts the run.
 
     Raises:
-      PolicyDenied, BudgetExceeded, KeyUnavailable, IntegrityError: nothing was reserved and no data was opened.
+      PolicyDenied, BudgetExceeded, WillNotFit, KeyUnavailable, IntegrityError: nothing was reserved, no data opened.
     """
     with home.ledger() as ledger:
         actor = home.actor(operator)
@@ -33,7 +33,8 @@ def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator)
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
-        except (PolicyDenied, BudgetExceeded) as refusal:
+            forecast.forecast(home, resolved, engine)
+        except (PolicyDenied, BudgetExceeded, WillNotFit) as refusal:
             _record_refusal(ledger, actor, refusal)
             raise
         require_unsealed(home)
@@ -120,6 +121,7 @@ def _reserved_facts(row: RunRow, resolved: Resolved, before: float, after: float
             "delta": decimal(plan.delta),
             "sampler_delta": decimal(plan.sampler_delta),
             "accountant": plan.accountant,
+            **curriculum.planned_facts(plan),
         },
         "epsilon_before": decimal(round(before, 9)),
         "epsilon_after": decimal(round(after, 9)),

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, IntegrityError
-from appliance.flows import jobs
+from appliance.flows import curriculum, jobs
 from appliance.flows.budget import sample_rate_text
 from appliance.flows.home import Home, new_id
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
-from appliance.privacy.accounting import Mechanism, charged_epsilon, epsilon_pld
+from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.privacy.course import epsilon_curve, odds_bound
 from appliance.records import AccountJob, PrivacyPlan, PrivacySpent, TrainResult, decimal, rounded_up, to_json
 from appliance.store.files import fsync_tree, tree_digest, write_atomic
@@ -110,8 +110,7 @@ def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
 
 def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:
     """The control plane's own PLD must be what the worker says; of PRV the worker's word is taken, if it is near."""
-    mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, spent.attempts)
-    own = epsilon_pld([mechanism], plan.delta - plan.sampler_delta)
+    own = epsilon_pld(composition(plan, spent.attempts), plan.delta - plan.sampler_delta)
     if spent.epsilon_pld != own:
         raise IntegrityError(f"the worker accounts epsilon {spent.epsilon_pld:.4f} where {own:.4f} is right")
 
@@ -140,13 +139,13 @@ def _spent_facts(run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: f
         "sampler_delta": decimal(plan.sampler_delta),
         "noise_multiplier": decimal(plan.noise_multiplier),
         "sample_rate": sample_rate_text(plan.sample_rate),
+        **curriculum.spent_facts(plan, spent.attempts),
     }
 
 
 def _course_facts(plan: PrivacyPlan, attempts: int, epsilon: float) -> dict[str, Any]:
     """For reports: how epsilon grew, and by what factor its end lets odds rise."""
-    mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, attempts)
-    course = epsilon_curve(mechanism, plan.delta - plan.sampler_delta)
+    course = epsilon_curve(plan, attempts)
     return {
         "epsilon_curve": [[place, decimal(value)] for place, value in course],
         "odds_bound": odds_bound(rounded_up(epsilon)),

@@ -23,6 +23,7 @@ def spec_for(
     subject: str = "",
     max_records: int = 1,
     unescape_html: bool = False,
+    keep: Sequence[str] = (),
 ) -> IngestSpec:
     """The reading rules for `paths`; format "auto" goes by the first file's suffix.
 
@@ -43,6 +44,7 @@ def spec_for(
         text=text or None,
         unit=unit,
         unescape_html=unescape_html,
+        keep=tuple(keep),
     )
 
 

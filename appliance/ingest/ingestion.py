@@ -10,7 +10,7 @@ from appliance.errors import DataInvalid
 from appliance.ingest.fingerprints import Fingerprinter, sorted_unique
 from appliance.ingest.keyset import KeySet
 from appliance.ingest.reading import read_rows
-from appliance.ingest.shapes import Parts, shaper, subject_of, unescaped
+from appliance.ingest.shapes import Parts, kept_of, shaper, subject_of, unescaped
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
 from appliance.records import Private, Record, RecordKind
@@ -24,6 +24,7 @@ class _Candidate(NamedTuple):
     unit: bytes
     kind: RecordKind
     parts: Parts
+    fields: Parts
     fingerprints: bytes
 
 
@@ -119,6 +120,7 @@ class Ingestion:
         fields = unescaped(row.fields) if self._spec.unescape_html else row.fields
         try:
             kind, parts = self._shape(fields)
+            kept = kept_of(fields, self._spec.keep)
             record = self._print.record(kind, parts)
             key = unit = record
             column = self._spec.unit.key
@@ -128,7 +130,7 @@ class Ingestion:
         except RowRefused as refused:
             self._reject(BadRow(file, row.line, row.offset, str(refused)))
             return None
-        return _Candidate(key, unit, kind, parts, record + self._print.row(fields))
+        return _Candidate(key, unit, kind, parts, kept, record + self._print.row(fields))
 
     def _reject(self, row: BadRow) -> None:
         self._counts["rejected"] += 1
@@ -142,7 +144,9 @@ class Ingestion:
             if is_new and self._has_room(candidate.unit):
                 self._counts["records"] += 1
                 self._found += candidate.fingerprints
-                yield Record(unit=candidate.unit.hex(), kind=candidate.kind, parts=candidate.parts)
+                yield Record(
+                    unit=candidate.unit.hex(), kind=candidate.kind, parts=candidate.parts, fields=candidate.fields
+                )
 
     def _has_room(self, unit: bytes) -> bool:
         """Whether this unit may give another record; counts it if so."""

@@ -13,6 +13,9 @@ from appliance.records import ROLES, RecordKind
 Parts = tuple[tuple[str, str], ...]
 Shaper = Callable[[dict[str, Any]], tuple[RecordKind, Parts]]
 
+MAX_KEPT = 256
+"""Characters of a kept value; what is longer is a text and not a category."""
+
 _CHAT_ROLES = frozenset(ROLES["chat"])
 # The names that collections in the ShareGPT form use.
 _SHAREGPT_ROLES = {
@@ -79,6 +82,14 @@ def subject_of(fields: dict[str, Any], column: str) -> str:
     if type(value) is not str or not (name := value.strip()):
         raise RowRefused(f"column '{column}' names no subject")
     return name
+
+
+def kept_of(fields: dict[str, Any], columns: tuple[str, ...]) -> Parts:
+    """(column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
+    found = [(column, _column(fields, column)) for column in columns if fields.get(column) is not None]
+    if any(len(value) > MAX_KEPT for _, value in found):
+        raise RowRefused(f"a kept column has more than {MAX_KEPT} characters")
+    return tuple(found)
 
 
 def _filled(template: Template, fields: dict[str, Any]) -> str:

@@ -72,6 +72,7 @@ class IngestSpec:
       unit: the unit of privacy; a subject's `key` names a column.
       split: for format "text": what one record is.
       unescape_html: turn character references such as `&#039;` into characters, in every column.
+      keep: columns whose value is sealed beside every record, for the filters of a curriculum.
       max_row_bytes: longer rows are rejected; it bounds the memory a row can take.
 
     Raises:
@@ -86,11 +87,14 @@ class IngestSpec:
     unit: UnitOfPrivacy = _RECORD
     split: Split = "paragraph"
     unescape_html: bool = False
+    keep: tuple[str, ...] = ()
     max_row_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
         _check_templates(self)
         _check_unit(self.unit, self.format)
+        if self.keep and self.format == "text":
+            raise UsageError("a plain text file has no column to keep")
         if self.max_row_bytes < 1:
             raise UsageError("max_row_bytes must be positive")
 
@@ -105,10 +109,10 @@ class IngestSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the templates and the unit of privacy need."""
+        """The columns that the templates, the unit of privacy and the kept fields need."""
         templates = [Template(t) for t in (self.prompt, self.completion, self.text) if t is not None]
         subject = (self.unit.key,) if self.unit.key is not None else ()
-        return tuple(dict.fromkeys([*(c for t in templates for c in t.columns), *subject]))
+        return tuple(dict.fromkeys([*(c for t in templates for c in t.columns), *subject, *self.keep]))
 
 
 def _check_templates(spec: IngestSpec) -> None:

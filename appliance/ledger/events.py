@@ -42,6 +42,7 @@ EVENTS: dict[str, EventType] = {
     "data.sealed": _event(
         "dataset_id name purpose class unit_kind unit_key max_records declared_units format object_blake3 key_epoch "
         "overlaps fingerprints_blake3 source",
+        optional="kept",
         nullable="unit_key",
     ),
     "data.refused": _event("code reason"),
@@ -54,9 +55,11 @@ EVENTS: dict[str, EventType] = {
     "run.started": _event("run_id dataset_id attempts_left nonce", optional="ranks"),
     "run.resumed": _event("run_id dataset_id attempts_left nonce", optional="ranks"),
     "run.checkpointed": _event("run_id attempts journal_sha256"),
-    "run.settled": _event(f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve odds_bound"),
-    "run.failed": _event(f"{_SPENT} code reason"),
-    "run.aborted": _event(_SPENT),
+    "run.settled": _event(
+        f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve odds_bound phases"
+    ),
+    "run.failed": _event(f"{_SPENT} code reason", optional="phases"),
+    "run.aborted": _event(_SPENT, optional="phases"),
     "run.refused": _event("code reason"),
     "audit.selftest": _event("run_id spec_sha256 passed checks result_sha256 isolation libraries"),
     "watermark.keyed": _event("key_id commitment key_epoch"),

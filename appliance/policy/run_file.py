@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from appliance.policy import yaml
 from appliance.policy.parse import parse_value
 from appliance.policy.policy import Word
-from appliance.records import Count, Digest, LoraSpec, Positive, TrainSpec, UnitOfPrivacy, Value
+from appliance.records import Count, Digest, Filter, LoraSpec, Positive, TrainSpec, UnitOfPrivacy, Value
 
 
 class BaseChoice(Value):
@@ -35,6 +35,22 @@ class TemplateChoice(Value):
 
     from_: Literal["base", "none"] = Field(default="base", validation_alias="from", serialization_alias="from")
     train_on: Literal["completion", "all"] = "completion"
+
+
+class PhaseChoice(Value):
+    """One phase of a curriculum: its share of the steps, and which records it trains on."""
+
+    name: Word | None = None
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    units: Count | None = None
+    expected_batch_size: Count | None = None
+    where: Filter | None = None
+
+    @model_validator(mode="after")
+    def _declared(self) -> Self:
+        if self.where is not None and self.units is None:
+            raise ValueError("a phase with 'where' needs 'units': about how many units have a matching record")
+        return self
 
 
 class TrainChoice(Value):
@@ -65,6 +81,14 @@ class PrivacyChoice(Value):
     accountant: Literal["pld"] = "pld"
 
 
+class EngineChoice(Value):
+    """How the run is computed. None of it can change the guarantee."""
+
+    physical_tokens: Annotated[int, Field(ge=8)] | None = None
+    gradient_checkpointing: bool = False
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 class RunFile(Value):
     """A whole run file."""
 
@@ -75,9 +99,18 @@ class RunFile(Value):
     base: BaseChoice
     data: Annotated[tuple[DataChoice, ...], Field(min_length=1, max_length=1)]
     template: TemplateChoice = TemplateChoice()
+    curriculum: Annotated[tuple[PhaseChoice, ...], Field(max_length=16)] = ()
     lora: LoraSpec = LoraSpec()
     train: TrainChoice
     privacy: PrivacyChoice
+    engine: EngineChoice = EngineChoice()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [phase.name or f"phase-{number}" for number, phase in enumerate(self.curriculum, start=1)]
+        if len(set(names)) != len(names):
+            raise ValueError("two phases of the curriculum have the same name")
+        return self
 
     @property
     def dataset(self) -> DataChoice:
@@ -137,6 +170,14 @@ _EXPLAINED = {
     "template": "how a record becomes tokens",
     "template.from": "base: the base model's own chat template; none: the plain text",
     "template.train_on": "completion: only the answer is learned; all: the prompt too, which spends capacity on it",
+    "curriculum": "phases that follow each other; each samples at a rate of its own and they add up in the accounting",
+    "curriculum.name": "its name in the ledger and in reports",
+    "curriculum.ratio": "its share of the steps; the shares add up to 1",
+    "curriculum.units": "about how many units have a matching record: declare a public, round number, never count",
+    "curriculum.expected_batch_size": "units sampled per step of this phase; left out: as under train",
+    "curriculum.where": "train on the records whose field has one of these values; left out: on all",
+    "curriculum.where.field": "a column that was kept at ingest (`data ingest --keep COLUMN`)",
+    "curriculum.where.in": "the values",
     "lora": "shape of the adapter",
     "lora.r": "rank; a larger one learns more, costs memory and time, and suffers more from the noise",
     "lora.alpha": "scale: the adapter is multiplied by alpha / r; no cost in privacy",
@@ -157,6 +198,10 @@ _EXPLAINED = {
     "privacy.max_grad_norm": "largest influence of one unit on a step; the noise grows with it; leave it if normalised",
     "privacy.clipping": "normalised: every unit weighs about the same, nothing to tune; fixed: only large ones are cut",
     "privacy.accountant": "pld reserves; a second accountant checks it in the worker and the larger epsilon is charged",
+    "engine": "how it is computed; memory and time follow it, the guarantee and the result do not",
+    "engine.physical_tokens": "tokens computed at once; chosen to fit the memory of the machine that wrote this file",
+    "engine.gradient_checkpointing": "true: layers are computed again in the backward pass; less memory, more time",
+    "engine.gradient_dtype": "bfloat16: per-record gradients in half the memory, rounded before they are clipped",
 }
 _HEADER = """\
 # A run file: what `appliance train start` is asked to do. Edit it freely; it must fit inside the active policy,
@@ -170,14 +215,15 @@ def render(run: RunFile) -> str:
     tree = run.model_dump(mode="json", by_alias=True, exclude_none=True)
     lines: list[str] = []
     for key, value in tree.items():
-        lines += ["", *_entry(key, value, key, "")]
+        if value != []:
+            lines += ["", *_entry(key, value, key, "")]
     return _HEADER + "\n".join(lines) + "\n"
 
 
 def _entry(key: str, value: Any, path: str, indent: str) -> list[str]:
     lines = [f"{indent}# {_EXPLAINED[path]}"]
-    if path == "data":
-        return [*lines, f"{indent}{key}:", *_item(value[0], path, indent + "  ")]
+    if path in ("data", "curriculum"):
+        return [*lines, f"{indent}{key}:", *(line for item in value for line in _item(item, path, indent + "  "))]
     if isinstance(value, dict):
         inner = [line for name, part in value.items() for line in _entry(name, part, f"{path}.{name}", indent + "  ")]
         return [*lines, f"{indent}{key}:", *inner]

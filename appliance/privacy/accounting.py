@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from appliance.errors import ConfigInvalid, GateFailed
+from appliance.records import PrivacyPlan
 
 LEAST_NOISE = 0.2
 """Noise multipliers below this are refused: their epsilon means nothing and its computation needs gigabytes."""
@@ -62,6 +63,18 @@ class Mechanism:
             raise ConfigInvalid(f"the number of attempts must lie between 0 and {MOST_ATTEMPTS}")
 
 
+def composition(plan: PrivacyPlan, attempts: int, noise_multiplier: float | None = None) -> list[Mechanism]:
+    """What `attempts` attempts of a plan are: a mechanism for each stretch of equal sample rate, one after the other.
+
+    Args:
+      plan: its schedule says which rate each attempt has.
+      attempts: how many were made, from the first on.
+      noise_multiplier: another one than the plan's.
+    """
+    sigma = plan.noise_multiplier if noise_multiplier is None else noise_multiplier
+    return [Mechanism(sigma, rate, count) for rate, count in plan.rates(attempts)]
+
+
 def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
     """Epsilon at `delta` of all mechanisms together, an upper bound, rounded up to a multiple of 1e-4.
 
@@ -92,9 +105,19 @@ def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float) -> float:
+    """`calibrate_schedule` for attempts of one sample rate."""
+    return calibrate_schedule([(sample_rate, attempts)], epsilon, delta)
+
+
+def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
     """The smallest noise multiplier found (to about 1e-4 relative) with `epsilon_pld` at most `epsilon`.
 
     The upper end of the bracket is returned, and checked with the very function that charges.
+
+    Args:
+      rates: (sample rate, attempts) pairs that are composed, all with the noise multiplier that is sought.
+      epsilon: what they may cost together.
+      delta: at this delta.
 
     Raises:
       ConfigInvalid: impossible arguments, or an epsilon that no noise multiplier up to MOST_NOISE reaches.
@@ -102,19 +125,33 @@ def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float
     if not 0 < epsilon < math.inf:
         raise ConfigInvalid("epsilon must be a positive number")
 
+    attempts = sum(count for _, count in rates)
     if attempts < 1:
         return LEAST_NOISE
 
+    def mechanisms(noise_multiplier: float) -> list[Mechanism]:
+        return [Mechanism(noise_multiplier, rate, count) for rate, count in rates]
+
     def spent(noise_multiplier: float, interval: float) -> float:
-        mechanism = Mechanism(noise_multiplier, sample_rate, attempts)
-        return _epsilon(_merge([mechanism], delta), delta, interval)
+        return _epsilon(_merge(mechanisms(noise_multiplier), delta), delta, interval)
 
     fine = _interval(attempts)
-    guess = _search(lambda x: spent(x, fine * _COARSER), epsilon, 1.0, math.sqrt(2))
+    guess = _search(lambda x: spent(x, fine * _COARSER), epsilon, _start(rates, epsilon), math.sqrt(2))
     noise_multiplier = _search(lambda x: spent(x, fine), epsilon, guess * 1.0005, 1.02)
-    while epsilon_pld([Mechanism(noise_multiplier, sample_rate, attempts)], delta) > epsilon:
+    while epsilon_pld(mechanisms(noise_multiplier), delta) > epsilon:
         noise_multiplier *= 1.0001
     return noise_multiplier
+
+
+def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
+    """`calibrate_schedule` in a tenth of the time, right to about a hundredth: for tables, never for a run."""
+    attempts = sum(count for _, count in rates)
+
+    def spent(noise_multiplier: float) -> float:
+        mechanisms = [Mechanism(noise_multiplier, rate, count) for rate, count in rates]
+        return _epsilon(_merge(mechanisms, delta), delta, _interval(attempts) * 4 * _COARSER)
+
+    return _search(spent, epsilon, _start(rates, epsilon), math.sqrt(2))
 
 
 def charged_epsilon(pld: float, prv: float) -> float:
@@ -186,6 +223,12 @@ def _round_up(epsilon: float) -> float:
     if not math.isfinite(epsilon):
         return math.inf
     return math.ceil((epsilon + _ARITHMETIC_ERROR) * _STEPS_PER_UNIT) / _STEPS_PER_UNIT
+
+
+def _start(rates: Sequence[tuple[Fraction, int]], epsilon: float) -> float:
+    """Where to begin: about where q sqrt(T) / sigma is epsilon. Far below, the distribution would need gigabytes."""
+    spread = math.sqrt(math.fsum(float(rate) ** 2 * count for rate, count in rates))
+    return max(1.0, spread / max(1.0, epsilon))
 
 
 def _search(spent: Callable[[float], float], epsilon: float, start: float, factor: float) -> float:

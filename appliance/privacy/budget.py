@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.errors import BudgetExceeded, ConfigInvalid
-from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism, epsilon_pld
+from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism, composition, epsilon_pld
 from appliance.records import PrivacyPlan
 
 
@@ -22,25 +22,24 @@ class Spend:
     Attributes:
       run_id: the run.
       dataset_id: the dataset it was trained on.
-      mechanism: noise multiplier, sample rate and attempts.
+      mechanisms: noise multiplier, sample rate and attempts of each of its phases.
       epsilon_gap: by how much PRV exceeded PLD when the run was settled; below 0 counts as 0.
       sampler_delta: the part of delta that the run's noise sampler used up.
     """
 
     run_id: str
     dataset_id: str
-    mechanism: Mechanism
+    mechanisms: tuple[Mechanism, ...]
     epsilon_gap: float = 0.0
     sampler_delta: float = 0.0
 
     @staticmethod
     def of_plan(run_id: str, dataset_id: str, plan: PrivacyPlan) -> Spend:
         """The reservation of a plan: all its attempts, and what PRV may say of them above PLD."""
-        mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, plan.attempts)
         return Spend(
             run_id=run_id,
             dataset_id=dataset_id,
-            mechanism=mechanism,
+            mechanisms=tuple(composition(plan, plan.attempts)),
             epsilon_gap=PRV_ALLOWANCE,
             sampler_delta=plan.sampler_delta,
         )
@@ -62,11 +61,12 @@ def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
     Raises:
       ConfigInvalid: delta is not in (0, 1).
     """
-    costly = [spend for spend in spends if spend.mechanism.attempts]
+    costly = [spend for spend in spends if any(mechanism.attempts for mechanism in spend.mechanisms)]
     left = delta - math.fsum(spend.sampler_delta for spend in costly)
     if left <= 0 < delta:
         return math.inf
-    return epsilon_pld([s.mechanism for s in costly], left) + math.fsum(max(0.0, s.epsilon_gap) for s in costly)
+    together = [mechanism for spend in costly for mechanism in spend.mechanisms]
+    return epsilon_pld(together, left) + math.fsum(max(0.0, spend.epsilon_gap) for spend in costly)
 
 
 def check_budget(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import ValidationError
 
 from appliance.errors import ConfigInvalid
-from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, Mechanism, calibrate, epsilon_pld
-from appliance.records import PrivacyPlan, UnitOfPrivacy
+from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, calibrate_schedule, composition, epsilon_pld
+from appliance.records import Phase, PrivacyPlan, UnitOfPrivacy
 
 UNITS_PER_DELTA = 100
 """Delta is at most 1 / (UNITS_PER_DELTA * declared units): at most 1/100 of a unit is expected to be exposed whole."""
@@ -28,6 +28,7 @@ def make_plan(
     clipping: Literal["fixed", "normalised"],
     max_grad_norm: float,
     trainable_parameters: int,
+    phases: Sequence[Phase] = (),
 ) -> PrivacyPlan:
     """A plan whose `steps` + `spare_steps` attempts together are (epsilon, delta)-DP.
 
@@ -44,16 +45,19 @@ def make_plan(
       clipping: "fixed" (norm at most max_grad_norm) or "normalised" (norm made max_grad_norm).
       max_grad_norm: the clip norm C.
       trainable_parameters: size of the adapter, which decides what the noise sampler costs.
+      phases: a curriculum, whose phases share out the steps; they compose one after the other, as if every unit were
+        in all of them.
 
     Raises:
       ConfigInvalid: arguments that no plan can meet; `where` names the run file's key.
     """
     _check_counts(declared_units, expected_batch_size, steps, spare_steps)
+    if not 2 * PRV_ALLOWANCE <= epsilon < math.inf:
+        raise ConfigInvalid(f"epsilon must be at least {2 * PRV_ALLOWANCE:g}", where="privacy.epsilon")
     target_delta = _target_delta(delta, declared_units)
-    rate, attempts = Fraction(expected_batch_size, declared_units), steps + spare_steps
-    noise_multiplier, sampler = _calibrate(rate, attempts, epsilon, target_delta, trainable_parameters)
     try:
-        return PrivacyPlan(
+        draft = PrivacyPlan(
+            phases=tuple(phases),
             unit=unit,
             declared_units=declared_units,
             expected_batch_size=expected_batch_size,
@@ -61,14 +65,35 @@ def make_plan(
             spare_steps=spare_steps,
             max_grad_norm=max_grad_norm,
             clipping=clipping,
-            noise_multiplier=noise_multiplier,
+            noise_multiplier=1.0,
             epsilon=epsilon,
             delta=target_delta,
-            sampler_delta=sampler,
+            sampler_delta=0.0,
         )
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ConfigInvalid(f"{field} is not possible: {error.errors()[0]['msg'].lower()}", where="privacy") from None
+    noise_multiplier, sampler = _calibrate(draft, trainable_parameters)
+    return draft.model_copy(update={"noise_multiplier": noise_multiplier, "sampler_delta": sampler})
+
+
+def share_out(ratios: Sequence[float], steps: int) -> list[int]:
+    """Steps of each phase: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
+
+    Raises:
+      ConfigInvalid: the ratios do not add up to 1, or there are fewer steps than phases.
+    """
+    if abs(math.fsum(ratios) - 1) > 1e-6:
+        raise ConfigInvalid(f"the ratios add up to {math.fsum(ratios):g} and not to 1", where="curriculum")
+    if steps < len(ratios):
+        raise ConfigInvalid(f"{steps} steps cannot be shared by {len(ratios)} phases", where="curriculum")
+    exact = [ratio * steps for ratio in ratios]
+    shares = [max(1, math.floor(share)) for share in exact]
+    while (missing := steps - sum(shares)) != 0:
+        change = 1 if missing > 0 else -1
+        able = [n for n, share in enumerate(shares) if change > 0 or share > 1]
+        shares[max(able, key=lambda n: change * (exact[n] - shares[n]))] += change
+    return shares
 
 
 def _check_counts(declared_units: int, expected_batch_size: int, steps: int, spare_steps: int) -> None:
@@ -98,23 +123,20 @@ def _target_delta(delta: float | None, declared_units: int) -> float:
     return delta
 
 
-def _calibrate(
-    rate: Fraction, attempts: int, epsilon: float, delta: float, trainable_parameters: int
-) -> tuple[float, float]:
+def _calibrate(plan: PrivacyPlan, trainable_parameters: int) -> tuple[float, float]:
     """Noise multiplier and the noise sampler's delta. At full delta it is smallest, where the sampler costs most."""
     from appliance.privacy.sampler import sampler_delta
 
-    if not 2 * PRV_ALLOWANCE <= epsilon < math.inf:
-        raise ConfigInvalid(f"epsilon must be at least {2 * PRV_ALLOWANCE:g}", where="privacy.epsilon")
+    epsilon, delta, rates = plan.epsilon, plan.delta, plan.rates(plan.attempts)
     target = epsilon - PRV_ALLOWANCE
-    noise_multiplier = calibrate(rate, attempts, target, delta)
-    sampler = sampler_delta(trainable_parameters, attempts, epsilon, noise_multiplier)
+    noise_multiplier = calibrate_schedule(rates, target, delta)
+    sampler = sampler_delta(trainable_parameters, plan.attempts, epsilon, noise_multiplier)
     if sampler > delta / 2:
         raise ConfigInvalid(
             f"drawing the noise would cost {sampler:.3g} of delta {delta:.3g}",
             hint="ask for a smaller epsilon or a larger delta",
             where="privacy",
         )
-    if epsilon_pld([Mechanism(noise_multiplier, rate, attempts)], delta - sampler) > target:
-        noise_multiplier = calibrate(rate, attempts, target, delta - sampler)
+    if epsilon_pld(composition(plan, plan.attempts, noise_multiplier), delta - sampler) > target:
+        noise_multiplier = calibrate_schedule(rates, target, delta - sampler)
     return noise_multiplier, sampler

@@ -8,7 +8,7 @@ from appliance.records import LoggedEvent
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
+from appliance.report.figures import Figure, Key, Sentence, fact, items, leaf_field, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
 WHAT_IT_COSTS = {
@@ -40,7 +40,7 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
         return _no_guarantee(evidence)
     return say(
         "The adapter of this run was made by DP-SGD on LoRA parameters: ",
-        *(fact(ending, "/attempts"), " Poisson-sampled steps with sample rate ", fact(ending, "/sample_rate")),
+        *(fact(ending, "/attempts"), " Poisson-sampled steps with sample rate ", *_rates(ending)),
         *(", clip norm ", fact(reserved, "/plan/max_grad_norm"), " (", fact(reserved, "/plan/clipping")),
         *(") and Gaussian noise of multiplier ", fact(ending, "/noise_multiplier"), ". It is (epsilon = "),
         *(fact(ending, "/epsilon_charged"), ", delta = ", fact(ending, "/delta")),
@@ -50,6 +50,18 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
         "against anyone who is given the adapter and the plan of the run, whatever else they know and however they "
         "compute, and even if they saw every noised sum of the training.",
     )
+
+
+def _rates(ending: LoggedEvent) -> Sentence:
+    """The sample rate, or that of every phase of a curriculum."""
+    if not states(ending, "/phases"):
+        return (fact(ending, "/sample_rate"),)
+    found: list[str | Figure | Key] = []
+    for place, _ in items(ending, "/phases"):
+        phase = f"/phases/{place}"
+        found += [", then " if found else "", fact(ending, f"{phase}/sample_rate"), " ("]
+        found += [fact(ending, f"{phase}/attempts"), " in phase ", fact(ending, f"{phase}/name"), ")"]
+    return tuple(found)
 
 
 def _no_guarantee(evidence: Evidence) -> Sentence:
@@ -107,6 +119,7 @@ def _nist_table(evidence: Evidence) -> Table:
         ("Privacy parameters", _parameters(plan, spent)),
         ("Mechanism", words("Poisson-subsampled Gaussian mechanism on per-unit clipped gradients (DP-SGD)")),
         ("Bound on the influence of a unit", say("clip norm ", fact(plan, "/plan/max_grad_norm"), " per step")),
+        *_phase_rows(plan),
         ("Noise", say("multiplier ", fact(plan, "/plan/noise_multiplier"), ", discrete, from the operating system")),
         ("Composition", say("tight numerical accountant, ", fact(plan, "/plan/accountant"), "; PRV and RDP beside it")),
         ("What is released", words("the adapter; the bound also covers every noised sum it was computed from")),
@@ -116,6 +129,29 @@ def _nist_table(evidence: Evidence) -> Table:
         ("Outside the bound", words("timing and memory use seen on the machine, the size of the data, other releases")),
     ]
     return pairs("The guarantee in the order of NIST SP 800-226", rows, ("Property", "This run"))
+
+
+def _phase_rows(plan: LoggedEvent) -> list[tuple[str, Sentence]]:
+    """What each phase of a curriculum samples from; the phases are composed sequentially."""
+    rows = []
+    for place, _ in items(plan, "/plan/phases") if states(plan, "/plan/phases") else ():
+        phase = f"/plan/phases/{place}"
+        sentence = say(
+            *(fact(plan, f"{phase}/name"), ": ", fact(plan, f"{phase}/steps"), " steps with sample rate "),
+            *(fact(plan, f"{phase}/sample_rate"), " of ", fact(plan, f"{phase}/declared_units"), " declared units"),
+            *_filter(plan, phase),
+        )
+        rows.append(("Phase, composed with the others", sentence))
+    return rows
+
+
+def _filter(plan: LoggedEvent, phase: str) -> Sentence:
+    if not states(plan, f"{phase}/field"):
+        return ()
+    values: list[str | Figure | Key] = []
+    for _, value in items(plan, f"{phase}/values"):
+        values += [" or " if values else "", value]
+    return (" that have a record whose ", fact(plan, f"{phase}/field"), " is ", *values)
 
 
 def _relation(plan: LoggedEvent) -> str:

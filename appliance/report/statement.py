@@ -7,7 +7,7 @@ from typing import Any
 import rfc8785
 
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, fact, plain
+from appliance.report.figures import Figure, fact, plain, states
 from appliance.report.guarantee import guarantee_sentence, odds
 
 SCHEMA = "appliance.privacy/1"
@@ -54,6 +54,7 @@ def privacy_statement(evidence: Evidence, version: str) -> bytes:
 def _figures(evidence: Evidence) -> list[tuple[str, Figure]]:
     reserved, ending = evidence.reserved, evidence.ending
     found = [(name, fact(reserved, f"/plan/{key}")) for name, key in PLAN.items()]
+    found += [("phases", fact(reserved, "/plan/phases"))] if states(reserved, "/plan/phases") else []
     found += [(name, fact(reserved, f"/{key}")) for name, key in BUDGET.items()]
     found += [("dataset", fact(reserved, "/dataset_id")), ("base_model", fact(reserved, "/model_id"))]
     if ending is not None:

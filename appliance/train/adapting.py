@@ -125,6 +125,8 @@ def _short_names(model: nn.Module, names: list[str]) -> list[str]:
 def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
     if hasattr(model, "peft_config"):
         raise ConfigInvalid("the base model already carries an adapter", where="base")
+    if not names and any(type(m).__name__ == "Conv1D" for m in model.modules()):
+        raise ConfigInvalid("the layers of this model are of type Conv1D, which is not supported", where="base")
     if not names:
         raise ConfigInvalid("the targets match no linear layer of this model", where="lora.targets")
     if getattr(model.config, "output_router_logits", False):

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from appliance.errors import ConfigInvalid
-from appliance.records import Record, TrainSpec
+from appliance.records import Private, Record, TrainSpec
 
 Piece = tuple[str, bool]
 """Text and whether it is supervised."""
@@ -61,6 +61,7 @@ class Encoder:
         self._template = spec.template == "base" and bool(tokenizer.chat_template)
         self._bos = _automatic_bos(tokenizer)
         self._eos = tokenizer.eos_token or ""
+        self._truncated = 0
         self.pad = int(tokenizer.pad_token_id or 0)
         if self._template and self._templated((("user", "a"), ("assistant", "b"))) is None:
             raise ConfigInvalid(
@@ -68,6 +69,11 @@ class Encoder:
                 hint="set template.from to none",
                 where="template.from",
             )
+
+    @property
+    def truncated(self) -> Private[int]:
+        """How many of the records encoded so far were cut at max_tokens; it depends on the data and stays here."""
+        return Private(self._truncated)
 
     def encode(self, record: Record) -> Encoded:
         """The record's tokens, what of them is supervised, and its bucket."""
@@ -78,6 +84,7 @@ class Encoder:
             part = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             ids += part
             supervised += [train or self._spec.train_on == "all"] * len(part)
+        self._truncated += len(ids) > self._spec.max_tokens
         ids, supervised = ids[: self._spec.max_tokens], supervised[: self._spec.max_tokens]
         positions = tuple(p - 1 for p in range(1, len(ids)) if supervised[p])
         return Encoded(tuple(ids), positions, next(n for n in self._buckets if n >= len(ids)))

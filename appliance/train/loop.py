@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant
 from torch import Tensor
 
-from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
-from appliance.records import Record, TrainJob, to_json
+from appliance.errors import GateFailed, IntegrityError
+from appliance.records import TrainJob, to_json
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.mechanism import assemble
+from appliance.train.members import Records, members
 from appliance.train.optimizer import Noise
 from appliance.train.proofs import prove, prove_moved
 from appliance.train.sampler import PoissonSampler
@@ -37,14 +38,6 @@ from appliance.train.snapshot import (
 from appliance.train.trained import Trained, collect
 
 Progress = Callable[[dict[str, int]], None]
-
-
-class Records(Protocol):
-    """Random access to the decrypted training records."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
 
 
 class JournalState(Protocol):
@@ -155,11 +148,11 @@ class Trainer:
         mechanism = assemble(plan, job.lora, job.train, job.engine, model, tokenizer, noise)
         self._adapter, self._encoder = mechanism.adapter, mechanism.encoder
         self._engine, self._optimizer = mechanism.engine, mechanism.optimizer
-        self._units = _units(job, records, unit_of)
-        self._sampler = sampler or PoissonSampler(len(self._units), plan.sample_rate)
+        self._units = [members(job.plan.unit, records, unit_of, phase.where) for phase in plan.schedule]
+        rates = zip(self._units, plan.schedule, strict=True)
+        self._samplers = [sampler or PoissonSampler(len(units), phase.sample_rate) for units, phase in rates]
         self._accountant = PRVAccountant()
-        rate = float(plan.sample_rate)
-        self._optimizer.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=rate))
+        self._enter(0)
         self._settings = _settings_digest(job)
         self._journal, self._snapshots = _kept(ranks, journal, snapshots)
         self._step = 0
@@ -169,43 +162,57 @@ class Trainer:
         prove(self._engine)
         self._resume()
         self._ranks.agree(self._weights())
-        made = 0
+        before = self._journal.state.attempts
         while self._step < self._plan.steps and self._journal.state.attempts < self._plan.attempts:
             self._attempt()
-            self._check_accounted(made := made + 1)
+            self._check_accounted(before)
         return collect(self._adapter, self._step, self._journal.state.attempts, private=self._private)
 
     def _attempt(self) -> None:
-        self._journal.attempt(self._plan.sample_rate, self._plan.noise_multiplier)
-        dealt = self._ranks.deal(self._sampler.draw, len(self._units))
-        self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in self._units[u]] for u in dealt])
+        attempt = self._journal.state.attempts + 1
+        phase = self._plan.phase_at(attempt)
+        if phase != self._phase:
+            self._enter(phase)
+        self._journal.attempt(self._plan.schedule[phase].sample_rate, self._plan.noise_multiplier)
+        members = self._units[phase]
+        dealt = self._ranks.deal(self._samplers[phase].draw, len(members))
+        self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
-        self._apply(self._released())
+        self._apply(self._released(attempt), attempt)
         if self._step % EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
 
-    def _check_accounted(self, made: int) -> None:
+    def _enter(self, phase: int) -> None:
+        # Opacus' hook carries one rate; from here on it accounts at that of this phase.
+        rate = float(self._plan.schedule[phase].sample_rate)
+        self._optimizer.attach_step_hook(self._accountant.get_optimizer_hook_fn(sample_rate=rate))
+        self._phase = phase
+
+    def _check_accounted(self, before: int) -> None:
         # Opacus' hook runs inside the step: it must have seen every step once, with the plan's mechanism.
-        expected = [(self._plan.noise_multiplier, float(self._plan.sample_rate), made)]
+        rates = self._plan.rates(self._journal.state.attempts, after=before)
+        expected = [(self._plan.noise_multiplier, float(rate), count) for rate, count in rates]
         if self._accountant.history != expected:
             raise GateFailed("the accountant did not see exactly the steps that were made")
 
-    def _released(self) -> Tensor:
+    def _released(self, attempt: int) -> Tensor:
         if not self._ranks.main:
             return self._ranks.share(self._optimizer.follow())
-        return self._ranks.share(self._written(self._optimizer.release()))
+        return self._ranks.share(self._written(self._optimizer.release(), attempt))
 
-    def _written(self, gradient: Tensor) -> Tensor:
+    def _written(self, gradient: Tensor, attempt: int) -> Tensor:
         step = self._step + 1
-        data = encode_release(Release(step, self._settings, gradient))
+        data = encode_release(Release(step, self._settings, gradient, attempt))
         self._snapshots.save(release_name(step), data)
         self._journal.released(step, digest(data))
         return gradient
 
-    def _apply(self, gradient: Tensor) -> None:
+    def _apply(self, gradient: Tensor, attempt: int) -> None:
         # Without noise a step need not move anything: A's gradient is zero while B is.
         before = self._weights() if self._step == 0 and self._private else None
+        # The divisor is the public batch size of the phase in which the release was sampled.
+        self._optimizer.expected_batch_size = self._plan.schedule[self._plan.phase_at(attempt)].expected_batch_size
         self._optimizer.apply(gradient)
         self._step += 1
         if before is not None:
@@ -243,7 +250,7 @@ class Trainer:
                 raise IntegrityError("a journaled release is missing", where=release_name(self._step + 1))
             release = decode_release(data, self._adapter.parameters)
             self._check_belongs(release.plan, release.step == self._step + 1)
-            self._apply(release.gradient)
+            self._apply(release.gradient, release.attempt)
 
     def _restore(self, state: State) -> None:
         self._check_belongs(state.plan, state.step <= self._journal.state.steps)
@@ -280,18 +287,6 @@ def _kept(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) ->
     if journal is None or snapshots is None:
         raise GateFailed("a run needs a journal and a place for its snapshots")
     return journal, snapshots
-
-
-def _units(job: TrainJob, records: Records, unit_of: Sequence[str] | None) -> list[list[int]]:
-    if job.plan.unit.kind == "record":
-        return [[index] for index in range(len(records))]
-    names = unit_of if unit_of is not None else [records[index].unit for index in range(len(records))]
-    if len(names) != len(records):
-        raise ConfigInvalid("there must be one unit of privacy for each record")
-    grouped: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        grouped.setdefault(name, []).append(index)
-    return list(grouped.values())
 
 
 def _settings_digest(job: TrainJob) -> str:

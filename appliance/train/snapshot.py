@@ -63,11 +63,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The noised sum of one step, float32 [P], and the settings it belongs to."""
+    """The noised sum of one step, float32 [P], the settings it belongs to, and the attempt in which it was sampled."""
 
     step: int
     plan: str
     gradient: Tensor
+    attempt: int
 
 
 def release_name(step: int) -> str:
@@ -96,13 +97,15 @@ def decode_state(data: bytes, parameters: int) -> State:
 
 def encode_release(release: Release) -> bytes:
     """The bytes of a release."""
-    return _encode({"gradient": release.gradient}, {"kind": "release", "step": release.step, "plan": release.plan})
+    header = {"kind": "release", "step": release.step, "plan": release.plan, "attempt": release.attempt}
+    return _encode({"gradient": release.gradient}, header)
 
 
 def decode_release(data: bytes, parameters: int) -> Release:
     """The release that `encode_release` wrote. Raises `IntegrityError` for anything else."""
     tensors, header = _decode(data, "release", ("gradient",), parameters)
-    return Release(step=header["step"], plan=header["plan"], gradient=tensors["gradient"])
+    attempt = header.get("attempt", header["step"])  # releases before there were phases do not name it
+    return Release(step=header["step"], plan=header["plan"], gradient=tensors["gradient"], attempt=attempt)
 
 
 def digest(data: bytes) -> str:
@@ -125,7 +128,7 @@ def _decode(
         length = int.from_bytes(data[:8], "little")
         header = orjson.loads(orjson.loads(data[8 : 8 + length])["__metadata__"]["header"])
         fits = header["format"] == _FORMAT and header["kind"] == kind and set(tensors) == set(names)
-        fits = fits and all(isinstance(header.get(key, 0), int) for key in ("step", "attempts"))
+        fits = fits and all(isinstance(header.get(key, 0), int) for key in ("step", "attempts", "attempt"))
         fits = fits and isinstance(header["plan"], str)
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError):
         fits = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -117,3 +118,43 @@ def test_a_plan_is_not_overwritten(appliance: Appliance, tmp_path: Path, run_fil
 )
 def test_a_verb_without_a_dry_run_refuses_one(sealed: Appliance, words: tuple[str, ...]) -> None:
     assert "no dry run" in sealed("--dry-run", *words, expect=2).err
+
+
+WRONG = [
+    ("targets: all-linear", "targets: [nothing_proj]", "no linear layer nothing_proj"),
+    ("targets: all-linear", "targets: [lm_head]", "no linear layer lm_head"),
+    ("r: 2", "r: 33", "rank 33 is larger than a dimension of"),
+    ("r: 2", "use_dora: true", "unknown key 'use_dora'"),
+    ("expected_batch_size: 60", "expected_batch_size: 601", "must lie between 1 and the 600 declared units"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG)
+def test_a_run_file_that_cannot_be_trained_is_refused_before_data_is_opened(
+    appliance: Appliance, run_file: Path, old: str, new: str, message: str
+) -> None:
+    text = run_file.read_text()
+    assert old in text
+    run_file.write_text(text.replace(old, new))
+    refused = appliance("train", "start", str(run_file), expect=3)
+    assert message in refused.err
+    assert appliance.json("ledger", "log", "--type", "run.reserved")["entries"] == []
+
+
+def test_a_base_without_a_chat_template(appliance: Appliance, tiny_model_dir: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_model_dir, tmp_path / "plain"))
+    for path in (source / "chat_template.jinja", source / "tokenizer_config.json"):
+        if path.name.endswith(".jinja"):
+            path.unlink(missing_ok=True)
+        else:
+            settings = json.loads(path.read_text())
+            settings.pop("chat_template", None)
+            path.write_text(json.dumps(settings))
+    appliance("model", "import", str(source), "--name", "plain")
+    path = tmp_path / "plain.yaml"
+    appliance("train", "plan", "notes", "plain", "--epsilon", "2", "--out", str(path))
+    assert "  from: none" in path.read_text()
+    path.write_text(path.read_text().replace("  from: none", "  from: base"))
+    refused = appliance("train", "start", str(path), expect=3)
+    assert "has no chat template" in refused.err
+    assert "template.from to none" in refused.err

@@ -76,7 +76,7 @@ def test_an_overlap_holds_in_both_directions(dataset: DatasetRow) -> None:
 @pytest.mark.parametrize("state", ["reserved", "running"])
 def test_a_run_that_is_not_settled_costs_its_reservation(run: RunRow, state: str) -> None:
     spend = spend_of(dataclasses.replace(run, state=state, recorded_attempts=4))
-    assert spend.mechanism == Mechanism(1.25, Fraction(1, 10), 12)
+    assert spend.mechanisms == (Mechanism(1.25, Fraction(1, 10), 12),)
     assert (spend.run_id, spend.dataset_id) == ("run_1", "ds-1")
     assert (spend.epsilon_gap, spend.sampler_delta) == (PRV_ALLOWANCE, 1e-9)
 
@@ -86,7 +86,8 @@ def test_a_run_that_is_not_settled_costs_its_reservation(run: RunRow, state: str
 def test_a_settled_run_costs_the_attempts_it_was_charged(run: RunRow, state: str, attempts: int) -> None:
     gap = str(Decimal("0.0042"))
     spend = spend_of(dataclasses.replace(run, state=state, charged_attempts=attempts, epsilon_gap=gap))
-    assert spend.mechanism == Mechanism(1.25, Fraction(1, 10), attempts)
+    assert sum(mechanism.attempts for mechanism in spend.mechanisms) == attempts
+    assert all(m == Mechanism(1.25, Fraction(1, 10), attempts) for m in spend.mechanisms)
     assert (spend.epsilon_gap, spend.sampler_delta) == (0.0042, 1e-9)
 
 

@@ -285,3 +285,34 @@ def test_real_reviews(drug_reviews: Path) -> None:
     plain, again = ingest(file, format="tsv", text="review")
     assert [unescape(text) for text in texts(plain)] == reviews
     assert overlap(ingestion.fingerprints, again.fingerprints)
+
+
+def test_kept_columns_are_sealed_beside_the_record_and_never_in_its_text(tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "lang": "python", "level": 3},
+        {"text": "two", "lang": None},
+        {"text": "three"},
+        {"text": "four", "lang": ["no", "category"]},
+        {"text": "five", "lang": "x" * 257},
+    ]
+    records, ingestion = ingest(jsonl(tmp_path / "f", *rows), keep=("lang", "level"))
+    assert [record.fields for record in records] == [(("lang", "python"), ("level", "3")), (), ()]
+    assert [Record.decode(record.encode()) for record in records] == records
+    assert [(bad.line, bad.reason) for bad in ingestion.rejected] == [
+        (4, "column 'lang' is neither text nor a number"),
+        (5, "a kept column has more than 256 characters"),
+    ]
+    plain, _ = ingest(jsonl(tmp_path / "f", *rows[:3]))
+    assert [record.parts for record in plain] == [record.parts for record in records]
+    assert plain[0].encode() == b'{"u":"%s","k":"text","p":[["text","one"]]}' % plain[0].unit.encode()
+
+
+def test_a_kept_column_must_be_in_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("text,lang\none,python\n")
+    (record,), _ = ingest(path, format="csv", keep=("lang",))
+    assert record.fields == (("lang", "python"),)
+    with pytest.raises(DataInvalid, match="no column 'level'"):
+        ingest(path, format="csv", keep=("level",))
+    with pytest.raises(UsageError, match="no column to keep"):
+        IngestSpec(format="text", keep=("lang",))

@@ -23,7 +23,7 @@ RUN = RunFile(
 def test_every_key_stands_under_its_explanation() -> None:
     lines = run_file.render(RUN).splitlines()
     keys = [n for n, line in enumerate(lines) if line and not line.lstrip().startswith("#")]
-    assert len(keys) == 33
+    assert len(keys) == 36
     assert all(lines[n - 1].lstrip().startswith("# ") for n in keys if "- id" not in lines[n])
     assert max(map(len, lines)) <= 120
 
@@ -73,3 +73,40 @@ def test_errors(old: str, new: str, message: str, hint: str) -> None:
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert caught.value.where.startswith("run.yaml:")
+
+
+CURRICULUM = """
+curriculum:
+  - {name: basics, ratio: 0.3, units: 200, expected_batch_size: 20, where: {field: lang, in: [python, rust]}}
+  - {ratio: 0.5}
+  - {ratio: 0.2}
+"""
+
+
+def test_a_curriculum_is_read_explained_and_read_again() -> None:
+    text = run_file.render(RUN) + CURRICULUM
+    run = run_file.parse(text.encode(), "run.yaml")
+    assert [phase.ratio for phase in run.curriculum] == [0.3, 0.5, 0.2]
+    where = run.curriculum[0].where
+    assert where is not None
+    assert (where.field, where.values) == ("lang", ("python", "rust"))
+    again = run_file.render(run)
+    assert run_file.parse(again.encode(), "run.yaml") == run
+    assert "# train on the records whose field has one of these values" in again
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("units: 200, ", "", "needs 'units'"),
+        ("ratio: 0.3", "ratio: 1.3", "less than or equal to 1"),
+        ("name: basics", "name: phase-2", "same name"),
+        ("in: [python, rust]", "in: []", "at least 1 item"),
+        ("in: [python, rust]", "quantile: 0.5", "unknown key 'quantile'"),
+    ],
+)
+def test_a_curriculum_that_cannot_be(old: str, new: str, message: str) -> None:
+    text = run_file.render(RUN) + CURRICULUM.replace(old, new)
+    with pytest.raises(ConfigInvalid) as caught:
+        run_file.parse(text.encode(), "run.yaml")
+    assert message in caught.value.message

@@ -13,23 +13,23 @@ DELTA = 1e-5
 
 
 def spend(run: str, dataset: str = "A", attempts: int = 10, sigma: float = 1.5, **more: float) -> Spend:
-    return Spend(run_id=run, dataset_id=dataset, mechanism=Mechanism(sigma, Fraction(1, 2), attempts), **more)
+    return Spend(run_id=run, dataset_id=dataset, mechanisms=(Mechanism(sigma, Fraction(1, 2), attempts),), **more)
 
 
-ONE = epsilon_pld([spend("r").mechanism], DELTA)
+ONE = epsilon_pld([*spend("r").mechanisms], DELTA)
 
 
 def test_a_lifetime_composes_runs_and_adds_only_positive_gaps() -> None:
     spends = [spend("r1", epsilon_gap=0.01), spend("r2", sigma=2.0, epsilon_gap=-0.5)]
-    composed = epsilon_pld([s.mechanism for s in spends], DELTA)
+    composed = epsilon_pld([m for s in spends for m in s.mechanisms], DELTA)
     assert lifetime_epsilon(spends, DELTA) == composed + 0.01
-    assert composed < ONE + epsilon_pld([spends[1].mechanism], DELTA)
+    assert composed < ONE + epsilon_pld(spends[1].mechanisms, DELTA)
     assert lifetime_epsilon([], DELTA) == 0
 
 
 def test_samplers_use_up_delta() -> None:
     spends = [spend("r1", sampler_delta=4e-6), spend("r2", sampler_delta=1e-6)]
-    assert lifetime_epsilon(spends, DELTA) == epsilon_pld([s.mechanism for s in spends], 5e-6)
+    assert lifetime_epsilon(spends, DELTA) == epsilon_pld([m for s in spends for m in s.mechanisms], 5e-6)
     assert lifetime_epsilon([*spends, spend("r3", sampler_delta=6e-6)], DELTA) == float("inf")
 
 

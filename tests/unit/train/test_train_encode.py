@@ -6,9 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from appliance.errors import ConfigInvalid
+from appliance.errors import ConfigInvalid, DataInvalid
 from appliance.records import Record, TrainSpec
 from appliance.train.encode import Encoded, Encoder, buckets
 
@@ -67,7 +68,10 @@ def test_plain_concatenation(tokenizer: Any) -> None:
 
 
 def test_truncation_leaves_nothing_to_supervise_but_keeps_the_record(tokenizer: Any) -> None:
-    got = encoder(tokenizer, max_tokens=10).encode(COMPLETION)
+    made = encoder(tokenizer, max_tokens=10)
+    got = made.encode(COMPLETION)
+    made.encode(Record(unit="u", kind="text", parts=(("text", "short"),)))
+    assert made.truncated.reveal() == 1
     assert len(got.ids) == 10
     assert got.positions == ()
     assert got.length == 16
@@ -98,3 +102,62 @@ def test_buckets_are_public_and_grow_by_an_eighth() -> None:
 
 def test_encoding_never_shows_content(tokenizer: Any) -> None:
     assert "ids" not in repr(encoder(tokenizer).encode(COMPLETION))
+
+
+def ingested(tmp_path: Path, row: dict[str, Any]) -> Record:
+    from appliance.ingest.ingestion import Ingestion
+    from appliance.ingest.spec import IngestSpec
+
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(orjson.dumps(row) + b"\n")
+    (record,) = Ingestion([path], IngestSpec(format="jsonl"), b"k" * 32)
+    return record
+
+
+TURNS = [("system", "S"), ("human", "one"), ("gpt", "two"), ("human", "three"), ("gpt", "four")]
+ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+OPENED = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
+BETWEEN = "<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n"
+CHATTED = [(OPENED, False), ("two<|im_end|>\n", True), (BETWEEN, False), ("four<|im_end|>\n", True)]
+ASKED = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+MASKS: dict[str, tuple[dict[str, Any], list[tuple[str, bool]]]] = {
+    "messages": ({"messages": [{"role": ROLES[f], "content": v} for f, v in TURNS]}, CHATTED),
+    "sharegpt": ({"conversations": [{"from": f, "value": v} for f, v in TURNS]}, CHATTED),
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        [(ASKED.format("Add.\n\n1 2"), False), ("3<|im_end|>\n", True)],
+    ),
+    "alpaca-without-input": (
+        {"instruction": "Add.", "input": "", "output": "3"},
+        [(ASKED.format("Add."), False), ("3<|im_end|>\n", True)],
+    ),
+    "completion": (
+        {"prompt": "How?", "completion": "So."},
+        [(ASKED.format("How?"), False), ("So.<|im_end|>\n", True)],
+    ),
+    "text": ({"text": "Once."}, [("Once.<|im_end|>", True)]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(MASKS))
+def test_every_format_from_its_file_to_its_exact_mask(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    row, pieces = MASKS[name]
+    got = encoder(tokenizer, max_tokens=400).encode(ingested(tmp_path, row))
+    parts = [(tokenizer(text, add_special_tokens=False)["input_ids"], train) for text, train in pieces]
+    assert list(got.ids) == [token for ids, _ in parts for token in ids]
+    mask = [train for ids, train in parts for _ in ids]
+    assert got.positions == tuple(p - 1 for p in range(1, len(mask)) if mask[p])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completion": " "},
+        {"instruction": "i", "output": ""},
+        {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}]},
+        {"text": "\n"},
+    ],
+)
+def test_an_empty_completion_is_rejected_by_its_place(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match=r"line 1 .* is empty"):
+        ingested(tmp_path, row)

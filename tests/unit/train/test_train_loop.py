@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
+from appliance.privacy.accounting import composition
 from appliance.privacy.journal import Journal
 from appliance.records import EngineOptions, LoraSpec, UnitOfPrivacy
 from appliance.train.accounting import epsilon_prv, epsilon_rdp, spent
@@ -62,7 +63,7 @@ def test_order_of_a_step_and_what_is_kept(tiny_model_dir: Path, tokenizer: Any) 
     order: list[str] = []
     trainer = fixed(tiny_model_dir, tokenizer, journal, snapshots)
     for owner, name in (
-        (journal, "attempt"), (trainer._sampler, "draw"), (trainer._engine, "accumulate"),
+        (journal, "attempt"), (trainer._samplers[0], "draw"), (trainer._engine, "accumulate"),
         (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "released"),
         (trainer._optimizer, "apply"), (journal, "checkpointed"), (snapshots, "delete"),
     ):  # fmt: skip
@@ -97,7 +98,12 @@ def resume_after(directory: Path, tokenizer: Any, moment: str, at: int) -> None:
     reference = whole_run(directory, tokenizer)
     journal, snapshots = MemoryJournal(), MemorySnapshots()
     trainer = fixed(directory, tokenizer, journal, snapshots)
-    owners = {"draw": trainer._sampler, "accumulate": trainer._engine, "save": snapshots, "apply": trainer._optimizer}
+    owners = {
+        "draw": trainer._samplers[0],
+        "accumulate": trainer._engine,
+        "save": snapshots,
+        "apply": trainer._optimizer,
+    }
     owner = owners.get(moment, snapshots if moment == "delete" else journal)
     kill_at(owner, moment, 1 if moment in ("checkpointed", "delete") else at)
     with pytest.raises(Killed):
@@ -140,7 +146,7 @@ def test_attempts_run_out(tiny_model_dir: Path, tokenizer: Any) -> None:
 def test_a_missing_or_foreign_state_is_refused(tiny_model_dir: Path, tokenizer: Any) -> None:
     journal, snapshots = MemoryJournal(), MemorySnapshots()
     trainer = fixed(tiny_model_dir, tokenizer, journal, snapshots)
-    kill_at(trainer._sampler, "draw", 4)
+    kill_at(trainer._samplers[0], "draw", 4)
     with pytest.raises(Killed):
         trainer.run()
     kept = dict(snapshots.stored)
@@ -192,8 +198,9 @@ def test_subject_plan_with_checkpointing(tiny_model_dir: Path, tokenizer: Any, d
     trainer = Trainer(
         job(values, options=options), model, tokenizer, records, MemoryJournal(), MemorySnapshots(), ignore
     )
-    assert len(trainer._units) == 15
-    assert all(len(unit) == 4 for unit in trainer._units)
+    (units,) = trainer._units
+    assert len(units) == 15
+    assert all(len(unit) == 4 for unit in units)
     assert trainer.run().steps == 2
     with pytest.raises(ConfigInvalid, match="one unit"):
         train(job(values), load(tiny_model_dir), tokenizer, records, MemoryJournal(), MemorySnapshots(), ignore, ["a"])
@@ -250,7 +257,7 @@ def test_accounting() -> None:
     said = spent(values, 300)
     assert said.epsilon_pld <= said.epsilon_prv <= said.epsilon_pld + 0.02 * max(1, said.epsilon_pld)
     assert said.epsilon_rdp > said.epsilon_pld
-    assert epsilon_prv(1.1, values.sample_rate, 0, 1e-5) == 0.0
-    assert epsilon_rdp(1.1, values.sample_rate, 10, 1e-5) < said.epsilon_rdp
+    assert epsilon_prv([], 1e-5) == 0.0
+    assert epsilon_rdp(composition(values, 10), 1e-5) < said.epsilon_rdp
     assert LoraSpec().r == 8
     assert rig.plan().attempts == 5

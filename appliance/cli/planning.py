@@ -1,0 +1,68 @@
+"""What `train plan` prints of a forecast: memory, time, and what other choices would mean for the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from appliance.cli import render
+
+if TYPE_CHECKING:
+    from appliance.flows.forecast import Forecast
+    from appliance.records import PrivacyPlan
+
+Row = tuple[float, int, int, float, float]
+
+
+def sampling(plan: PrivacyPlan) -> list[str]:
+    """How units are sampled: one line, or one for each phase of a curriculum."""
+    if not plan.phases:
+        rate = f"rate {float(plan.sample_rate):.4f}"
+        return [f"Poisson, {rate}, {plan.steps} steps + {plan.spare_steps} spare"]
+    lines = [
+        f"Poisson, {phase.name}: rate {float(phase.sample_rate):.4f}, {phase.steps} steps" for phase in plan.phases
+    ]
+    return [*lines[:-1], f"{lines[-1]} + {plan.spare_steps} spare"]
+
+
+def lines(expected: Forecast) -> list[str]:
+    """Memory and time as fields."""
+    memory, engine = expected.memory, expected.engine
+    gib = f"{memory.total / 2**30:.2f} GiB at its peak"
+    if expected.available is None:
+        fields = [("memory", f"{gib} (an estimate for a GPU, made from CPU measurements)")]
+    else:
+        fields = [("memory", f"{gib}, {expected.available / 2**30:.2f} GiB are available")]
+    fields.append(("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"))
+    if expected.time is not None:
+        least, most = expected.time.least, expected.time.most
+        fields.append(("time", f"{_duration(least)} to {_duration(most)}, if every record has the greatest length"))
+    return render.fields(fields)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The trade-off as a table: the last column is what the model feels."""
+    head = ("epsilon", "steps", "batch", "noise multiplier", "noise / batch")
+    cells = [(f"{e:g}", steps, batch, f"{noise:.2f}", f"{ratio:.5f}") for e, steps, batch, noise, ratio in rows]
+    return ["what other choices would mean (less noise / batch is a better model):", *render.table(head, cells)]
+
+
+def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
+    """The same for --json: bytes, seconds, and the table."""
+    memory, time = expected.memory, expected.time
+    parts = {name: getattr(memory, name) for name in memory.__slots__}
+    names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier", "noise_per_unit")
+    return {
+        "memory_bytes": {**parts, "total": memory.total},
+        "memory_available": expected.available,
+        "memory_is_an_estimate_for_a_gpu": expected.available is None,
+        "physical_tokens": expected.engine.physical_tokens,
+        "seconds": None if time is None else [round(time.least), round(time.most)],
+        "alternatives": [dict(zip(names, row, strict=True)) for row in rows],
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

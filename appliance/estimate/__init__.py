@@ -1,0 +1,1 @@
+"""What a run will need, told before it starts: memory and time, from the model's numbers and this machine's."""
