@@ -86,7 +86,8 @@ def start(
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "auto",
     physical_tokens: Annotated[
-        int | None, typer.Option(min=8, help="Tokens computed at once; memory follows it. Default: 1024, cuda 8192.")
+        int | None,
+        typer.Option(min=8, help="Tokens computed at once; memory follows it. Default: as the run file says."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch choose.")] = 0,
     nproc: Annotated[int, typer.Option(min=1, max=64, help="Processes that train together, one for each GPU.")] = 1,

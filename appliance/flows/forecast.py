@@ -81,8 +81,8 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
     if engine.device == "cuda":
         return Forecast(engine=engine, memory=needed, available=None, time=None)
     available = available_memory() if memory is None else memory
-    if needed.total * MARGIN > available:
-        raise _will_not_fit(wanted, needed.total, available)
+    if needed.total * engine.nproc * MARGIN > available:
+        raise _will_not_fit(wanted, needed.total * engine.nproc, available)
     plan = resolved.plan
     tokens = sum(phase.steps * phase.expected_batch_size for phase in plan.schedule) * unit.max_records
     time = run_seconds(wanted, float(tokens * resolved.run.train.max_tokens), rate(home), has_fast_bfloat16())
@@ -175,6 +175,8 @@ def _will_not_fit(wanted: Asked, needed: int, available: int) -> WillNotFit:
     }
     best = _changed(options["quantize_base: nf4"], physical_tokens=128, gradient_checkpointing=True)
     options["quantize_base: nf4, physical_tokens: 128 and gradient_checkpointing: true"] = best
-    fitting = [name for name, one in options.items() if footprint(one).total * MARGIN <= available]
+    fitting = [
+        name for name, one in options.items() if footprint(one).total * wanted.engine.nproc * MARGIN <= available
+    ]
     hint = f"what would fit: {'; or '.join(fitting[:4])}" if fitting else "nothing short of a smaller model would fit"
     return WillNotFit(f"the run needs about {needed // MIB} MiB of memory, {available // MIB} MiB are there", hint=hint)
