@@ -127,7 +127,7 @@ def _activations(asked: Asked, tokens: int, length: int) -> float:
     shape = asked.shape
     each = [layer_bytes(shape, asked.lora, asked.element, length, index) * tokens for index in range(shape.layers)]
     if asked.engine.gradient_checkpointing:
-        return 2 * max(each) + shape.layers * shape.hidden * asked.element * tokens
+        return min(sum(each), 2 * max(each) + shape.layers * shape.hidden * asked.element * tokens)
     return sum(each)
 
 
