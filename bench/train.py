@@ -120,6 +120,7 @@ def step_time(setting: Setting, name: str, dtype: str, peer: type[Any], peer_nam
             batch = batch_of(rows, length, setting.directory)
             times = alternated(partial(us.step, batch), partial(them.step, batch), setting.repeats)
             cases[f"{targets} ({rows}, {length})"] = [a / b for a, b in times]
+            print(f"{name} {targets} ({rows}, {length}): {times}", file=sys.stderr, flush=True)
     return ratio_figure(name, cases, bar=bar and setting.bar(bar), peer=peer_name)
 
 
@@ -212,9 +213,15 @@ def nf4_7b(setting: Setting) -> Figure:
 
 
 def memory_estimate(setting: Setting) -> Figure:
-    return Figure(
-        name="memory_estimate_rel_error", value=None, unit="relative", bar=0.05, note="not run: bench/memory.py"
-    )
+    """The figure of bench/memory.py, a script of its own: it trains in a child process for each configuration."""
+    name, script = "memory_estimate_rel_error", ROOT / "bench" / "memory.py"
+    if not script.exists() or setting.device != "cpu":
+        reason = "no bench/memory.py" if setting.device == "cpu" else "resident memory says nothing of a GPU's"
+        return Figure(name=name, value=None, unit="ratio", bar=0.05, note=f"not run: {reason}")
+    command = [sys.executable, str(script), "--json", *(["--quick"] if setting.quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])["figures"]
+    return next(Figure(**figure) for figure in found if figure["name"] == name)
 
 
 FIGURES: dict[str, Callable[..., Figure]] = {
