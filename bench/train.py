@@ -8,12 +8,16 @@ with the same threads; what is quoted is the median of the ratios of neighbourin
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from fractions import Fraction
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -247,7 +251,7 @@ def measured(name: str, setting: Setting) -> Figure:
     """One figure; a peer that cannot run is said, with its reason, never left out."""
     extra = {"name": name} if name.startswith(("step_time", "peak_memory")) else {}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # the Trainer prints
             warnings.simplefilter("ignore")
             return FIGURES[name](setting, **extra)
     except Exception as error:  # noqa: BLE001 - whatever a peer raises is its reason
@@ -256,6 +260,7 @@ def measured(name: str, setting: Setting) -> Figure:
 
 
 def main() -> None:
+    torch.set_num_threads(os.cpu_count() or 1)  # the tests' own modules, which are imported above, ask for one
     options = arguments(
         __doc__ or "",
         only="figures by name, with commas",
