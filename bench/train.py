@@ -181,7 +181,8 @@ def norm_error(setting: Setting) -> Figure:
 def noise_saving(setting: Setting) -> Figure:
     delta, savings = 1e-5, []
     for epsilon, rate, steps in SETTINGS:
-        low, high = ours_sigma, _ = calibrate(rate, steps, epsilon, delta), 50.0
+        low = ours_sigma = calibrate(rate, steps, epsilon, delta)
+        high = 1.5 * low
         while high - low > 1e-4 * low:
             middle = (low + high) / 2
             low, high = (middle, high) if epsilon_rdp([Steps(middle, rate, steps)], delta) > epsilon else (low, middle)
