@@ -28,7 +28,7 @@ def sampling(plan: PrivacyPlan) -> list[str]:
 def lines(expected: Forecast) -> list[str]:
     """Memory and time as fields."""
     memory, engine = expected.memory, expected.engine
-    gib = f"{memory.total / 2**30:.2f} GiB at its peak"
+    gib = f"about {memory.total / 2**30:.2f} GiB at its peak"
     if expected.available is None:
         fields = [("memory", f"{gib} (an estimate for a GPU, made from CPU measurements)")]
     else:

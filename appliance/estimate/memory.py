@@ -1,7 +1,10 @@
 """Peak resident memory of a training worker, in closed form. Depends on nothing private: it holds for any records.
 
+Its constants are fitted to the five runs in `bench/RESULTS.md`; quantised bases, mixtures of experts and GPUs are
+counted in the same way but were not measured.
+
 The peak is taken where a full micro-batch's activations, the per-record gradients and what backward needs besides lie
-in memory together. The constants below are measured (`bench/memory.py`), everything else is counted.
+in memory together. `bench/memory.py` compares it with the measured peak.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ BITSANDBYTES = 60 * MIB
 KERNELS = 238 * MIB
 """In bfloat16 the CPU's library compiles a kernel for every size of product and keeps it."""
 ACTIVATIONS_HELD, WORKING_HELD = 1.58, 0.71
-"""The allocator keeps much of what was freed between tensors of other sizes; measured as multiples of what is live."""
+"""The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 
 # As in `train.engine`, `train.loss`, `train.lora` and `train.encode`; a test compares them.
 GRADIENT_BYTES, MAX_ROWS, BLOCK = 1 << 28, 256, 1024

@@ -28,7 +28,7 @@ from appliance.records import EngineOptions, PrivacyPlan
 from appliance.store.files import write_atomic
 
 MARGIN = 1.05
-"""The estimate is held to 5 % of the measured peak, so so much more has to be there."""
+"""So much more than the estimate has to be there: what it was fitted to differed by up to 3 %."""
 TOKENS = (8192, 4096, 2048, 1024, 512, 256, 128, 64)
 
 
