@@ -1,10 +1,11 @@
 """No private text outside of sealed objects: every byte that any process writes is searched for one planted token.
 
-A whole life of the appliance runs under strace, the key agent and the workers included: init, unlock, import, ingest,
-ingests of malformed rows, a run that is killed and resumed, verify, lock. Files that are deleted again,
-sockets, pipes and terminals are seen as writes; what is left is searched as files too. The token is sought as text,
-UTF-16, base64, hex, token ids, and inside what can be decompressed. Planted leaks of each kind must be found by the
-same search.
+A whole life of the appliance runs under strace, the key agent and the workers included: init, unlock, import, ingest
+of training and of evaluation data, ingests of malformed rows, a run that is killed and resumed, watermark, evaluation,
+report, bundle, verifier, export of the ledger, lock. Files that are deleted again, sockets, pipes and terminals are
+seen as writes; what is left is searched as files too, the report and the bundle among them. The token is sought as
+text, UTF-16, base64, hex, token ids, and inside what can be decompressed. Planted leaks of each kind must be found by
+the same search, and so must one that a worker with a line altered carries into the ledger, the report and the bundle.
 
 Not seen: a change to a memory-mapped file that is gone afterwards (no such mapping may be made: that is checked), and
 encodings that are not listed.
@@ -12,37 +13,23 @@ encodings that are not listed.
 
 from __future__ import annotations
 
-import base64
-import bz2
-import contextlib
 import json
-import lzma
 import os
-import re
 import shutil
 import signal
-import sqlite3
-import struct
 import subprocess
 import sys
 import time
-import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from tests.adversarial.tracing import ROOT, SECRET, leaks, streams, traced, unseen
 from tests.e2e.conftest import PASSPHRASE, Appliance
+from tests.e2e.test_selftest import altered, replace
 
-SECRET = "wombat-5527-kathmandu"  # in every record that is ingested, and nowhere else
 RECORDS = 600
-ROOT = Path(__file__).parents[2]
-CALLS = (
-    "write,pwrite64,writev,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,copy_file_range,splice,vmsplice,"
-    "execve,mmap,io_uring_setup"
-)
-LONGEST = 1 << 24  # bytes of one argument that strace prints
 
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or os.geteuid() != 0,
@@ -60,6 +47,8 @@ def write_input(directory: Path) -> None:
     lines += [f"p{i // 2},how is patient {i}?,{SECRET} number {i} feels well today" for i in range(RECORDS)]
     lines[300:300] = [f"p,how?,{SECRET},{SECRET}", SECRET, f"p,how?,{SECRET}\x00"]
     (directory / "notes.csv").write_text("\n".join(lines) + "\n")
+    strangers = [f"s{i},how is stranger {i}?,{SECRET} stranger {i} is as well as can be" for i in range(RECORDS)]
+    (directory / "held.csv").write_text("\n".join([lines[0], *strangers]) + "\n")
     wide = [f"{line},{SECRET},{SECRET}" for line in lines[1:300]]
     (directory / "wide.csv").write_text("\n".join([lines[0], *wide, f'p9,"{SECRET} is never closed']) + "\n")
     bad = [
@@ -74,23 +63,46 @@ def write_input(directory: Path) -> None:
 
 def live(home: Path, inputs: Path, model: Path) -> None:
     """Everything the appliance does, once. Runs in the traced process; nothing here writes private text itself."""
+    run = train(Appliance(home), inputs, model)
+    released = home / "runs" / run / "released"
     appliance = Appliance(home)
+    appliance("watermark", "embed", run)
+    appliance("watermark", "detect", str(released), "--run", run)
+    hand_over(appliance, run, home.with_name("out"))
+    for words in (("ledger", "verify"), ("train", "status"), ("data", "show", "notes"), ("budget", "show")):
+        appliance(*words)
+    appliance("key", "lock")
+
+
+def train(appliance: Appliance, inputs: Path, model: Path) -> str:
+    """From nothing to a finished run."""
     columns = ("--prompt", "question", "--completion", "answer", "--units", str(RECORDS))
     appliance("init", "--policy", "default")
     appliance("key", "unlock")
     appliance("watermark", "keygen")
     appliance("model", "import", str(model), "--name", "tiny")
     appliance("data", "ingest", str(inputs / "notes.csv"), "--name", "notes", *columns)
+    held = ("--name", "held", "--purpose", "evaluation")
+    appliance("data", "ingest", str(inputs / "held.csv"), *held, *columns)
     appliance("data", "ingest", str(inputs / "wide.csv"), "--name", "wide", *columns, expect=6)
     appliance("data", "ingest", str(inputs / "bad.jsonl"), "--name", "bad", "--units", str(RECORDS), expect=6)
     appliance("data", "ingest", str(inputs / "bad.txt"), "--name", "text", "--units", str(RECORDS), expect=6)
     small = ("--steps", "3", "--batch", "60", "--max-tokens", "64", "--rank", "2", "--epsilon", "1")
-    appliance("train", "plan", "notes", "tiny", "--out", str(home.with_name("run.yaml")), *small)
-    run = killed_and_resumed(appliance, home.with_name("run.yaml"))
-    appliance("watermark", "embed", run)
-    for words in (("ledger", "verify"), ("train", "status"), ("data", "show", "notes"), ("budget", "show")):
-        appliance(*words)
-    appliance("key", "lock")
+    run_file = appliance.home.with_name("run.yaml")
+    appliance("train", "plan", "notes", "tiny", "--out", str(run_file), *small)
+    return killed_and_resumed(appliance, run_file)
+
+
+def hand_over(appliance: Appliance, run: str, out: Path) -> None:
+    """From a marked run to what leaves the building, and to the auditor's verdict on it."""
+    appliance("evaluate", "run", run, "--dataset", "held", "--public-tokens", "300")
+    appliance("report", "build", run, "--out", str(out / "report"))
+    appliance("export", "bundle", run, "--out", str(out / "bundle"), "--recipient", "auditor")
+    appliance("ledger", "export", str(out / "log"))
+    (out / "keys.txt").write_text("\n".join(appliance.json("ledger", "head")["keys"]) + "\n")
+    pinned = ("--trusted-key", str(out / "keys.txt"), "--state", str(out / "seen.json"))
+    appliance("export", "verify", str(out / "bundle"), *pinned)
+    subprocess.run([sys.executable, "-I", str(out / "bundle" / "verify.py"), *pinned], check=True, capture_output=True)
 
 
 def killed_and_resumed(appliance: Appliance, run_file: Path) -> str:
@@ -112,139 +124,6 @@ def sampled(runs: Iterable[Path]) -> list[Path]:
     return [path.parent for path in journals if path.exists() and b'"attempt"' in path.read_bytes()]
 
 
-# --- what was written ------------------------------------------------------------------------------------------------
-
-
-def traced(traces: Path, *command: str, environment: dict[str, str] | None = None, text: str = "") -> None:
-    """Run a command, with all its descendants, under strace; returns when the last of them has ended."""
-    traces.mkdir(exist_ok=True)
-    options = ("-f", "-ff", "-qq", "--seccomp-bpf", "-y", "-xx", "-s", str(LONGEST), "-e", "signal=none")
-    strace = ("strace", *options, "-e", f"trace={CALLS}", "-o", str(traces / "trace"))
-    done = subprocess.run(
-        [*strace, *command],
-        env=environment,
-        input=text,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-STRINGS = re.compile(rb'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
-ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
-
-
-def unescape(text: bytes) -> bytes:
-    return ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), text)
-
-
-def calls(traces: Path) -> Iterator[tuple[Path, bytes, bytes]]:
-    """Every traced call: the file of its thread, its name, and its arguments as strace printed them."""
-    for path in sorted(traces.iterdir()):
-        for line in path.read_bytes().splitlines():
-            name, bracket, arguments = line.partition(b"(")
-            if bracket:
-                yield path, name, arguments
-
-
-def streams(traces: Path) -> dict[str, bytes]:
-    """What each thread wrote to each descriptor, in its order, and the words of every command that was started."""
-    parts: dict[str, list[bytes]] = defaultdict(list)
-    for path, name, arguments in calls(traces):
-        if name in (b"mmap", b"io_uring_setup"):
-            continue
-        target = "command" if name == b"execve" else unescape(arguments.split(b",", 1)[0]).decode(errors="replace")
-        for text, cut in STRINGS.findall(arguments):
-            assert not cut, f"{path.name}: a write of more than {LONGEST} bytes was not recorded whole"
-            parts[f"{path.name} {name.decode()} {target}"].append(bytes.fromhex(text.replace(b"\\x", b"").decode()))
-    return {place: b"".join(pieces) for place, pieces in parts.items()}
-
-
-def unseen(traces: Path, inputs: Path) -> list[str]:
-    """Ways to write that leave no bytes in the trace, and were used: shared mappings, io_uring, copies of the input."""
-    found = []
-    for path, name, arguments in calls(traces):
-        shared = name == b"mmap" and b"PROT_WRITE" in arguments and b"MAP_SHARED" in arguments
-        if shared and b"MAP_ANONYMOUS" not in arguments and b"/ledger.db-shm>" not in unescape(arguments):
-            found.append(f"{path.name} {unescape(arguments)!r}")
-        if name in (b"io_uring_setup", b"vmsplice"):
-            found.append(f"{path.name} {name!r}")
-        if name in (b"sendfile", b"copy_file_range", b"splice") and bytes(inputs) in unescape(arguments):
-            found.append(f"{path.name} {name!r} of the input")
-    return found
-
-
-# --- the search ------------------------------------------------------------------------------------------------------
-
-
-def forms(token_ids: list[int]) -> dict[str, bytes]:
-    """The secret in the encodings that are sought; text is sought in lower case, so these are too where case varies."""
-    text = SECRET.encode()
-    found = {"text": text, "utf-16-le": SECRET.encode("utf-16-le"), "utf-16-be": SECRET.encode("utf-16-be")}
-    found["hex"] = text.hex().encode()
-    for shift in range(3):
-        padded = bytes(shift) + text
-        whole = len(padded) // 3 * 3
-        found[f"base64+{shift}"] = base64.b64encode(padded[:whole])[4 if shift else 0 :]
-    found["token ids as text"] = ",".join(map(str, token_ids)).encode()
-    for size, code in ((16, "h"), (32, "i"), (64, "q")):
-        found[f"token ids as int{size}"] = struct.pack(f"<{len(token_ids)}{code}", *token_ids)
-    return found
-
-
-def inflate(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """What every compressed stream in `data` holds, wherever it begins and however early it breaks off."""
-    for match in re.finditer(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]|BZh[1-9]|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", data):
-        rest, magic = data[match.start() :], match[0]
-        with contextlib.suppress(zlib.error, OSError, lzma.LZMAError, EOFError):
-            if magic[:1] in (b"\x1f", b"\x78"):
-                yield "deflated", zlib.decompressobj(47).decompress(rest, 1 << 24)
-            elif magic[:1] == b"B":
-                yield "bzip2", bz2.BZ2Decompressor().decompress(rest, 1 << 24)
-            elif magic[:1] == b"\xfd":
-                yield "xz", lzma.LZMADecompressor().decompress(rest, 1 << 24)
-            elif shutil.which("zstd"):
-                done = subprocess.run(["zstd", "-dcq"], input=rest, capture_output=True, check=False)
-                yield "zstd", done.stdout
-
-
-def search(data: bytes, sought: dict[str, bytes], depth: int = 2) -> set[str]:
-    """The forms of the secret that are in `data`, also compressed, up to `depth` times."""
-    lower, dense = data.lower(), data.translate(None, b" \t\r\n")
-    found = {form for form, needle in sought.items() if needle in data or needle in lower or needle in dense}
-    if sought["hex"] in dense.lower():
-        found.add("hex")
-    for kind, inner in inflate(data) if depth else ():
-        found |= {f"{kind} {form}" for form in search(inner, sought, depth - 1)}
-    return found
-
-
-def cells(path: Path) -> bytes:
-    """Every value of every table: the file alone may hold a long one in pieces."""
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
-        rows = [row for table in tables for row in database.execute(f'select * from "{table}"')]
-    values = [value for row in rows for value in row if value is not None]
-    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for value in values)
-
-
-def leaks(places: Iterable[Path], traces: Path, token_ids: list[int]) -> dict[str, set[str]]:
-    """Where the secret is, and in which forms: in what was written, in files that are there, and in their names."""
-    sought = forms(token_ids)
-    found = {place: search(data, sought) for place, data in streams(traces).items()}
-    for path in (path for place in places for path in place.rglob("*")):
-        found[f"name of {path}"] = search(os.fsencode(path), sought)
-        if path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
-            found[str(path)] = search(data, sought)
-            if data.startswith(b"SQLite format 3\0"):
-                found[f"{path} (cells)"] = search(cells(path), sought)
-    return {place: kinds for place, kinds in found.items() if kinds}
-
-
 @pytest.fixture(scope="session")
 def token_ids(tiny_model_dir: Path) -> list[int]:
     """The secret as ids of the tiny model's tokenizer (bytes, so they are the same wherever the secret stands)."""
@@ -258,32 +137,75 @@ def token_ids(tiny_model_dir: Path) -> list[int]:
 # --- the tests -------------------------------------------------------------------------------------------------------
 
 
-@needs_strace
-@pytest.mark.timeout(1800)
-def test_no_process_writes_private_text(tmp_path: Path, tiny_model_dir: Path, token_ids: list[int]) -> None:
-    inputs, scanned, traces = tmp_path / "input", tmp_path / "scanned", tmp_path / "traces"
-    write_input(inputs)
-    (scanned / "tmp").mkdir(parents=True)
-    (scanned / "passphrase.txt").write_text(PASSPHRASE + "\n")
-    environment = {**os.environ, "TMPDIR": str(scanned / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
-    words = (str(scanned / "home"), str(inputs), str(tiny_model_dir))
-    traced(traces, sys.executable, "-m", "tests.adversarial.test_leaks", *words, environment=environment)
+@pytest.fixture(scope="session")
+def lived(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Path:
+    """A directory with the input, with what was traced of a whole life, and with what that life left behind."""
 
+    def build(directory: Path) -> None:
+        write_input(directory / "input")
+        scanned = directory / "scanned"
+        (scanned / "tmp").mkdir(parents=True)
+        (scanned / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        words = (str(scanned / "home"), str(directory / "input"), str(tiny_model_dir))
+        traced_here("live", directory / "traces", scanned / "tmp", *words)
+
+    return built_once("traced-life", build)
+
+
+def traced_here(what: str, traces: Path, temporary: Path, *words: str, cwd: Path = ROOT) -> None:
+    """Call a function of this module in a traced process; the appliance is the one in `cwd`."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+    traced(traces, sys.executable, "-m", "tests.adversarial.test_leaks", what, *words, environment=environment, cwd=cwd)
+
+
+@needs_strace
+@pytest.mark.timeout(3600)
+def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> None:
     # The search is worth nothing if it does not see what each process writes: some public words of each.
-    seen = streams(traces)
-    for place, words_ in {
+    seen = streams(lived / "traces")
+    for place, words in {
         "result.json": b"appliance.result/1",
         "journal.jsonl": b'"type":"attempt"',
         "adapter.partial": b"lora_A",
+        "released.partial": b"lora_A",
         "ledger.db": b"run.settled",
         "pipe:": b"not one row can be used",
         "socket:": b"release",
+        "report.html": b"<!DOCTYPE html>",
+        "manifest.json": b"watermark_certificate.json",
+        "seen.json": b"appliance.invalid/",
     }.items():
-        assert any(place in name and words_ in data for name, data in seen.items()), f"no {words_!r} in {place}"
+        assert any(place in name and words in data for name, data in seen.items()), f"no {words!r} in {place}"
+    assert any(b"evaluation_id" in data for name, data in seen.items() if "result.json" in name)
     assert any(b"appliance.flows.agent" in data for name, data in seen.items() if name.endswith("command"))
 
-    assert unseen(traces, inputs) == []
-    assert leaks([scanned, Path("/dev/shm")], traces, token_ids) == {}
+    assert unseen(lived / "traces", lived.with_suffix(".partial") / "input") == []
+    assert leaks([lived / "scanned", Path("/dev/shm")], lived / "traces", token_ids) == {}
+
+
+@needs_strace
+@pytest.mark.timeout(3600)
+def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_path: Path, token_ids: list[int]) -> None:
+    software, scanned = tmp_path / "software", tmp_path / "scanned"
+    old = "        libraries=sandboxed.libraries(),\n"
+    altered(software, "worker/evaluating.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
+    code = software / "appliance" / "worker" / "evaluating.py"
+    released = "released = _release(job, tokenizer, meter, DecodedRecords(records))"
+    replace(code, released, f"first = DecodedRecords(records)[0]\n        {released}")
+    shutil.copytree(lived / "scanned" / "home", scanned / "home")
+    shutil.copy(lived / "scanned" / "passphrase.txt", scanned)
+    (scanned / "tmp").mkdir()
+    traced_here("hand_over_again", tmp_path / "traces", scanned / "tmp", str(scanned / "home"), cwd=software)
+    found = leaks([scanned], tmp_path / "traces", token_ids)
+    for place in ("result.json", "ledger.db", "out/report/ledger", "out/bundle/ledger", "out/log"):
+        assert any(place in name for name in found), (place, sorted(found))
+
+
+def hand_over_again(home: Path) -> None:
+    appliance = Appliance(home)
+    appliance("key", "unlock")
+    hand_over(appliance, next((home / "runs").glob("run_*")).name, home.with_name("out"))
+    appliance("key", "lock")
 
 
 # Each is a program of its own that gets the secret, its token ids and a directory on standard input.
@@ -306,6 +228,7 @@ PLANTS = {
     "hex upper case": "(d / 'a').write_text(('y' + s).encode().hex().upper())",
     "zlib": "(d / 'a').write_bytes(zlib.compress(b'z' * 100 + s.encode())); (d / 'a').unlink()",
     "gzip": "(d / 'a').write_bytes(b'head' + gzip.compress(s.encode()))",
+    "zip": "zipfile.ZipFile(d / 'a', 'w', zipfile.ZIP_DEFLATED).writestr('b', s * 2)",
     "bzip2": "(d / 'a').write_bytes(bz2.compress(s.encode()))",
     "xz": "(d / 'a').write_bytes(lzma.compress(s.encode()))",
     "token ids as text": "(d / 'a').write_text(json.dumps({'input_ids': [5, *ids, 6]}))",
@@ -319,7 +242,7 @@ PLANTS = {
 if shutil.which("zstd"):
     PLANTS["zstd"] = "(d / 'a').write_bytes(subprocess.run(['zstd', '-c'], input=s.encode(), stdout=-1).stdout)"
 PREAMBLE = (
-    "import array, base64, bz2, gzip, json, lzma, os, socket, sqlite3, subprocess, sys, zlib\n"
+    "import array, base64, bz2, gzip, json, lzma, os, socket, sqlite3, subprocess, sys, zipfile, zlib\n"
     "from pathlib import Path\n"
     "s, ids, d = json.load(sys.stdin); d = Path(d)\n"
 )
@@ -361,4 +284,4 @@ def test_a_mapped_file_and_a_copy_of_the_input_are_noticed(tmp_path: Path) -> No
 
 
 if __name__ == "__main__":
-    live(*map(Path, sys.argv[1:4]))
+    {"live": live, "hand_over_again": hand_over_again}[sys.argv[1]](*map(Path, sys.argv[2:]))
