@@ -1,6 +1,6 @@
 """Ranks of runs with a fixed sample and no noise: `python -m tests.unit.train.rank SPECS` (JSON: name to spec).
 
-A spec has size, units, steps, patience_s, model and directory, and optionally `fault` (a trap that is put back),
+A spec has size, units, steps, patience_s, model and directory, and optionally `phases`, `fault` (a trap to put back),
 `master` (host and port of a TCP store), `addresses` and `hosts` (of each rank: its address, its network namespace). The
 ranks of a spec are forks of this process, which has imported torch once. Prints what each rank saw, by name; size 0 is
 a run of one process.
@@ -22,6 +22,7 @@ from torch.distributed import FileStore, TCPStore
 
 from appliance.errors import ApplianceError
 from appliance.isolation import kernel
+from appliance.records import Phase
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.loop import Trainer
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
@@ -35,8 +36,9 @@ def trainer(spec: dict[str, Any], ranks: Ranks) -> Trainer:
     from transformers import AutoTokenizer
 
     units = spec["units"]
+    phases = tuple(Phase(**phase) for phase in spec.get("phases", ()))
     return Trainer(
-        job(plan(steps=spec["steps"], spare_steps=4)),
+        job(plan(steps=spec["steps"], spare_steps=4, phases=phases)),
         load(spec["model"]),
         AutoTokenizer.from_pretrained(spec["model"]),
         people(units),

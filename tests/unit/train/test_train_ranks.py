@@ -22,6 +22,10 @@ FAULTS = {
     "die": {"Interrupted"},
 }
 """Traps that are put back, and how the ranks may end."""
+PHASES = [
+    {"name": "first", "steps": 4, "declared_units": 10, "expected_batch_size": 5},
+    {"name": "then", "steps": STEPS - 4, "declared_units": 40, "expected_batch_size": 10},
+]
 TWO_HOSTS = {
     "size": 4,
     "steps": 4,
@@ -46,6 +50,7 @@ def observe(model: Path, directory: Path, scenarios: dict[str, dict[str, Any]]) 
 @pytest.fixture(scope="module")
 def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     scenarios: dict[str, dict[str, Any]] = {str(size): {"size": size} for size in (0, 2, 4)}
+    scenarios |= {f"{size} phased": {"size": size, "phases": PHASES} for size in (0, 2)}
     # Where ranks would wait for ever, giving up soon is the answer that is expected.
     soon = ("skip empty batches", "die")
     scenarios |= {fault: {"fault": fault, "patience_s": 10 if fault in soon else 600} for fault in FAULTS}
@@ -65,6 +70,11 @@ def test_ranks_are_bit_equal_to_one_process(seen: Seen, size: int) -> None:
     is_one_process(ranks, seen["0"][0])
     assert ranks[0]["steps"] == STEPS
     assert len(set(ranks[0]["weights"])) > STEPS // 2
+
+
+def test_ranks_change_the_phase_together(seen: Seen) -> None:
+    is_one_process(seen["2 phased"], seen["0 phased"][0])
+    assert [entry[1:] for entry in seen["2 phased"][1]["history"]] == [[0.5, 4], [0.25, STEPS - 4]]
 
 
 @pytest.mark.parametrize("size", [2, 4])
