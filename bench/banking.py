@@ -67,7 +67,7 @@ class Size:
     plain_rates: tuple[float, ...] = PLAIN_RATES
 
 
-FULL = Size(units=2400, held_out=616, ranked=154)
+FULL = Size(units=1200, held_out=308, ranked=77)
 QUICK = Size(units=32, held_out=16, ranked=0, plain_rates=PLAIN_RATES[:1])
 
 
@@ -137,6 +137,7 @@ def plain(model_dir: Path, training: list[Record], lr: float) -> Trained:
     """An adapter trained without privacy: as many steps and records as the private ones, no clip, no noise."""
     plan, lora, spec = planned(model_dir, 8.0, len(training))
     model, tokenizer = load(model_dir, torch.bfloat16)
+    lora = lora.model_copy(update={"freeze_a": False})  # ordinary LoRA, whatever the defaults are
     mechanism = assemble(plan, lora, spec.model_copy(update={"lr": lr}), ENGINE, model, tokenizer)
     engine: Any = mechanism.engine
     engine.sum = PlainSum(engine.buffer.width, mechanism.adapter.parameters)
