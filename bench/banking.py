@@ -126,7 +126,7 @@ class PlainSum:
         self._sum, self._parameters = torch.zeros(width), parameters
 
     def add(self, gradients: Tensor) -> None:
-        self._sum += gradients.sum(0).float()
+        self._sum += gradients.sum(0, dtype=torch.float32)
 
     def take(self) -> Tensor:
         taken, self._sum = self._sum[: self._parameters], torch.zeros_like(self._sum)

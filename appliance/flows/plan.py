@@ -27,11 +27,13 @@ from appliance.privacy.budget import Spend
 from appliance.privacy.plan import make_plan
 from appliance.records import PrivacyPlan, UnitOfPrivacy
 
-# Defaults, measured on 600 public reviews (docs/utility.md). At a given epsilon a few large batches beat many small
+# Defaults, measured on public stand-ins (docs/utility.md). At a given epsilon a few large batches beat many small
 # ones; with more units each step can be smaller in proportion, so the steps grow with the square root of their number.
+# AdamW divides the noise by its own size, so that it moves each weight by about rate x sqrt(steps) whatever epsilon
+# is: the rate falls with the square root of the steps.
 EPOCHS = 1.0
 LEAST_STEPS, AT_UNITS = 6, 600
-LEARNING_RATE = 2e-3
+LEARNING_RATE, AT_STEPS = 1e-2, 6
 MAX_TOKENS = 512
 
 
@@ -86,12 +88,12 @@ def settings(wish: Wish, declared_units: int) -> dict[str, dict[str, Any]]:
     steps = wish.steps or default_steps(declared_units)
     batch = wish.expected_batch_size or math.ceil(EPOCHS * declared_units / steps)
     return {
-        "lora": {"r": wish.rank or 8, "alpha": 16.0, "targets": "all-linear"},
+        "lora": {"r": wish.rank or 8, "alpha": 16.0, "targets": "all-linear", "freeze_a": True},
         "train": {
             "steps": steps,
             "expected_batch_size": min(batch, declared_units),
             "max_tokens": wish.max_tokens or MAX_TOKENS,
-            "lr": wish.lr or LEARNING_RATE,
+            "lr": wish.lr or default_rate(steps),
             "init_seed": 7,
             "spare_steps": 1,
         },
@@ -102,6 +104,11 @@ def settings(wish: Wish, declared_units: int) -> dict[str, dict[str, Any]]:
 def default_steps(declared_units: int) -> int:
     """Sampled steps if the operator names none: 6 up to 600 units, then growing with their square root."""
     return max(LEAST_STEPS, round(LEAST_STEPS * math.sqrt(declared_units / AT_UNITS)))
+
+
+def default_rate(steps: int) -> float:
+    """Learning rate if the operator names none: 0.01 for up to 6 steps, then falling with their square root."""
+    return LEARNING_RATE * min(1.0, math.sqrt(AT_STEPS / steps))
 
 
 def load(path: Path) -> RunFile:

@@ -42,6 +42,15 @@ def test_steps_and_batch_grow_with_the_declared_units_and_cost_the_promised_epoc
     assert chosen[-1]["expected_batch_size"] > 5 * chosen[-3]["expected_batch_size"]
 
 
+def test_the_noise_moves_the_weights_no_further_in_a_long_run() -> None:
+    """AdamW moves a weight that sees noise alone by rate x sqrt(steps)."""
+    chosen = [settings(Wish(epsilon=8.0, name="run"), units)["train"] for units in UNITS]
+    moved = [train["lr"] * train["steps"] ** 0.5 for train in chosen]
+    assert max(moved) <= moved[0] * (1 + 1e-12)
+    rates = [train["lr"] for train in chosen]
+    assert rates == sorted(rates, reverse=True)
+
+
 def test_epsilon_changes_the_noise_and_nothing_else() -> None:
     low, high = (settings(Wish(epsilon=epsilon, name="run"), 2_400) for epsilon in (3.0, 8.0))
     assert low["train"] == high["train"]
