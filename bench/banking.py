@@ -244,16 +244,16 @@ def figures(media: Path, work: Path, *, quick: bool) -> list[Figure]:
     rate = min(size.plain_rates, key=lambda r: math.fsum(found[f"plain {r:g}"]))
     found["plain"], accuracy["plain"] = found[f"plain {rate:g}"], accuracy[f"plain {rate:g}"]
     setting = f"{size.units} units, {plan.steps} steps of {plan.expected_batch_size}, plain lr {rate:g}"
-    return [*_kept_figures(found, setting, len(test)), *([] if quick else _case_figures(found, accuracy))]
+    return [*_kept_figures(found, setting, len(test), quick=quick), *([] if quick else _case_figures(found, accuracy))]
 
 
-def _kept_figures(found: dict[str, list[float]], setting: str, count: int) -> list[Figure]:
+def _kept_figures(found: dict[str, list[float]], setting: str, count: int, *, quick: bool) -> list[Figure]:
     made = []
     for epsilon, bar in BARS.items():
         share, low, high = kept(found["base"], found["plain"], found[f"eps{epsilon}"])
         note = f"{setting}; spread is the 95 % interval over {count} paired test records"
-        made.append(Figure(name=f"gain_kept_eps{epsilon}", value=share, unit="ratio", bar=bar, better="higher",
-                           spread=(low, high), peer="plain LoRA", note=note))  # fmt: skip
+        made.append(Figure(name=f"gain_kept_eps{epsilon}", value=share, unit="ratio", better="higher",
+                           bar=None if quick else bar, spread=(low, high), peer="plain LoRA", note=note))  # fmt: skip
     return made
 
 
