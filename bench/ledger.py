@@ -24,6 +24,7 @@ from statistics import median
 from figures import Figure, Report, arguments
 from sqlalchemy import text
 
+from appliance.ledger import dialect
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -36,6 +37,8 @@ PLAIN = (
     "CREATE TABLE plain_policy (sha256 TEXT PRIMARY KEY, name TEXT, text TEXT, state TEXT)",
     "CREATE TABLE plain_event (id TEXT PRIMARY KEY, type TEXT, ts TEXT, subject TEXT, document TEXT)",
 )
+PLAIN_ROW = "INSERT INTO plain_policy VALUES (?, ?, ?, ?)"
+PLAIN_EVENT = "INSERT INTO plain_event VALUES (?, ?, ?, ?, ?)"
 DOCUMENT = json.dumps({"actor": "p-1", "facts": UNTIL, "software": "x" * 400})  # about as long as a leaf
 
 
@@ -67,10 +70,10 @@ class Sides:
 
     def plain_row(self) -> None:
         key = uuid.uuid4().hex
-        with self.plain.write() as connection:
-            row = {"k": key, "n": "n", "t": "x" * 300, "s": "active"}
-            connection.execute(text("INSERT INTO plain_policy VALUES (:k, :n, :t, :s)"), row)
-            self._events(connection, 1)
+        event = (uuid.uuid4().hex, "key.unlocked", "2026-01-01T08:00:00.000000Z", key, DOCUMENT)
+        with self.plain.write() as connection:  # as the ledger writes: past SQLAlchemy, in one round trip
+            rows = [(PLAIN_ROW, (key, "n", "x" * 300, "active")), (PLAIN_EVENT, event)]
+            dialect.of(connection).run(connection, rows)
 
     def ledger_batch(self, count: int = 100) -> None:
         with self.ledger.transaction(ACTOR) as tx:

@@ -22,6 +22,8 @@ _MODULES = {"sqlite": "appliance.ledger.sqlite", "postgresql+psycopg": "applianc
 _BACKENDS = {name.partition("+")[0]: module for name, module in _MODULES.items()}
 
 Purpose = Literal["read", "write", "define", "erase"]
+Statement = tuple[str, Sequence[Any]]  # SQL with `?` for parameters, and these
+Rows = list[tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Dialect(Protocol):
     """One kind of database."""
 
     DRIVER_ERRORS: tuple[type[BaseException], ...]
+    FOR_UPDATE: str  # ends a query whose rows are to be locked for the rest of the transaction
 
     def check_url(self, url: URL) -> None:
         """Raise `ConfigInvalid` unless this URL names a database that can hold a ledger."""
@@ -72,8 +75,14 @@ class Dialect(Protocol):
     def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
 
-    def insert_entries(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Add rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order, in one go."""
+    def run(self, connection: Connection, statements: Sequence[Statement]) -> Rows:
+        """Run statements in order, in one round trip, past SQLAlchemy; returns the rows of the last one.
+
+        None of them may depend on what another one returns; the first that fails raises the driver's error.
+        """
+
+    def inserting(self, rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+        """What adds rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order."""
 
     def tables(self, connection: Connection) -> set[str]:
         """Names of the tables that there are."""

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Generic
 
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import Connection, Table
 
 from appliance.errors import ApplianceError, ArtefactMissing, UsageError
+from appliance.ledger import dialect
+from appliance.ledger.dialect import Statement
 from appliance.ledger.rows import Row, Value, from_columns, row_digest, to_columns
+
+
+class _Spelled:
+    """A table's names, types and statements, spelled once: a commit has no time to build them anew."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = str(table.name)  # a `quoted_name` of SQLAlchemy, which is no plain str
+        self.names = [str(column.name) for column in table.columns]
+        self.key = str(next(iter(table.primary_key.columns)).name)
+        self.unique = [str(column.name) for column in table.columns if column.primary_key or column.unique]
+        own = [column for column in table.columns if column.name != "event_id"]
+        self.types = [(str(column.name), column.type.python_type, bool(column.nullable)) for column in own]
+        columns = ", ".join(f'"{name}"' for name in self.names)
+        holes = ", ".join("?" * len(self.names))
+        changes = ", ".join(f'"{name}" = ?' for name in self.names)
+        taken = " UNION ALL ".join(f'SELECT \'{n}\' FROM "{self.table}" WHERE "{n}" = ?' for n in self.unique)  # noqa: S608
+        self.all = f'SELECT {columns} FROM "{self.table}"'  # noqa: S608 (our own names, here and in the others)
+        self.one = f'{self.all} WHERE "{self.key}" = ?'
+        self.insert = f'INSERT INTO "{self.table}" ({columns}) VALUES ({holes})'  # noqa: S608
+        self.update = f'UPDATE "{self.table}" SET {changes} WHERE "{self.key}" = ?'  # noqa: S608
+        self.taken = taken
+
+
+_spelled = cache(_Spelled)
 
 
 class Gateway(Generic[Row]):
@@ -23,31 +50,34 @@ class Gateway(Generic[Row]):
 
     def __init__(self, connection: Connection, table: Table, kind: type[Row]) -> None:
         self._connection = connection
-        self._table = table
+        self._sql = _spelled(table)
         self._kind = kind
-        self._key = next(iter(table.primary_key.columns))
         self._staged: dict[str, Row] = {}
 
     def get(self, key: str) -> Row:
         """The row with this key. Raises `ArtefactMissing`."""
         row = self.find(key)
         if row is None:
-            raise ArtefactMissing(f"there is no {self._table.name} {key}")
+            raise ArtefactMissing(f"there is no {self._sql.table} {key}")
         return row
 
     def find(self, key: str) -> Row | None:
         """The row with this key, or None."""
         if key in self._staged:
             return self._staged[key]
-        found = self._connection.execute(select(self._table).where(self._key == key)).one_or_none()
-        return None if found is None else from_columns(self._kind, found._mapping)
+        return next(iter(self._stored(self._sql.one, key)), None)
 
     def list(self) -> Sequence[Row]:
         """All rows, ordered by key."""
-        stored = self._connection.execute(select(self._table)).all()
-        rows = [from_columns(self._kind, found._mapping) for found in stored]
-        merged = {to_columns(row)[self._key.name]: row for row in rows} | dict(self._staged)
+        merged = {to_columns(row)[self._sql.key]: row for row in self._stored(self._sql.all)} | dict(self._staged)
         return [merged[key] for key in sorted(merged, key=str)]
+
+    def _run(self, sql: str, *parameters: Value) -> dialect.Rows:
+        return dialect.of(self._connection).run(self._connection, [(sql, parameters)])
+
+    def _stored(self, sql: str, *parameters: Value) -> Sequence[Row]:
+        found = self._run(sql, *parameters)
+        return [from_columns(self._kind, dict(zip(self._sql.names, row, strict=True))) for row in found]
 
 
 class WritableGateway(Gateway[Row]):
@@ -69,10 +99,9 @@ class WritableGateway(Gateway[Row]):
         """Stage a new row. Raises `UsageError` when its key or another unique column is taken."""
         self._permit()
         columns = self._checked(row)
-        for column in self._table.columns:
-            if (column.primary_key or column.unique) and self._taken(column.name, columns[column.name]):
-                raise UsageError(f"there is already a {self._table.name} with {column.name} {columns[column.name]}")
-        key = str(columns[self._key.name])
+        if (taken := self._taken(columns)) is not None:
+            raise UsageError(f"there is already a {self._sql.table} with {taken} {columns[taken]}")
+        key = str(columns[self._sql.key])
         self._staged[key] = row
         self._new.add(key)
 
@@ -81,8 +110,8 @@ class WritableGateway(Gateway[Row]):
         self._permit()
         before = self.get(key)
         unknown = changes.keys() - {field.name for field in dataclasses.fields(before)}
-        if unknown or self._key.name in changes:
-            raise ApplianceError(f"a {self._table.name} has no changeable field {', '.join(sorted(unknown)) or 'key'}")
+        if unknown or self._sql.key in changes:
+            raise ApplianceError(f"a {self._sql.table} has no changeable field {', '.join(sorted(unknown)) or 'key'}")
         row = dataclasses.replace(before, **changes)
         self._checked(row)
         if row != before:
@@ -94,32 +123,33 @@ class WritableGateway(Gateway[Row]):
         """Whether rows are staged."""
         return bool(self._staged)
 
-    def flush(self, event_id: str) -> list[dict[str, str]]:
-        """Write the staged rows under the event and return what its leaf says of them: table, key, SHA-256."""
+    def flush(self, event_id: str) -> tuple[list[Statement], list[dict[str, str]]]:
+        """What writes the staged rows under the event, and what its leaf says of them: table, key, SHA-256."""
+        statements: list[Statement] = []
         covered = []
         for key, row in sorted(self._staged.items()):
             columns: dict[str, Any] = to_columns(row) | {"event_id": event_id}
-            if key in self._new:
-                self._connection.execute(self._table.insert(), columns)
-            else:
-                self._connection.execute(update(self._table).where(self._key == key).values(columns))
-            name = str(self._table.name)  # a `quoted_name` of SQLAlchemy, which is no plain str
-            covered.append({"table": name, "key": key, "sha256": row_digest(name, columns)})
+            values = [columns[name] for name in self._sql.names]
+            new = key in self._new
+            statements.append((self._sql.insert, values) if new else (self._sql.update, [*values, key]))
+            covered.append({"table": self._sql.table, "key": key, "sha256": row_digest(self._sql.table, columns)})
         self._staged.clear()
-        return covered
+        return statements, covered
 
-    def _taken(self, column: str, value: Value) -> bool:
-        query = select(self._key).where(self._table.c[column] == value)
-        return self._connection.execute(query).first() is not None or any(
-            to_columns(row)[column] == value for row in self._staged.values()
-        )
+    def _taken(self, columns: dict[str, Value]) -> str | None:
+        """Name of a unique column whose value another row has, stored or staged."""
+        wanted = {name: columns[name] for name in self._sql.unique}
+        for other in map(to_columns, self._staged.values()):
+            if found := next((name for name in wanted if other[name] == wanted[name]), None):
+                return found
+        rows = self._run(self._sql.taken, *wanted.values())
+        return str(rows[0][0]) if rows else None
 
     def _checked(self, row: Row) -> dict[str, Value]:
         """Columns of the row, each of the type its column has: SQLite itself would store anything anywhere."""
         columns = to_columns(row)
-        for column in self._table.columns:
-            value = columns.get(column.name)
-            allowed = value is None and column.nullable
-            if column.name != "event_id" and not allowed and type(value) is not column.type.python_type:
-                raise ApplianceError(f"{self._table.name}.{column.name} cannot be a {type(value).__name__}")
+        for name, wanted, nullable in self._sql.types:
+            value = columns.get(name)
+            if type(value) is not wanted and not (value is None and nullable):
+                raise ApplianceError(f"{self._sql.table}.{name} cannot be a {type(value).__name__}")
         return columns

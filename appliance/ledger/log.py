@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, select, update
+from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
-from appliance.ledger import dialect, merkle, schema
+from appliance.ledger import dialect, merkle
 from appliance.ledger.bodies import SealedBody, seal
+from appliance.ledger.dialect import Statement
 from appliance.ledger.events import check_facts
 from appliance.ledger.leaf import VERSION, Actor, boot_id, encode_leaf, new_event_id, parse_leaf, software, timestamp
 
@@ -41,32 +42,35 @@ class Head:
         return merkle.fold(self.frontier)
 
 
-# Built once: SQLAlchemy takes longer to build these than the database to run them.
-_LAST = select(schema.entry.c.ts).where(schema.entry.c.idx == schema.head.c.size - 1).scalar_subquery()
-_LOCK = select(schema.head.c.size, schema.head.c.frontier, _LAST.label("last")).with_for_update(of=schema.head)
-_MOVE = (
-    update(schema.head)
-    .where(schema.head.c.size == bindparam("old"))
-    .values(size=bindparam("new"), frontier=bindparam("roots"))
-)
+_READ = "SELECT size, frontier FROM head"
+_LOCK = "SELECT size, frontier, (SELECT ts FROM entry WHERE idx = size - 1) FROM head"
+_MOVE = "UPDATE head SET size = ?, frontier = ? WHERE size = ? RETURNING size"
+_ROOTS = "SELECT root FROM tile WHERE level = ? AND n BETWEEN ? AND ? ORDER BY n"
+_TILE = "INSERT INTO tile (level, n, root, hashes) VALUES (?, ?, ?, ?)"
+_REGRESSION = "SELECT leaf FROM entry WHERE type = 'clock.regression' ORDER BY idx DESC LIMIT 1"
+_BODY = "INSERT INTO body (idx, sealed) VALUES (?, ?)"
 
 
 def read_head(connection: Connection) -> Head:
     """The head row as this transaction sees it."""
-    return _head(connection, select(schema.head.c.size, schema.head.c.frontier))
+    return _head(dialect.of(connection).run(connection, [(_READ, ())]))
 
 
-def lock_head(connection: Connection) -> Head:
-    """The head row; on a database with row locks it is locked for the rest of the transaction."""
-    return _head(connection, _LOCK)
+def lock_head(connection: Connection, before: Sequence[Statement] = ()) -> Head:
+    """The head row; on a database with row locks it is locked for the rest of the transaction.
+
+    `before` are statements that run first, in the same round trip.
+    """
+    kind = dialect.of(connection)
+    return _head(kind.run(connection, [*before, (_LOCK + kind.FOR_UPDATE, ())]))
 
 
-def _head(connection: Connection, query: Select[Any]) -> Head:
-    row = connection.execute(query).one_or_none()
-    if row is None or not isinstance(row.frontier, bytes) or len(row.frontier) % 32:
+def _head(rows: dialect.Rows) -> Head:
+    size, frontier, *rest = rows[0] if len(rows) == 1 else (None, None)
+    if type(size) is not int or not isinstance(frontier, bytes) or len(frontier) % 32:
         raise IntegrityError("the head of the ledger is damaged")
-    frontier = tuple(row.frontier[i : i + 32] for i in range(0, len(row.frontier), 32))
-    return Head(row.size, frontier, (row[2] if len(row) > 2 else None) or "")
+    roots = tuple(frontier[i : i + 32] for i in range(0, len(frontier), 32))
+    return Head(size, roots, rest[0] or "" if rest else "")
 
 
 class StoredTree:
@@ -98,9 +102,8 @@ class StoredTree:
         return self._rows[level, n]
 
     def _tile(self, level: int, n: int) -> Sequence[bytes]:
-        tile = schema.tile.c
-        query = select(tile.hashes).where(tile.level == level, tile.n == n)
-        data = self._connection.execute(query).scalar_one_or_none()
+        query = "SELECT hashes FROM tile WHERE level = ? AND n = ?"
+        data = next((row[0] for row in dialect.of(self._connection).run(self._connection, [(query, (level, n))])), None)
         if not isinstance(data, bytes) or len(data) != 32 * merkle.TILE:
             raise IntegrityError(f"tile {level}/{n} of the ledger is missing or damaged")
         return [data[i : i + 32] for i in range(0, len(data), 32)]
@@ -108,14 +111,11 @@ class StoredTree:
 
 def partial_tile(connection: Connection, level: int, n: int) -> Sequence[bytes]:
     """The hashes there are of a tile: leaf hashes, or roots of the tiles one level below."""
-    entry, tile = schema.entry.c, schema.tile.c
     first = n * merkle.TILE
-    if level == 0:
-        query = select(entry.leaf_hash).where(entry.idx.between(first, first + 255)).order_by(entry.idx)
-    else:
-        below = tile.n.between(first, first + 255)
-        query = select(tile.root).where(tile.level == level - 1, below).order_by(tile.n)
-    return connection.execute(query).scalars().all()
+    query, parameters = "SELECT leaf_hash FROM entry WHERE idx BETWEEN ? AND ? ORDER BY idx", [first, first + 255]
+    if level:
+        query, parameters = _ROOTS, [level - 1, *parameters]
+    return [digest for (digest,) in dialect.of(connection).run(connection, [(query, parameters)])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,12 @@ class Context:
 class Appender:
     """Appends entries: locks the head, numbers and encodes leaves, and writes them all at once in `flush`."""
 
-    def __init__(self, connection: Connection, context: Context) -> None:
+    def __init__(self, connection: Connection, context: Context, before: Sequence[Statement] = ()) -> None:
         self._connection = connection
         self._context = context
-        self._head = lock_head(connection)
+        self._head = lock_head(connection, before)
         self._last = self._head.last
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[tuple[Any, ...]] = []  # columns of `dialect.ENTRY`
         self._body: tuple[int, SealedBody] | None = None
 
     def append(
@@ -159,16 +159,16 @@ class Appender:
     def flush(self) -> None:
         """Write the staged entries, the body, the tiles they fill and the head."""
         head, size = self._head, self._head.size + len(self._entries)
-        hashes = [row["leaf_hash"] for row in self._entries]
-        columns = dialect.ENTRY.split(", ")
-        rows = [tuple(map(entry.__getitem__, columns)) for entry in self._entries]
-        dialect.of(self._connection).insert_entries(self._connection, rows)
+        kind = dialect.of(self._connection)
+        statements = kind.inserting(self._entries)
         if self._body is not None:
-            index, body = self._body
-            self._connection.execute(schema.body.insert(), {"idx": index, "sealed": body.sealed})
-        self._write_tiles(head.size, size)
-        frontier = b"".join(merkle.extend(head.frontier, head.size, hashes))
-        if self._connection.execute(_MOVE, {"old": head.size, "new": size, "roots": frontier}).rowcount != 1:
+            statements.append((_BODY, (self._body[0], self._body[1].sealed)))
+        if size // merkle.TILE > head.size // merkle.TILE:
+            kind.run(self._connection, statements)
+            statements = []
+            self._write_tiles(head.size, size)
+        frontier = b"".join(merkle.extend(head.frontier, head.size, [row[3] for row in self._entries]))
+        if kind.run(self._connection, [*statements, (_MOVE, (size, frontier, head.size))]) != [(size,)]:
             raise IntegrityError("the head of the ledger moved during a transaction")
 
     def _note_regression(self, moment: str) -> None:
@@ -182,13 +182,11 @@ class Appender:
 
     def _last_observed(self) -> str | None:
         """Clock reading of the newest regression if the log's time has stood still since, else None."""
-        entry = schema.entry.c
-        staged = [row["leaf"] for row in self._entries if row["type"] == "clock.regression"]
-        query = select(entry.leaf).where(entry.type == "clock.regression").order_by(entry.idx.desc()).limit(1)
-        leaf = staged[-1] if staged else self._connection.execute(query).scalar_one_or_none()
-        if leaf is None:
+        leaves = [row[2] for row in self._entries if row[4] == "clock.regression"]
+        leaves = leaves or [row[0] for row in dialect.of(self._connection).run(self._connection, [(_REGRESSION, ())])]
+        if not leaves:
             return None
-        facts = parse_leaf(leaf)["facts"]
+        facts = parse_leaf(leaves[-1])["facts"]
         return str(facts["observed"]) if facts["last"] == self._last else None
 
     def _stage(
@@ -221,17 +219,7 @@ class Appender:
             "body": self._body_of(index),
         }
         data = encode_leaf(leaf)
-        self._entries.append(
-            {
-                "idx": index,
-                "event_id": event_id,
-                "leaf": data,
-                "leaf_hash": merkle.leaf_hash(data),
-                "type": type_,
-                "ts": self._last,
-                "subject": subject,
-            }
-        )
+        self._entries.append((index, event_id, data, merkle.leaf_hash(data), type_, self._last, subject))
         return index
 
     def _body_of(self, index: int) -> dict[str, Any] | None:
@@ -249,14 +237,13 @@ class Appender:
         """Write every tile that became full between the two sizes, lowest level first."""
         level, width = 0, merkle.TILE
         while new // width > old // width:
-            tiles = []
+            tiles: list[Statement] = []
             for n in range(old // width, new // width):
                 hashes = partial_tile(self._connection, level, n)
                 if len(hashes) != merkle.TILE:
                     raise IntegrityError("the ledger lacks a part of its tree")
-                root = merkle.subtree_root(hashes)
-                tiles.append({"level": level, "n": n, "root": root, "hashes": b"".join(hashes)})
-            self._connection.execute(schema.tile.insert(), tiles)
+                tiles.append((_TILE, (level, n, merkle.subtree_root(hashes), b"".join(hashes))))
+            dialect.of(self._connection).run(self._connection, tiles)
             level, width = level + 1, width * merkle.TILE
 
 

@@ -20,9 +20,10 @@ from sqlalchemy.exc import DBAPIError
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, WillNotFit
 from appliance.ledger import dialect, postgres_catalogue
-from appliance.ledger.dialect import Finding, Purpose
+from appliance.ledger.dialect import Finding, Purpose, Rows, Statement
 
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (psycopg.Error,)
+FOR_UPDATE = " FOR UPDATE"
 
 _ADVISORY_KEY = 0x6C6564676572  # "ledger": one migration at a time
 _QUEUE = "LOCK TABLE head IN SHARE ROW EXCLUSIVE MODE"
@@ -31,7 +32,8 @@ _names = count()
 # What a server must not be set to, because an acknowledged entry could be lost or a guard not run.
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "session_replication_role": "origin", "server_encoding": "UTF8"}
 
-_INSERT = (
+_INSERT = f"INSERT INTO entry ({dialect.ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (our own names)
+_INSERT_MANY = (
     f"INSERT INTO entry ({dialect.ENTRY}) SELECT * FROM unnest("  # noqa: S608 (our own names)
     "%b::int8[], %b::text[], %b::bytea[], %b::bytea[], %b::text[], %b::text[], %b::text[])"
 )
@@ -118,10 +120,21 @@ def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Itera
             cursor.close()
 
 
-def insert_entries(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Add rows to the table `entry` in one statement: one round trip however many they are."""
-    with _driver(connection).cursor() as cursor:
-        cursor.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)], binary=True)
+def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
+    """Run statements in order, in a pipeline where there are several."""
+    raw = _driver(connection)
+    if len(statements) == 1:
+        return _rows(_sent(raw, *statements[0]))
+    with raw.pipeline():
+        cursors = [_sent(raw, *statement) for statement in statements]
+    return _rows(cursors[-1])
+
+
+def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    """One statement however many rows they are: from as many arrays as there are columns."""
+    if len(rows) == 1:
+        return [(_INSERT, rows[0])]
+    return [(_INSERT_MANY, [list(column) for column in zip(*rows, strict=True)])]
 
 
 def tables(connection: Connection) -> set[str]:
@@ -194,6 +207,16 @@ def _prepare(connection: psycopg.Connection[Any], *, writable: bool) -> None:
                     hint=f"set {name} = {_REQUIRED[name]}",
                 )
     connection.autocommit = False
+
+
+def _sent(raw: psycopg.Connection[Any], sql: str, parameters: Sequence[Any]) -> psycopg.Cursor[Any]:
+    cursor = raw.cursor(binary=True)
+    cursor.execute(sql.replace("?", "%s"), parameters)
+    return cursor
+
+
+def _rows(cursor: psycopg.Cursor[Any]) -> Rows:
+    return cursor.fetchall() if cursor.description else []
 
 
 def _driver(connection: Connection) -> psycopg.Connection[Any]:

@@ -19,9 +19,10 @@ from sqlalchemy.pool import QueuePool
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, WillNotFit
 from appliance.ledger import dialect
-from appliance.ledger.dialect import Finding, Purpose
+from appliance.ledger.dialect import Finding, Purpose, Rows, Statement
 
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (sqlite3.Error,)
+FOR_UPDATE = ""  # the one writer has the whole file
 
 _INSERT = f"INSERT INTO entry ({dialect.ENTRY}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (our own names)
 _PRAGMAS = (
@@ -88,13 +89,20 @@ def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Itera
             cursor.close()
 
 
-def insert_entries(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Add rows to the table `entry`; past SQLAlchemy, whose parameters cost as much as the insert."""
+def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
+    """Run statements in order; here each costs no round trip anyway."""
     cursor = connection.connection.cursor()
     try:
-        cursor.executemany(_INSERT, rows)
+        for sql, parameters in statements:
+            cursor.execute(sql, parameters)
+        return list(cursor.fetchall())
     finally:
         cursor.close()
+
+
+def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    """One statement a row: SQLite keeps it compiled."""
+    return [(_INSERT, row) for row in rows]
 
 
 def tables(connection: Connection) -> set[str]:

@@ -62,8 +62,10 @@ class Transaction:
         event_id = new_event_id()
         rows: list[dict[str, str]] = []
         if self._appender is None:  # later there are none: see `_permit`
-            rows = [row for gateway in self._gateways() if gateway.dirty for row in gateway.flush(event_id)]
-            self._appender = Appender(self._connection, self._context)
+            flushed = [gateway.flush(event_id) for gateway in self._gateways() if gateway.dirty]
+            statements = [statement for written, _ in flushed for statement in written]
+            rows = [row for _, covered in flushed for row in covered]
+            self._appender = Appender(self._connection, self._context, statements)
         return self._appender.append(type, facts, subject=subject, event_id=event_id, rows=rows)
 
     def finish(self) -> None:
