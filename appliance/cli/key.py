@@ -1,4 +1,4 @@
-"""`appliance key`: unlock, lock, status."""
+"""`appliance key`: unlock, lock, status, rotate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli import render, settings
+from appliance.errors import UsageError
 
 if TYPE_CHECKING:
     from appliance.store.client import AgentStatus
 
-app = typer.Typer(name="key", help="Unseal and seal the store: unlock, lock, status.", no_args_is_help=True)
+app = typer.Typer(
+    name="key", help="Unseal and seal the store, change keys: unlock, lock, status, rotate.", no_args_is_help=True
+)
 PassphraseFile = Annotated[
     Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
 ]
@@ -49,6 +52,34 @@ def status(context: typer.Context) -> None:
     """Say whether the store is sealed, who unsealed it and until when."""
     chosen = settings.of(context)
     _show(chosen, "key.status", chosen.home().agent().status())
+
+
+@app.command()
+def rotate(
+    context: typer.Context,
+    ledger: Annotated[bool, typer.Option("--ledger", help="The keys that sign the ledger's tree heads.")] = False,
+) -> None:
+    """Change keys. The old ones sign the entry that hands over to the new ones, so who pinned the old can follow."""
+    from appliance.flows import keys
+
+    chosen = settings.writing(context)
+    if not ledger:
+        raise UsageError("say which keys to change", hint="appliance key rotate --ledger")
+    done = keys.rotate_ledger(chosen.home(), chosen.operator())
+    document = {
+        "entry": done.entry,
+        "fingerprint_before": done.before,
+        "fingerprint": done.after,
+        "size": done.head.size,
+        "note": done.head.note,
+    }
+    lines = [
+        f"entry {done.entry} hands over to the new keys; tree heads of more entries are signed by them",
+        f"before {done.before}",
+        f"now    {done.after}",
+        "hand the new fingerprint to auditors; who pinned the old one is led to the new. Back up HOME/keys again",
+    ]
+    render.result(chosen, "key.rotate", document, lines)
 
 
 def _show(chosen: settings.Settings, schema: str, status: AgentStatus) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from appliance.cli import render, settings
 from appliance.errors import IntegrityError, Stale, UsageError
+
+if TYPE_CHECKING:
+    from appliance.flows.ledger import Verified
 
 app = typer.Typer(
     name="ledger",
@@ -104,7 +107,7 @@ def prove(
 def verify(
     context: typer.Context,
     fingerprint: Annotated[
-        str, typer.Option(help="The fingerprint that `init` printed: the ledger must be signed by these keys.")
+        str, typer.Option(help="The fingerprint that `init` or `key rotate` printed: the ledger must lead from it.")
     ] = "",
     deep: Annotated[bool, typer.Option("--deep", help="Open the sealed bodies too; needs an unsealed store.")] = False,
     head: Annotated[
@@ -142,6 +145,7 @@ def verify(
         "anchor_external": done.anchor_external,
         "fingerprint": done.fingerprint,
         "fingerprint_pinned": bool(fingerprint),
+        "key_sets": [{"since": since, "fingerprint": printed} for since, printed in done.key_sets],
     }
     if found.problems:
         lines = [f"problem: {problem}" for problem in found.problems]
@@ -158,6 +162,7 @@ def verify(
         f"{found.entries} entries intact; root {found.root}",
         f"signed up to {found.signed_size}; bodies: " + ", ".join(f"{n} {v}" for v, n in sorted(found.bodies.items())),
         *(f"witnessed up to {c.size} by {c.witness} at {_time(c.time)}" for c in found.cosigned),
+        *(f"keys handed over by entry {since - 1}; before it: {printed}" for (since, _), printed in _handed_over(done)),
         f"keys: {done.fingerprint}",
         done.exposure,
     ]
@@ -269,6 +274,11 @@ def head(context: typer.Context) -> None:
     document = {"note": note, "keys": keys, "fingerprint": printed}
     lines = [note.rstrip(), "", "keys to pin:", *keys, f"fingerprint {printed}"]
     render.result(chosen, "ledger.head", document, lines)
+
+
+def _handed_over(done: Verified) -> list[tuple[tuple[int, str], str]]:
+    """Each set of keys but the first, with the fingerprint of the one before it."""
+    return list(zip(done.key_sets[1:], [printed for _, printed in done.key_sets], strict=False))
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# ruff: noqa: D102, D103, E401, I001, RUF100, SIM905 (short, and made for Python 3.9)
+# ruff: noqa: B905, D102, D103, E401, I001, RUF100, SIM905 (short, and made for Python 3.9)
 # fmt: off
 """Verify a sealed directory (a bundle or a report) offline. One file, standard library only, Python 3.9 or newer.
 
@@ -9,8 +9,8 @@ DIR is the directory to check; by default the one this file lies in. KEY is what
 way than the directory: a file with its verifier keys, or the fingerprint that its `init` printed. FILE remembers the
 newest tree head you saw, so that an older directory (a rollback) or another history (a fork) is noticed.
 
-Exit: 0 everything holds; 8 something was altered, swapped, added or removed; 14 no trusted key was given, or a part is
-missing; 15 older than what FILE remembers; 2 it was called wrongly or cannot read; 1 a bug in this file.
+Exit: 0 everything holds; 8 altered, swapped, added or removed; 14 no trusted key, or a part is missing; 15 older than
+what FILE remembers, or not shown to continue it; 2 called wrongly, or it cannot be read; 1 a bug in this file.
 Whoever can alter the directory can alter the copy of this file in it. Run a copy that you got elsewhere.
 """
 
@@ -23,8 +23,9 @@ from typing import Any
 
 OK, BUG, USAGE, TAMPERED, INCOMPLETE, STALE = 0, 1, 2, 8, 14, 15
 VERDICTS = {OK: "intact", TAMPERED: "tampered", INCOMPLETE: "incomplete", STALE: "stale"}
-MAX_FILES, MAX_DEPTH, MAX_TEXT, MAX_DOCUMENT, MAX_LEAF = 20_000, 9, 100_000, 16_000_000, 65_535
+MAX_FILES, MAX_DEPTH, MAX_TEXT, MAX_DOCUMENT, MAX_LEAF, REMEMBERED = 20_000, 9, 100_000, 16_000_000, 65_535, 5000
 MANIFEST, KEYS, HEAD = "manifest.json", "ledger/keys.txt", "ledger/head.txt"
+ROTATION = b"appliance/ledger/rotation/v1\n"
 EVENTS = {"bundle": "bundle.exported", "report": "report.built"}
 LEAF_MEMBERS = set(("v origin index time boot_id actor actor_auth type event_id subject policy_sha256 software facts "
                     "rows body").split())
@@ -32,51 +33,40 @@ MANIFEST_MEMBERS = {"schema", "kind", "id", "run_id", "origin", "created", "file
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?<!\.)")
 BASE64 = re.compile("([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
-NEEDED = {
-    "report": "ledger.created run.reserved report.html report.json verify.py",
-    "bundle": "ledger.created policy.activated model.imported run.reserved watermark.committed audit.selftest "
-    "run.started run.settled watermark.embedded README.md privacy_statement.json report.html report.json verify.py "
-    "watermark_certificate.json adapter/adapter_config.json",
-}
+NEEDED = {"report": "ledger.created run.reserved report.html report.json verify.py"}
+NEEDED["bundle"] = NEEDED["report"] + """ policy.activated model.imported watermark.committed watermark.embedded
+run.started run.settled audit.selftest README.md privacy_statement.json watermark_certificate.json
+adapter/adapter_config.json"""
 NOT_SHOWN = (
     "that the appliance ran what it says it ran: the entries are its own word, signed for good",
     "privacy curves: epsilon for these steps, noise and sampling rate; recompute with the appliance",
     "sentences and pictures in the documents: only values that point to a ledger entry were compared",
-    "that this is the newest directory of its log, beyond what --state remembers",
-)
+    "that this is the newest directory of its log, beyond what --state remembers")
 
-# What entries about one run (or one evaluation) must agree on: kind of entry, pointer into its facts (^ into its leaf).
+# What entries about a run (or an evaluation) must agree on. Two kinds of entry, then rules between them: a pointer into
+# the facts (^ into the leaf) of both, or one into each with "=" or "<=" between them.
 RULES = """
-watermark.committed /algorithm_sha256 = watermark.embedded /algorithm_sha256
-evaluation.reserved /epsilon_before <= evaluation.reserved /epsilon_after   run.settled /steps <= run.settled /attempts
-watermark.embedded /released_sha256 = bundle.exported /released_sha256   run.reserved /plan/epsilon <= run.reserved /cap
-run.reserved /plan/noise_multiplier = run.settled /noise_multiplier   run.reserved /dataset_id = run.started /dataset_id
-evaluation.settled /epsilon_charged <= evaluation.reserved /epsilon   run.reserved /dataset_id = run.resumed /dataset_id
-run.settled /adapter_sha256 = watermark.embedded /adapter_sha256   watermark.embedded ^/index <= bundle.exported ^/index
-watermark.committed /commitment = watermark.embedded /commitment   run.settled /attempts <= run.reserved /plan/attempts
-evaluation.reserved /dataset_id = evaluation.settled /dataset_id   run.reserved ^/index <= watermark.committed ^/index
-evaluation.reserved /epsilon_after <= evaluation.reserved /cap   run.reserved ^/policy_sha256 = policy.activated /sha256
-run.reserved /epsilon_before <= run.reserved /epsilon_after   run.reserved ^/policy_sha256 = run.settled ^/policy_sha256
-model.imported /sha256 = watermark.committed /model_sha256   run.settled /epsilon_charged <= run.reserved /plan/epsilon
-run.reserved /plan/sample_rate = run.settled /sample_rate   model.imported /sha256 = watermark.embedded /model_sha256
-evaluation.reserved ^/index <= evaluation.settled ^/index   watermark.committed /key_id = watermark.embedded /key_id
-run.settled /epsilon_pld <= run.settled /epsilon_charged   run.settled /epsilon_prv <= run.settled /epsilon_charged
-evaluation.reserved /delta = evaluation.settled /delta   run.reserved /dataset_id = run.settled /dataset_id
-watermark.committed ^/index <= run.started ^/index   run.reserved /model_id = model.imported /model_id
-run.settled ^/index <= watermark.embedded ^/index   run.reserved /epsilon_after <= run.reserved /cap
-run.settled /sampler_delta <= run.settled /delta   run.reserved ^/index <= audit.selftest ^/index
-run.reserved /plan/delta = run.settled /delta   run.reserved ^/index <= run.started ^/index
-run.started ^/index <= run.settled ^/index
+run.reserved run.reserved /epsilon_before<=/epsilon_after /epsilon_after<=/cap /plan/epsilon<=/cap
+run.reserved run.settled /dataset_id /plan/delta=/delta /plan/sample_rate=/sample_rate ^/policy_sha256
+/plan/noise_multiplier=/noise_multiplier   run.reserved model.imported /model_id   run.reserved run.resumed /dataset_id
+run.reserved run.started /dataset_id ^/index<=^/index   run.reserved policy.activated ^/policy_sha256=/sha256
+run.reserved audit.selftest ^/index<=^/index   run.reserved watermark.committed ^/index<=^/index
+watermark.committed run.started ^/index<=^/index   run.started run.settled ^/index<=^/index
+run.settled run.settled /epsilon_pld<=/epsilon_charged /epsilon_prv<=/epsilon_charged /sampler_delta<=/delta
+/steps<=/attempts   run.settled run.reserved /attempts<=/plan/attempts /epsilon_charged<=/plan/epsilon
+run.settled watermark.embedded /adapter_sha256 ^/index<=^/index  model.imported watermark.embedded /sha256=/model_sha256
+model.imported watermark.committed /sha256=/model_sha256   watermark.embedded bundle.exported /released_sha256
+^/index<=^/index   watermark.committed watermark.embedded /algorithm_sha256 /commitment /key_id
+evaluation.reserved evaluation.settled /dataset_id /delta ^/index<=^/index   evaluation.settled evaluation.reserved
+/epsilon_charged<=/epsilon  evaluation.reserved evaluation.reserved /epsilon_before<=/epsilon_after /epsilon_after<=/cap
 """.split()
 CERTIFICATE = ("run_id key_id commitment base=model_sha256 algorithm=algorithm_sha256 escrow=escrow_sha256 "
                "suspect=released_sha256 statistic=score p_bound predicted=score_predicted").split()
 
 class Bad(Exception):
     """A file (first argument) is not what it must be: exit 8."""
-
 class CannotRun(Exception):
     """It was called wrongly, or something cannot be read: exit 2."""
-
 def refuse_if(wrong: Any, where: str, why: str) -> None:
     if wrong:
         raise Bad(where, why)
@@ -114,7 +104,6 @@ def point_decode(data: bytes) -> Point | None:
 def point_encode(p: Point) -> bytes:
     inverse = pow(p[2], -1, P)
     return (p[1] * inverse % P | (p[0] * inverse % P & 1) << 255).to_bytes(32, "little")
-
 def ed25519_accepts(public: bytes, message: bytes, signature: bytes) -> bool:
     """Whether a signature holds; S, R and the key must be in canonical form, and the key not of small order."""
     key = point_decode(public) if len(public) == 32 and len(signature) == 64 else None
@@ -143,21 +132,17 @@ def powers() -> list[Poly]:
 def ntt(w: Poly) -> Poly:
     """The transform by its definition: slower than algorithm 41, but plain, and one signature is checked."""
     return [sum(map(operator.mul, w, row)) % Q for row in powers()]
-
 def ntt_inverse(values: Poly) -> Poly:
     """The inverse transform; a root's power -j is minus its power 256 - j, and -1/256 is 32736 mod Q."""
-    columns = list(zip(*powers()))[:0:-1]  # noqa: B905 (Python 3.9)
+    columns = list(zip(*powers()))[:0:-1]
     return [sum(map(operator.mul, values, column)) * 32736 % Q for column in columns]
-
 def unpack(data: bytes, bits: int) -> Poly:  # 256 little-endian numbers of so many bits
     number = int.from_bytes(data, "little")
     return [number >> bits * i & (1 << bits) - 1 for i in range(256)]
-
 def expand(seed: bytes) -> Poly:  # algorithm 30: a polynomial of the matrix, transformed already
     stream = hashlib.shake_128(seed).digest(3072)  # 1024 numbers, of which one in a thousand is too large
     numbers = (int.from_bytes(stream[i : i + 3], "little") & 0x7FFFFF for i in range(0, 3072, 3))
     return [number for number in numbers if number < Q][:256]
-
 def challenge(seed: bytes) -> Poly:  # algorithm 29: 39 coefficients of 1 or -1
     stream, c, at = hashlib.shake_256(seed).digest(8192), [0] * 256, 8
     signs = int.from_bytes(stream[:8], "little")
@@ -212,22 +197,19 @@ def decode64(text: str, where: str, size: int = 0) -> bytes:
 def whole(text: str, where: str) -> int:
     refuse_if(not re.fullmatch(r"0|[1-9][0-9]{0,17}", text, re.ASCII), where, "a number is malformed")
     return int(text)
-
 def decimal(value: Any, where: str) -> Decimal:
     """A number as the ledger writes it: whole, or a decimal text."""
-    refuse_if(type(value) is bool or not re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]{1,60})?", str(value), re.ASCII),
-              where, f"{show(value)} is not a number")
+    good = type(value) is not bool and re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]{1,60})?", str(value), re.ASCII)
+    refuse_if(not good, where, f"{show(value)} is not a number")
     return Decimal(str(value))
 
 def utf8(data: bytes, where: str) -> str:
     text = data.decode("utf-8", "replace")
     refuse_if(text.encode() != data, where, "is not UTF-8")
     return text
-
 def canonical(value: Any) -> str:
     """Canonical JSON (RFC 8785) of a value without floats, whose names are ASCII."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-
 def parse_json(data: bytes, where: str, end: str = "\n") -> Any:
     """The object in canonical JSON bytes, which end in `end`. What is cut here does not come out as it went in."""
     text, cut = utf8(data, where), {"parse_float": lambda _: 0, "parse_constant": lambda _: 0}
@@ -253,33 +235,39 @@ def pointed(value: Any, pointer: Any, where: str) -> Any:
 
 def show(text: Any) -> str:  # foreign text, safe and short enough to print
     return ascii(str(text)[:200])[1:-1]
-
 def place(leaf: Any) -> str:
     return f"ledger/{leaf['index']:08d}.leaf"
 
 # --- signed notes, Merkle proofs (C2SP signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof; RFC 6962) --------
 def valid_name(name: str) -> bool:
     return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
-
 class Key:
     """A C2SP verifier key: name+id+base64(type || public key)."""
     def __init__(self, text: str, where: str) -> None:
         name, hexid, encoded = [*text.split("+", 2), "", ""][:3]
         raw = decode64(encoded, where)
-        refuse_if(not valid_name(name) or len(raw) != {1: 33, 6: 1313}.get(raw[0]),
-                  where, "a verifier key is malformed")
+        good = valid_name(name) and len(raw) == {1: 33, 6: 1313}.get(raw[0])
+        refuse_if(not good, where, "a verifier key is malformed")
         self.text, self.name, self.type, self.public = text, name, raw[0], raw[1:]
         self.id = hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4]
         refuse_if(self.id.hex() != hexid, where, "a verifier key does not have its own id")
 
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        return (ed25519_accepts if self.type == 1 else mldsa44_accepts)(self.public, message, signature)
     def accepts(self, head: Head, signature: bytes) -> bool:
         """Whether this key signed the tree head; an ML-DSA-44 line begins with the time of signing."""
         if self.type == 1:
-            return ed25519_accepts(self.public, head.text.encode(), signature)
+            return self.signed(head.text.encode(), signature)
         name, origin = (bytes([len(text.encode())]) + text.encode() for text in (self.name, head.origin))
         message = b"subtree/v1\n\0" + name + signature[:8] + origin + bytes(8) + head.size.to_bytes(8, "big")
-        return mldsa44_accepts(self.public, message + head.root, signature[8:])
+        return self.signed(message + head.root, signature[8:])
 
+def fingerprint(keys: Sequence[str]) -> str:
+    return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
+def trusts(pin: Sequence[str], keys: Sequence[str]) -> bool:
+    """Whether these keys are pinned, by their fingerprint or by name."""
+    mine = {line for line in pin if line.partition("+")[0] == keys[0].partition("+")[0]}
+    return [*pin] == [fingerprint(keys)] or bool(mine and mine <= set(keys))
 class Head:
     """A tree head: origin, size, root. `lines` are its signature lines."""
     def __init__(self, note: str, where: str) -> None:
@@ -295,8 +283,8 @@ class Head:
 def open_head(note: str, keys: Sequence[Key], where: str) -> Head:
     """The tree head in a note that every key signed, once, and nobody else."""
     head, seen = Head(note, where), set()
-    refuse_if(not keys or any(key.name != head.origin for key in keys),
-              where, "the tree head is of another log than the keys")
+    mine = keys and all(key.name == head.origin for key in keys)
+    refuse_if(not mine, where, "the tree head is of another log than the keys")
     known = {(key.name, key.id): key for key in keys}
     for line in head.lines:
         dash, name, encoded = [*line.split(" ", 2), "", ""][:3]
@@ -311,7 +299,6 @@ def open_head(note: str, keys: Sequence[Key], where: str) -> Head:
 
 def node(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\1" + left + right).digest()
-
 def root_of(index: int, size: int, digest: bytes, path: list[bytes]) -> bytes:
     """Root that an audit path leads to (RFC 6962, 2.1.1); uses the path up from its end."""
     if size == 1:
@@ -359,8 +346,7 @@ def check_consistency(text: str, old: int, head: Head, where: str) -> bytes:
 # --- the directory and its parts -------------------------------------------------------------------------------------
 def list_files(root: str) -> dict[str, int]:
     """Every file below a directory with its size; links are not followed."""
-    sizes: dict[str, int] = {}
-    todo = [""]
+    sizes, todo = dict[str, int](), [""]
     while todo:
         prefix = todo.pop()
         names = [prefix + name for name in sorted(os.listdir(os.path.join(root, prefix)))]
@@ -381,20 +367,19 @@ class Examination:
     def __init__(self, root: str, pin: Sequence[str], memory: dict[str, Any]) -> None:
         self.root, self.pin, self.memory, self.keys_sha256, self.about, self.stale = root, pin, memory, "", "", ""
         self.head: Any = None
-        self.leaves: dict[int, Any] = {}
+        self.leaves, self.sets = dict[int, Any](), dict[int, list[str]]()  # the log's keys, by the first size they sign
         self.heads, self.named = dict[int, str](), dict[int, str]()  # known tree heads, and those that documents name
         self.problems: list[tuple[str, str]] = []
-        self.missing: list[str] = []
-        self.checked: list[str] = []
+        self.missing, self.checked = list[str](), list[str]()
 
     @property
     def code(self) -> int:
-        incomplete = self.missing or not self.pin
-        return TAMPERED if self.problems else INCOMPLETE if incomplete else STALE if self.stale else OK
+        good = OK if not self.stale else STALE
+        return TAMPERED if self.problems else INCOMPLETE if self.missing or not self.pin else good
 
     def run(self) -> Examination:
-        steps = (self.check_keys, self.check_manifest, self.check_payload, self.check_ledger, self.check_facts,
-                 self.check_adapter, self.check_documents, self.check_memory)
+        steps = (self.check_keys, self.check_manifest, self.check_payload, self.check_ledger, self.check_chain,
+                 self.check_facts, self.check_adapter, self.check_documents, self.check_memory)
         try:
             self.sizes = list_files(self.root)
             for step in steps:
@@ -404,10 +389,8 @@ class Examination:
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as odd:
             self.wrong(step.__name__, f"met something that nobody writes: {type(odd).__name__}")
         return self
-
     def wrong(self, where: str, why: str) -> None:
         self.problems.append((show(where), why))
-
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
         refuse_if(self.sizes.get(name, limit + 1) > limit,
                   show(name), "is too large" if name in self.sizes else "is missing")
@@ -416,19 +399,36 @@ class Examination:
 
     def check_keys(self) -> None:
         """The keys, pinned or not, and the tree head that they signed."""
-        data = self.read(KEYS)
-        lines = utf8(data, KEYS).split("\n")
+        lines = utf8(self.read(KEYS), KEYS).split("\n")
         keys = [Key(line, KEYS) for line in lines[:-1]]
         refuse_if(lines[-1] or not 1 <= len(keys) <= 16 or len({key.text for key in keys}) != len(keys),
                   KEYS, "is not a list of verifier keys")
-        self.keys_sha256 = hashlib.sha256(data).hexdigest()
-        mine = {line for line in self.pin if line.partition("+")[0] == keys[0].name}
-        refuse_if(self.pin and self.pin != [self.keys_sha256] and not (mine and mine <= set(lines)),
-                  KEYS, "these are not the keys you trust: somebody else signed this directory")
+        self.keys_sha256, self.sets = fingerprint(lines[:-1]), {0: lines[:-1]}
         self.head = open_head(utf8(self.read(HEAD), HEAD), keys, HEAD)
         self.heads[self.head.size] = self.head.root.hex()
         by = " and ".join({1: "Ed25519", 6: "ML-DSA-44"}[key.type] for key in keys)
         self.checked.append(f"tree head of {show(self.head.origin)}, {self.head.size} entries: signed with {by}")
+
+    def check_chain(self) -> None:
+        """The keys of the log from its first entry on: each set hands over to the next in an entry that both sign."""
+        if 0 in self.leaves:
+            self.sets = {0: [key["vkey"] for key in self.leaves[0]["facts"]["keys"]]}
+        for leaf in (leaf for _, leaf in sorted(self.leaves.items()) if leaf["type"] == "ledger.rekeyed"):
+            where, facts, old = place(leaf), leaf["facts"], [*self.sets.values()][-1]
+            new = [key["vkey"] for key in facts["keys"]]
+            said = {"index": leaf["index"], "new": new, "old": old, "origin": self.head.origin, "root": facts["root"]}
+            message, keys = ROTATION + canonical(said).encode(), [Key(text, where) for text in old + new]
+            signed = [key.signed(message, decode64(text, where)) for key, text in zip(keys, facts["signatures"])]
+            good = signed == [True] * len(keys) and new and {key.name for key in keys} == {self.head.origin}
+            refuse_if(not good or self.heads.get(leaf["index"]) != facts["root"],
+                      where, "changes the keys of the log, but the old and the new ones did not both sign this")
+            self.sets[leaf["index"] + 1] = new
+        sets = [*self.sets.values()]
+        refuse_if(fingerprint(sets[-1]) != self.keys_sha256, KEYS, "these are not the keys that the log's entries name")
+        pinned = [number for number, keys in enumerate(sets) if trusts(self.pin, keys)]
+        refuse_if(self.pin and not pinned, KEYS, "not the keys you trust: somebody else signed this directory")
+        summary = f"keys: sets 0 to {len(sets) - 1}, handed over one by one; you trust set {pinned}; pin the newest"
+        self.checked += [summary] if len(sets) > 1 else []
 
     def open_leaf(self, index: int) -> None:
         stem = f"ledger/{index:08d}"
@@ -443,7 +443,6 @@ class Examination:
     def open_earlier(self, size: int) -> None:
         name = f"ledger/consistency/{size}.txt"
         self.heads[size] = check_consistency(utf8(self.read(name), name), size, self.head, name).hex()
-
     def check_manifest(self) -> None:
         """The entry that hands the directory out, the newest one here, and the manifest that it vouches for."""
         found = (re.fullmatch(r"ledger/([0-9]{8,18})\.leaf", name, re.ASCII) for name in self.sizes)
@@ -454,8 +453,8 @@ class Examination:
         refuse_if(hashlib.sha256(data).hexdigest() != facts.get("manifest_sha256"),
                   MANIFEST, f"is not the one that entry {self.index} of the ledger vouches for")
         self.manifest = listed = parse_json(data, MANIFEST)
-        refuse_if(set(listed) != MANIFEST_MEMBERS or listed["schema"] != "appliance.manifest/1",
-                  MANIFEST, "is not a manifest of version 1")
+        good = set(listed) == MANIFEST_MEMBERS and listed["schema"] == "appliance.manifest/1"
+        refuse_if(not good, MANIFEST, "is not a manifest of version 1")
         lists = [listed[name] if isinstance(listed[name], list) else [None] for name in ("entries", "earlier", "files")]
         refuse_if(any(type(n) is not int or n < 0 for n in lists[0] + lists[1]) or None in lists[2],
                   MANIFEST, "has lists that cannot be")
@@ -476,11 +475,10 @@ class Examination:
         names = {name.lower() for name in self.files}
         refuse_if(len(names) != len(self.manifest["files"]), MANIFEST, "lists a file twice")
         present = {name for name in self.sizes if not name.startswith("ledger/") and name != MANIFEST}
-        for name in sorted(present - set(self.files)):
-            self.wrong(name, "does not belong here: the manifest does not list it")
-        for name, row in self.files.items():
-            if name not in present:
-                self.wrong(name, "is missing")
+        for name in sorted({*present, *self.files}):
+            row = self.files.get(name, {})
+            if not row or name not in present:
+                self.wrong(name, "is missing" if row else "does not belong here: the manifest does not list it")
             elif self.sizes[name] != row["bytes"] or self.digest(name) != row["sha256"]:
                 self.wrong(name, "was altered: it is not the file that the manifest lists")
         self.checked.append(f"payload: {len(self.files)} files of the listed size and SHA-256, and no other file")
@@ -511,17 +509,17 @@ class Examination:
                 mine.setdefault(str(leaf["type"]), []).append(leaf)
             elif self.manifest["kind"] == "bundle":
                 self.wrong(place(leaf), "is about another run")
-        for a, x, rule, b, y in (RULES[i : i + 5] for i in range(0, len(RULES), 5)):
-            for left in mine.get(a, ()):
+        a = b = ""
+        for word in RULES:
+            a, b = (a, b) if "/" in word else (b, word)
+            x, rule, y = re.fullmatch("([^<=]*)(<?=?)(.*)", word).groups()  # type: ignore[union-attr]
+            for left in mine.get(a, ()) if x.count("/") else ():
                 for right in mine.get(b, ()):
-                    self.compare(left, x, rule, right, y)
+                    self.compare(left, x, rule or "=", right, y or x)
         self.missing += [name for name in NEEDED[self.manifest["kind"]].split() if name not in {**mine, **self.files}]
-        for leaf in mine.get("ledger.created", ()):
-            named = [key["vkey"] for key in leaf["facts"]["keys"]]
-            refuse_if(named != self.read(KEYS).decode().split(), KEYS, "these are not the keys that the log began with")
         if any(leaf["facts"].get("passed") is not True for leaf in mine.get("audit.selftest", ())):
             self.wrong(place(mine["audit.selftest"][0]), "the self-test before the run did not pass")
-        self.checked.append(f"facts: {len(RULES) // 5} rules between entries of the run")
+        self.checked.append(f"facts: {sum('/' in word for word in RULES)} rules between entries of the run")
 
     def compare(self, left: Any, a: str, rule: str, right: Any, b: str) -> None:
         """Check one rule between two entries; entries about two evaluations have nothing to do with each other."""
@@ -602,16 +600,16 @@ class Examination:
         return pointed(leaf["facts"] if "fact" in at else leaf, at.get("fact", at.get("field")), name)
 
     def check_memory(self) -> None:
-        known = self.memory.get(self.head.origin)
-        if known is None:
+        if (known := self.memory.get(self.head.origin)) is None:
             return
-        size, root = known["size"], known["root"]
-        if known["keys"] != self.keys_sha256:
-            self.wrong(KEYS, "these are not the keys that signed this log before")
-        elif self.heads.get(size, root) != root:
+        size, roots = known["size"], {**known.get("roots", {}), str(known["size"]): known["root"]}
+        signing = [fingerprint(keys) for since, keys in self.sets.items() if since <= size][-1]
+        if any(roots.get(str(at), root) != root for at, root in self.heads.items()):
             self.wrong(HEAD, f"FORK: two histories of one log were signed:\n{known['note']}\nand\n{self.head.note}")
         elif size > self.head.size:
             self.stale = f"older than a tree head of {size} entries that was seen before"
+        elif known["keys"] != signing:
+            self.wrong(KEYS, "these are not the keys that signed this log before")
         elif size not in self.heads:
             self.stale = f"carries no proof that it continues the tree head of {size} entries that was seen before"
         self.checked.append(f"memory: a tree head of {size} entries was seen before")
@@ -620,7 +618,7 @@ class Examination:
 def read_pin(words: Sequence[str]) -> list[str]:
     """The trusted keys in a file, or the one fingerprint given in words. Empty where there are none."""
     text = "".join("".join(words).split()).lower()
-    if not words or re.fullmatch("[0-9a-f]{64}", text):
+    if re.fullmatch("([0-9a-f]{64})?", text):
         return [text] if words else []
     if len(words) > 1:
         raise CannotRun("--trusted-key wants a file of verifier keys or a fingerprint of 64 hex digits")
@@ -634,12 +632,16 @@ def read_memory(path: str) -> dict[str, Any]:
         logs = parse_json(file.read(MAX_DOCUMENT), path)
     for origin, known in logs.items():
         head = Head(str(known["note"]), path)
-        said = (head.origin, {"size": head.size, "root": head.root.hex(), "note": head.note, "keys": known["keys"]})
-        refuse_if((origin, known) != said, path, "is not a state file of this verifier")
+        said = {"size": head.size, "root": head.root.hex(), "note": head.note, "keys": known["keys"]}
+        said["roots"] = {str(whole(at, path)): root[:64] for at, root in known.get("roots", {}).items()}
+        refuse_if((origin, {"roots": {}, **known}) != (head.origin, said), path, "is not a state file of this verifier")
     return dict(logs)
 
 def remember(path: str, memory: dict[str, Any], seen: Examination) -> None:
-    known = {"size": seen.head.size, "root": seen.head.root.hex(), "note": seen.head.note, "keys": seen.keys_sha256}
+    """Keep the newest tree head of the log, and the roots of those that were seen or proven before it."""
+    roots = {**memory.get(seen.head.origin, {}).get("roots", {}), **{str(at): root for at, root in seen.heads.items()}}
+    known = {"size": seen.head.size, "root": seen.head.root.hex(), "note": seen.head.note, "keys": seen.keys_sha256,
+             "roots": {at: roots[at] for at in sorted(roots, key=int)[-REMEMBERED:]}}
     with open(path + ".new", "wb") as file:
         file.write(canonical({**memory, seen.head.origin: known}).encode() + b"\n")
         file.flush()
@@ -653,7 +655,7 @@ def verify(directory: str, pin: Sequence[str], state: str = "") -> Examination:
             raise CannotRun(f"{path} lies in the directory that is checked: get it on another way")
     try:
         trusted, memory = read_pin(pin), read_memory(state)
-    except (Bad, KeyError, TypeError) as bad:
+    except (AttributeError, Bad, KeyError, TypeError) as bad:
         raise CannotRun(f"the key file or the state file is damaged: {bad}") from None
     seen = Examination(directory, trusted, memory).run()
     if state and seen.code == OK:
@@ -672,12 +674,10 @@ def report(seen: Examination) -> Iterator[str]:
 
 def document(seen: Examination) -> dict[str, Any]:
     head = {"origin": seen.head.origin, "size": seen.head.size, "root": seen.head.root.hex()} if seen.head else None
-    return {
-        "schema": "appliance.verification/1", "verdict": VERDICTS[seen.code], "exit": seen.code, "about": seen.about,
-        "pinned": bool(seen.pin), "keys_sha256": seen.keys_sha256, "tree_head": head, "checked": seen.checked,
-        "problems": [{"file": where, "problem": why} for where, why in seen.problems], "missing": seen.missing,
-        "stale": seen.stale, "not_shown": NOT_SHOWN,
-    }
+    return {"schema": "appliance.verification/1", "verdict": VERDICTS[seen.code], "exit": seen.code,
+            "about": seen.about, "pinned": bool(seen.pin), "keys_sha256": seen.keys_sha256, "tree_head": head,
+            "problems": [{"file": where, "problem": why} for where, why in seen.problems], "checked": seen.checked,
+            "missing": seen.missing, "stale": seen.stale, "not_shown": NOT_SHOWN}
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Verify a sealed directory (bundle or report) offline.")

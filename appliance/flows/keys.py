@@ -1,12 +1,14 @@
-"""`key`: unlock, lock, status. Unlocking starts the key agent; locking makes it forget the root key and end."""
+"""`key`: unlock, lock, status, rotate. Unlocking starts the key agent, locking makes it forget the root key and end."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from appliance.errors import IntegrityError, KeyUnavailable
+from appliance.errors import IntegrityError, KeyUnavailable, UsageError
 from appliance.flows import agent
-from appliance.flows.home import Home, Operator
+from appliance.flows.home import Home, Operator, fingerprint
+from appliance.ledger.heads import TreeHead
 from appliance.store import keyslots
 from appliance.store.client import AgentStatus
 from appliance.store.keys import body_public_key, read_body_public_key
@@ -33,6 +35,30 @@ def unlock(home: Home, passphrase: str, operator: Operator, *, ttl_s: int) -> Ag
     finally:
         root.wipe()
     return home.agent().status()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotated:
+    """A change of the ledger's signing keys: the entry that says so, the fingerprints before and after, the head."""
+
+    entry: int
+    before: str
+    after: str
+    head: TreeHead
+
+
+def rotate_ledger(home: Home, operator: Operator) -> Rotated:
+    """Change the ledger's signing keys; the old ones sign what was, both sign the entry that says so.
+
+    Raises:
+      UsageError: the store is unsealed, whose key agent trusts only the keys it was started with.
+    """
+    if home.agent().status().state == "unsealed":
+        raise UsageError("the key agent trusts only the keys it was started with", hint="appliance key lock")
+    with home.ledger() as ledger:
+        before = fingerprint(ledger.verifier_keys)
+        entry, head = ledger.rotate(home.actor(operator), operator.reason or None)
+        return Rotated(entry=entry, before=before, after=fingerprint(ledger.verifier_keys), head=head)
 
 
 def _in(seconds: int) -> str:

@@ -18,12 +18,16 @@ from appliance.ledger.witness import Cosigned
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A verification, and in plain words what the holder of the signing key could still alter unnoticed."""
+    """A verification, and in plain words what the holder of the signing key could still alter unnoticed.
+
+    `key_sets`: for each set of signing keys, oldest first, the smallest tree size that it signs and its fingerprint.
+    """
 
     verification: Verification
     anchor_external: bool
     exposure: str
     fingerprint: str
+    key_sets: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,7 @@ class Against:
     """What a verifier brings along.
 
     Attributes:
-      pinned: fingerprint of the log's keys; empty when they are not pinned.
+      pinned: fingerprint of keys that the log has or had; empty when they are not pinned.
       heads: files of signed tree heads that were kept elsewhere.
       witnesses: file of witness keys; the home's own where it is None.
       body_keys: open the bodies too, with the key that the unsealed store gives.
@@ -56,9 +60,6 @@ def verify(home: Home, progress: Callable[[int, int], None], against: Against | 
     body_key = home.agent().body_key() if against.body_keys else None
     pinned = against.pinned
     with home.ledger(writable=False, checked=False) as ledger:
-        keys = fingerprint(ledger.verifier_keys)
-        if pinned and pinned.replace(" ", "").lower() != keys.replace(" ", ""):
-            raise IntegrityError("the ledger is not signed by the keys of this fingerprint", hint=f"its keys: {keys}")
         found = ledger.verify(
             progress,
             body_key=body_key,
@@ -66,11 +67,17 @@ def verify(home: Home, progress: Callable[[int, int], None], against: Against | 
             witnesses=against.witnesses,
             kept=[_read(path) for path in against.heads],
         )
+    sets = [(keys.since, fingerprint(keys.texts)) for keys in found.key_sets]
+    if pinned and pinned.replace(" ", "").lower() not in [printed.replace(" ", "") for _, printed in sets]:
+        raise IntegrityError(
+            "the ledger is not signed by the keys of this fingerprint", hint=f"its keys: {sets[-1][1]}"
+        )
     return Verified(
         verification=found,
         anchor_external=home.anchor_is_external,
         exposure=_exposure(home, found),
-        fingerprint=keys,
+        fingerprint=sets[-1][1],
+        key_sets=tuple(sets),
     )
 
 

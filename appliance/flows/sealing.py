@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, UsageError
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, UsageError
 from appliance.export.bundle import VERIFIER, Assembly, verifier_source
 from appliance.export.evidence import Evidence, ProvenLeaf
 from appliance.export.manifest import EVENT_OF, Kind, Manifest
@@ -106,6 +106,8 @@ def seal_directory(ledger: Ledger, actor: Actor, out: Path, contents: Contents, 
         head = ledger.head(covering=index)
         if head is None:
             raise ApplianceError(f"entry {index} was signed and no tree head covers it")
+        if not {*_rekeyed(ledger, before=index)} <= {*manifest.entries}:
+            raise Busy("the ledger's signing keys were changed meanwhile", hint="try again")
         assembly.seal(manifest, _evidence(ledger, manifest, index, head))
     return Sealed(path=out, manifest=manifest, index=index, head=head)
 
@@ -145,7 +147,8 @@ def _make_readable(directory: Path) -> None:
 
 
 def _manifest(ledger: Ledger, assembly: Assembly, contents: Contents) -> Manifest:
-    entries = tuple(sorted({0, *contents.entries}))
+    rekeyed = list(_rekeyed(ledger))
+    entries = tuple(sorted({0, *rekeyed, *contents.entries}))
     leaves = [ledger.entry(index).leaf for index in entries]
     return Manifest(
         kind=contents.kind,
@@ -155,7 +158,7 @@ def _manifest(ledger: Ledger, assembly: Assembly, contents: Contents) -> Manifes
         created=max(leaf["time"] for leaf in leaves),
         files=assembly.files(),
         entries=entries,
-        earlier=tuple(sorted({*_earlier_heads(ledger), *contents.tree_sizes})),
+        earlier=tuple(sorted({*_earlier_heads(ledger), *rekeyed, *contents.tree_sizes})),
     )
 
 
@@ -172,11 +175,18 @@ def _record(ledger: Ledger, actor: Actor, manifest: Manifest, contents: Contents
 
 def _evidence(ledger: Ledger, manifest: Manifest, index: int, head: TreeHead) -> Evidence:
     return Evidence(
-        keys=ledger.verifier_keys,
+        keys=ledger.keys_at(head.size).texts,
         head=head.note,
         leaves={i: ProvenLeaf(ledger.leaf(i), ledger.prove(i, head)) for i in (*manifest.entries, index)},
         consistency={size: ledger.prove_consistency(size, head) for size in manifest.earlier},
     )
+
+
+def _rekeyed(ledger: Ledger, before: int | None = None) -> Iterator[int]:
+    """Indices of the entries that changed the signing keys: who pinned older keys follows them to the newest."""
+    for keys in ledger.key_sets[1:]:
+        if before is None or keys.since <= before:
+            yield keys.since - 1
 
 
 def _earlier_heads(ledger: Ledger) -> Iterator[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import IntegrityError
 from appliance.ledger import durable
-from appliance.ledger.note import Checkpoint, VerifierKey, open_checkpoint
+from appliance.ledger.keyring import Keyring
+from appliance.ledger.note import Checkpoint
 
 
 class Anchor:
@@ -18,14 +19,12 @@ class Anchor:
 
     Args:
       path: the file; its directory must exist when it is first written.
-      trusted: the log's verifier keys, which must all have signed.
     """
 
-    def __init__(self, path: Path, trusted: Sequence[VerifierKey]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._trusted = trusted
 
-    def read(self) -> tuple[str, Checkpoint] | None:
+    def read(self, ring: Keyring) -> tuple[str, Checkpoint] | None:
         """The anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
         try:
             note = self.path.read_bytes().decode()
@@ -34,14 +33,14 @@ class Anchor:
         except UnicodeDecodeError:
             raise IntegrityError("the anchor is damaged", where=str(self.path)) from None
         try:
-            return note, open_checkpoint(note, self._trusted, exact=True)
+            return note, ring.open_outside(note)
         except IntegrityError as error:
             raise IntegrityError(f"the anchor does not verify: {error.message}", where=str(self.path)) from None
 
-    def advance(self, note: str, size: int) -> None:
+    def advance(self, note: str, size: int, ring: Keyring) -> None:
         """Make `note` the anchor and fsync it, unless another process has anchored a larger tree meanwhile."""
         with self._locked():
-            current = self.read()
+            current = self.read(ring)
             if current is None or current[1].size < size:
                 durable.replace(self.path, note.encode())
 

@@ -33,6 +33,7 @@ _SPENT = (
 EVENTS: dict[str, EventType] = {
     "ledger.created": _event("origin keys schema"),
     "ledger.upgraded": _event("revision schema"),
+    "ledger.rekeyed": _event("root old keys signatures"),
     "clock.regression": _event("last observed"),
     "body.erased": _event("index"),
     "policy.activated": _event("name sha256"),

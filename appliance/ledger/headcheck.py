@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
 from appliance.ledger.database import stream
-from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.keyring import Keyring
 from appliance.ledger.problems import Problems
 
 
@@ -46,7 +46,7 @@ class HeadCheck:
     def __init__(
         self,
         connection: Connection,
-        trusted: Sequence[VerifierKey],
+        ring: Keyring,
         outside: Sequence[OutsideHead],
         problems: Problems,
     ) -> None:
@@ -54,7 +54,7 @@ class HeadCheck:
         self.anchored_size = 0
         self.outside_size = 0
         self.fork: tuple[str, ...] = ()
-        self._trusted = trusted
+        self._ring = ring
         self._outside = sorted(outside, key=lambda head: head.size)
         self._disputed = ""
         self._problems = problems
@@ -97,7 +97,7 @@ class HeadCheck:
 
     def _check(self, size: int, note: str, root: bytes) -> None:
         try:
-            checkpoint = open_checkpoint(note, self._trusted, exact=True)
+            checkpoint = self._ring.open(note)
         except IntegrityError as error:
             self._problems.add(f"the tree head of {size} entries: {error.message}")
             return

@@ -11,8 +11,9 @@ from appliance.errors import IntegrityError
 from appliance.ledger import merkle, schema
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.database import stream
+from appliance.ledger.keyring import Keyring
 from appliance.ledger.log import StoredTree, lock_head, read_head
-from appliance.ledger.note import Checkpoint, Signer, VerifierKey, open_checkpoint, sign_checkpoint
+from appliance.ledger.note import Checkpoint, Signer, sign_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,32 +25,32 @@ class TreeHead:
     note: str
 
 
-def last_tree_head(connection: Connection, trusted: Sequence[VerifierKey]) -> TreeHead | None:
+def last_tree_head(connection: Connection, ring: Keyring) -> TreeHead | None:
     """The newest signed tree head, its signatures checked. Raises `IntegrityError` when they do not verify."""
     columns = schema.tree_head.c
     row = connection.execute(select(columns.size, columns.note).order_by(columns.n.desc()).limit(1)).one_or_none()
     if row is None:
         return None
-    checkpoint = open_checkpoint(row.note, trusted, exact=True)
+    checkpoint = ring.open(row.note)
     if checkpoint.size != row.size:
         raise IntegrityError("a tree head of the ledger is filed under another size")
     return TreeHead(checkpoint.size, checkpoint.root, row.note)
 
 
-def first_head_over(connection: Connection, index: int, trusted: Sequence[VerifierKey]) -> TreeHead | None:
+def first_head_over(connection: Connection, index: int, ring: Keyring) -> TreeHead | None:
     """The oldest signed tree head that covers entry `index`: what was handed out right after the entry was written."""
     columns = schema.tree_head.c
     query = select(columns.note).where(columns.size > index).order_by(columns.size).limit(1)
     note = connection.execute(query).scalar_one_or_none()
     if note is None:
         return None
-    checkpoint = open_checkpoint(note, trusted, exact=True)
+    checkpoint = ring.open(note)
     return TreeHead(checkpoint.size, checkpoint.root, note)
 
 
-def check_against_anchor(connection: Connection, anchor: Anchor) -> None:
+def check_against_anchor(connection: Connection, anchor: Anchor, ring: Keyring) -> None:
     """Raise `IntegrityError` unless the log continues what was anchored."""
-    anchored = anchor.read()
+    anchored = anchor.read(ring)
     if anchored is None:
         raise IntegrityError(
             "the ledger's anchor is missing, so a rolled-back database could not be told",
@@ -70,23 +71,21 @@ def check_against_anchor(connection: Connection, anchor: Anchor) -> None:
         )
 
 
-def sign_head(
-    connection: Connection, origin: str, trusted: Sequence[VerifierKey], signers: Callable[[], Sequence[Signer]]
-) -> TreeHead:
+def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Sequence[Signer]]) -> TreeHead:
     """Sign the log's end inside a writing transaction and store the tree head; the newest one if nothing was added.
 
     Everything since the last signed head is read again and hashed again; the result must be the head that was stored
     and a proven continuation of the last signed root.
     """
     head = lock_head(connection)
-    last = last_tree_head(connection, trusted)
+    last = last_tree_head(connection, ring)
     if last is not None and last.size == head.size:
         return last
     root = _recomputed(connection, head.size, last)
     if root != head.root:
         raise IntegrityError("the head of the ledger does not follow from its entries; it was not signed")
-    note = sign_checkpoint(Checkpoint(origin, head.size, root), signers())
-    open_checkpoint(note, trusted, exact=True)
+    note = sign_checkpoint(Checkpoint(ring.origin, head.size, root), signers())
+    ring.open(note)
     count = connection.execute(select(schema.tree_head.c.n).order_by(schema.tree_head.c.n.desc()).limit(1)).scalar()
     values = {"n": 0 if count is None else count + 1, "size": head.size, "note": note}
     connection.execute(schema.tree_head.insert(), values)

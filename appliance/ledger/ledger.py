@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from sqlalchemy import Connection, false, select
 
-from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, Stale, UsageError
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, Stale, UsageError
 from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
@@ -21,16 +21,18 @@ from appliance.ledger.dialect import Finding, Roles
 from appliance.ledger.durable import sync_directory
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
 from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head, sign_head
+from appliance.ledger.keyring import REKEYED, Keyring, KeySet, build, described, first_keys, leaves_about_keys, rekeying
 from appliance.ledger.leaf import Actor, new_event_id, parse_leaf
 from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read_head
-from appliance.ledger.note import ALGORITHMS, VerifierKey, valid_name
-from appliance.ledger.signing import create_keys, load_signers, load_verifiers
+from appliance.ledger.note import Signer, VerifierKey, valid_name
+from appliance.ledger.signing import create_keys, create_next_keys, load_signers, load_verifiers, promote
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.ledger.verify import Verification, stated, verify_ledger
 from appliance.ledger.witness import Cosigned
 
 _SYSTEM = Actor("system", "")
+_FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,9 @@ class Ledger:
         self._database = database
         self._clock = clock
         self._writable = writable
-        self._trusted = load_verifiers(config.signing_dir)
-        self._anchor = Anchor(config.anchor, self._trusted)
+        self._local = load_verifiers(config.signing_dir)
+        self._built: tuple[tuple[bytes, ...], Keyring] | None = None
+        self._anchor = Anchor(config.anchor)
 
     @classmethod
     def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
@@ -139,8 +142,22 @@ class Ledger:
 
     @property
     def verifier_keys(self) -> tuple[str, ...]:
-        """The log's public keys as C2SP verifier keys, for pinning elsewhere."""
-        return tuple(key.encode() for key in self._trusted)
+        """The log's newest public keys as C2SP verifier keys; those of this machine where the log names others."""
+        try:
+            return self.key_sets[-1].texts
+        except IntegrityError:
+            return KeySet(0, self._local).texts
+
+    @property
+    def key_sets(self) -> tuple[KeySet, ...]:
+        """All keys that the log ever had, oldest first."""
+        with self._database.read() as connection:
+            return self._keyring(connection).sets
+
+    def keys_at(self, size: int) -> KeySet:
+        """The keys that sign tree heads of this size."""
+        with self._database.read() as connection:
+            return self._keyring(connection).at(size)
 
     @contextmanager
     def transaction(
@@ -154,8 +171,7 @@ class Ledger:
           WillNotFit: the disk is full.
         """
         self._need_writable()
-        key = self._config.body_public_key
-        context = Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
+        context = self._context(actor, reason, policy_sha256)
         with self._database.write() as connection:
             transaction = Transaction(connection, context)
             yield transaction
@@ -178,18 +194,54 @@ class Ledger:
         """
         self._need_writable()
         with self._database.write() as connection:
+            ring = self._keyring(connection)
             if self._anchor.path.exists() or read_head(connection).size > 1:
-                check_against_anchor(connection, self._anchor)
-            head = sign_head(connection, self._config.origin, self._trusted, self._signers)
-        self._anchor.advance(head.note, head.size)
+                check_against_anchor(connection, self._anchor, ring)
+            head = sign_head(connection, ring, lambda: self._signers(ring))
+        self._anchor.advance(head.note, head.size, ring)
         return head
+
+    def rotate(self, actor: Actor, reason: str | None = None) -> tuple[int, TreeHead]:
+        """Change the signing keys: an entry signed by the old and the new keys, between a head of each, in one commit.
+
+        The old keys sign the log up to that entry, fresh ones from it on; the old private keys are dropped. A crash
+        leaves either the old keys in force or the new, and whoever signs next continues.
+
+        Returns:
+          The index of the entry, and the first tree head that the new keys signed.
+
+        Raises:
+          IntegrityError: the log is not a continuation of what was signed and anchored.
+          Busy: the clock stepped back at that moment, or another process held the database for too long.
+        """
+        self._need_writable()
+        with self._database.write() as connection:
+            ring = self._keyring(connection)
+            check_against_anchor(connection, self._anchor, ring)
+            old = self._signers(ring)
+            context = self._context(actor, reason)
+            Appender(connection, context).flush_regression()
+            last = sign_head(connection, ring, lambda: old)
+            new = create_next_keys(self._config.signing_dir, self._config.origin, self._clock)
+            appender = Appender(connection, context)
+            facts = rekeying(ring, last.size, last.root.hex(), old, new)
+            index = appender.append(REKEYED, facts, subject=None, event_id=new_event_id())
+            if index != last.size:
+                raise Busy("the clock stepped back while the keys were changed; nothing was written", hint="try again")
+            appender.flush()
+            ring = self._keyring(connection)
+            head = sign_head(connection, ring, lambda: new)
+        promote(self._config.signing_dir, ring.current.keys)
+        self._local = ring.current.keys
+        self._anchor.advance(head.note, head.size, ring)
+        return index, head
 
     def head(self, covering: int | None = None) -> TreeHead | None:
         """The newest signed tree head; the first one that covers entry `covering` where an index is given."""
         with self._database.read() as connection:
             if covering is not None:
-                return first_head_over(connection, covering, self._trusted)
-            return last_tree_head(connection, self._trusted)
+                return first_head_over(connection, covering, self._keyring(connection))
+            return last_tree_head(connection, self._keyring(connection))
 
     def entries(
         self,
@@ -252,7 +304,7 @@ class Ledger:
         """
         with self._database.read() as connection:
             self._leaf(connection, index)
-            head = head or last_tree_head(connection, self._trusted)
+            head = head or last_tree_head(connection, self._keyring(connection))
             if head is None or index >= head.size:
                 raise Stale(f"entry {index} is newer than the last signed tree head", hint="sign it first")
             path = merkle.inclusion_path(index, head.size, StoredTree(connection, head.size).node)
@@ -285,7 +337,7 @@ class Ledger:
 
         Args:
           progress: called now and then with (entries checked, entries).
-          trusted: pinned verifier keys; those in the signing directory where none are given.
+          trusted: pinned verifier keys, of any time of the log; those in the signing directory where none are given.
           body_key: 32-byte X25519 private key; with it bodies are opened and checked too.
           deep: check the database's indexes too, which cannot change a row but can hide one from a query.
           witnesses: file of the witnesses' keys that the caller trusts; the configuration's where it is None.
@@ -294,15 +346,14 @@ class Ledger:
         Raises:
           IntegrityError: the database is too damaged to be read to the end.
         """
-        keys = tuple(VerifierKey.parse(key) for key in trusted) or self._trusted
+        keys = tuple(VerifierKey.parse(key) for key in trusted) or self._local
         with self._database.read() as connection:
-            anchor = Anchor(self._config.anchor, keys)
             beside = self._database.file or self._config.signing_dir
             return verify_ledger(
                 connection,
                 beside,
                 keys,
-                anchor,
+                self._anchor,
                 progress,
                 body_key=body_key,
                 deep=deep,
@@ -328,11 +379,12 @@ class Ledger:
         Raises `UsageError` when the directory exists, `Stale` when nothing was signed yet; see `snapshot`.
         """
         with self._database.read() as connection:
-            head = last_tree_head(connection, self._trusted)
+            ring = self._keyring(connection)
+            head = last_tree_head(connection, ring)
             if head is None:
                 raise Stale("nothing was signed yet", hint="appliance ledger sign")
             cosignatures = witness.lines(connection, head.size)
-            return head, write_snapshot(connection, head, cosignatures, self.verifier_keys, directory)
+            return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
 
     def erase(self, index: int, actor: Actor, reason: str | None = None) -> int:
         """Erase the body of an entry, shared by the entries of its transaction: the entry that says so is signed first.
@@ -373,26 +425,35 @@ class Ledger:
 
         upgrade(connection, self._roles())
         if read_head(connection).size:
-            if self._stated(connection)[0] != list(self.verifier_keys):
+            if first_keys(leaves_about_keys(connection)[0]) != self._local:
                 raise UsageError("the database holds another ledger", hint="name an empty one")
             return
-        keys = [{"algorithm": ALGORITHMS[k.algorithm], "id": k.key_id.hex(), "vkey": k.encode()} for k in self._trusted]
+        keys = described(self._local)
         facts = {"origin": self._config.origin, "keys": keys, "schema": schema.schema_digests(connection)}
-        context = Context(self._config.origin, self._clock, _SYSTEM, None, None, self._config.body_public_key)
-        appender = Appender(connection, context)
+        appender = Appender(connection, self._context(_SYSTEM))
         appender.append("ledger.created", facts, subject=None, event_id=new_event_id())
         appender.flush()
 
     def _check(self, connection: Connection) -> None:
-        keys, definitions = self._stated(connection)
-        problems = schema.schema_problems(connection, definitions)
+        problems = schema.schema_problems(connection, self._stated(connection))
         if problems:
             raise IntegrityError(problems[0], where=self._database.where)
-        if keys != list(self.verifier_keys):
-            raise IntegrityError("the signing keys are not those of this ledger", where=str(self._config.signing_dir))
-        check_against_anchor(connection, self._anchor)
+        ring = build(leaves_about_keys(connection), self._local)
+        check_against_anchor(connection, self._anchor, ring)
+        self._keyring(connection)
+        if self._writable and not promote(self._config.signing_dir, ring.current.keys):
+            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
 
-    def _stated(self, connection: Connection) -> tuple[list[str], dict[str, str]]:
+    def _keyring(self, connection: Connection) -> Keyring:
+        """The keys of the log as this transaction sees it; ours must be among them."""
+        leaves = leaves_about_keys(connection)
+        if self._built is None or self._built[0] != leaves:
+            self._built = leaves, build(leaves, self._local)
+        if not self._built[1].has(self._local):
+            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
+        return self._built[1]
+
+    def _stated(self, connection: Connection) -> dict[str, str]:
         try:
             return stated(connection)
         except (StopIteration, KeyError, TypeError, ValueError):
@@ -407,8 +468,7 @@ class Ledger:
                 return
             upgrade(connection, self._roles())
             facts = {"revision": schema.REVISION, "schema": schema.schema_digests(connection)}
-            context = Context(self._config.origin, self._clock, _SYSTEM, None, None, self._config.body_public_key)
-            appender = Appender(connection, context)
+            appender = Appender(connection, self._context(_SYSTEM))
             appender.append("ledger.upgraded", facts, subject=None, event_id=new_event_id())
             appender.flush()
         self.sign()
@@ -429,7 +489,7 @@ class Ledger:
         return roles(self._config.url, self._config.eraser_url) if self._config.owner_url else Roles()
 
     def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._stated(connection)[1])
+        return schema.revision_of(self._stated(connection))
 
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:
@@ -439,8 +499,15 @@ class Ledger:
         path = path or self._config.witnesses
         return witness.load_witnesses(path) if path is not None else ()
 
-    def _signers(self) -> Any:
+    def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
+        """The newest private keys; finishes a change of keys that was interrupted after its commit."""
+        if not promote(self._config.signing_dir, ring.current.keys):
+            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
         return load_signers(self._config.signing_dir, self._clock)
+
+    def _context(self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None) -> Context:
+        key = self._config.body_public_key
+        return Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
 
     def _leaf(self, connection: Connection, index: int) -> bytes:
         query = select(schema.entry.c.leaf).where(schema.entry.c.idx == index)

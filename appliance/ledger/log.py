@@ -171,6 +171,12 @@ class Appender:
         if kind.run(self._connection, [*statements, (_MOVE, (size, frontier, head.size))]) != [(size,)]:
             raise IntegrityError("the head of the ledger moved during a transaction")
 
+    def flush_regression(self) -> None:
+        """Say by itself, and write, that the clock stepped back, where it did."""
+        self._note_regression(timestamp(self._context.clock()))
+        if self._entries:
+            self.flush()
+
     def _note_regression(self, moment: str) -> None:
         """Stage a `clock.regression` entry when the clock stepped back since the last time that was said."""
         if moment >= self._last or _parsed(self._last) - _parsed(moment) <= _TOLERATED:

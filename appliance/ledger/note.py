@@ -84,6 +84,17 @@ class VerifierKey:
             raise IntegrityError("a verifier key is malformed")
         return key
 
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        """Whether `signature` is this key's signature of a message that is no checkpoint."""
+        try:
+            if self.algorithm == MLDSA44:
+                MLDSA44PublicKey.from_public_bytes(self.public).verify(signature, message)
+            else:
+                Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
     def accepts(self, text: str, signature: bytes) -> bool:
         """Whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
         try:
@@ -111,6 +122,9 @@ class Signer(Protocol):
 
     def sign(self, text: str) -> bytes:
         """Signature of the note text, as `VerifierKey.accepts` takes it."""
+
+    def sign_statement(self, message: bytes) -> bytes:
+        """Signature of a message that is no checkpoint, as `VerifierKey.signed` takes it."""
 
 
 def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:
@@ -168,6 +182,11 @@ def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = 
     if any(key.name != checkpoint.origin for key in trusted):
         raise IntegrityError("a tree head is of another log")
     return checkpoint
+
+
+def unverified_size(note: str) -> int:
+    """The size that a note claims to be a tree head of. Raises `IntegrityError` when it is malformed."""
+    return Checkpoint.parse(_split(note)[0]).size
 
 
 def valid_name(name: str) -> bool:

@@ -15,6 +15,7 @@ from appliance.ledger import merkle
 from appliance.ledger.bodies import BodyVerdict, unseal
 from appliance.ledger.database import stream
 from appliance.ledger.headcheck import HeadCheck
+from appliance.ledger.keyring import REKEYED
 from appliance.ledger.leaf import VERSION
 from appliance.ledger.problems import Problems
 
@@ -170,6 +171,8 @@ class Scan:
         self._last_time = moment
         for covered in leaf["rows"]:
             self.covered[covered["table"], covered["key"]] = (index, event_id, covered["sha256"])
+        if kind == REKEYED and leaf["facts"]["root"] != self.root.hex():
+            self._problems.add(f"entry {index} changes the signing keys of another history", max(0, index))
         if kind == "body.erased":
             self._bodies.erased(subject)
         if (body := leaf["body"]) is not None:

@@ -1,12 +1,17 @@
 """The log's own signing keys: two 32-byte seeds in files that stay readable while the store is sealed.
 
-`ed25519.seed` and `mldsa44.seed` are secret (0600); `verifier.keys` holds the two C2SP verifier keys, one a line.
+`ed25519.seed` and `mldsa44.seed` are secret (0600); `verifier.keys` holds the two C2SP verifier keys, one a line. The
+directory `next` has the same files for keys that are about to take over: once the log names them, whoever needs to
+sign moves them up, so that a crash in between needs no repair.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +26,7 @@ from appliance.ledger.note import ED25519, MLDSA44, Checkpoint, Signer, Verifier
 _ED25519_FILE = "ed25519.seed"
 _MLDSA44_FILE = "mldsa44.seed"
 _PUBLIC_FILE = "verifier.keys"
+_NEXT = "next"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,10 @@ class Ed25519Signer:
     def sign(self, text: str) -> bytes:
         """64-byte signature over the note text."""
         return self._key.sign(text.encode())
+
+    def sign_statement(self, message: bytes) -> bytes:
+        """64-byte signature of a message that is no checkpoint."""
+        return self._key.sign(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +59,15 @@ class MLDSA44Signer:
         message = cosigned_message(self.verifier.name, Checkpoint.parse(text), seconds)
         return seconds.to_bytes(8, "big") + self._key.sign(message)
 
+    def sign_statement(self, message: bytes) -> bytes:
+        """2420-byte signature of a message that is no checkpoint."""
+        return self._key.sign(message)
+
 
 def create_keys(directory: Path, origin: str) -> None:
     """Generate what is missing in `directory` (mode 0700), so that an interrupted creation can be continued."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with durable.explained(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (_ED25519_FILE, _MLDSA44_FILE):
         if not (directory / name).exists():
             durable.replace(directory / name, os.urandom(32))
@@ -77,6 +92,37 @@ def load_verifiers(directory: Path) -> tuple[VerifierKey, ...]:
     return keys
 
 
+def create_next_keys(directory: Path, origin: str, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
+    """Fresh keys in `next`; what is left there from a change of keys that never was is dropped."""
+    with _locked(directory):
+        shutil.rmtree(directory / _NEXT, ignore_errors=True)
+        create_keys(directory / _NEXT, origin)
+        durable.sync_directory(directory)
+        return load_signers(directory / _NEXT, clock)
+
+
+def promote(directory: Path, keys: tuple[VerifierKey, ...]) -> bool:
+    """Make these keys, which the log names as its newest, the ones in `directory`; the seeds before them are gone.
+
+    Continues where a crash stopped it. Returns False when the keys are neither in `directory` nor in `next`.
+    """
+    with _locked(directory):
+        names = directory / _NEXT / _PUBLIC_FILE
+        if not names.exists():
+            with suppress(OSError):  # empty, where a crash came right before this
+                (directory / _NEXT).rmdir()
+            return load_verifiers(directory) == keys
+        if load_verifiers(directory / _NEXT) != keys:
+            return load_verifiers(directory) == keys
+        for name in (_ED25519_FILE, _MLDSA44_FILE, _PUBLIC_FILE):  # the names last: they say that there is work left
+            if (directory / _NEXT / name).exists():
+                durable.move(directory / _NEXT / name, directory / name)
+        with durable.explained(directory):
+            (directory / _NEXT).rmdir()
+            durable.sync_directory(directory)
+    return True
+
+
 def load_signers(directory: Path, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
     """The private keys. Raises `IntegrityError` when they do not belong to the verifier keys beside them."""
     verifiers = load_verifiers(directory)
@@ -84,6 +130,16 @@ def load_signers(directory: Path, clock: Callable[[], datetime]) -> tuple[Signer
     if (public, public_pq) != verifiers:
         raise IntegrityError("a signing key of the ledger was replaced", where=str(directory))
     return Ed25519Signer(public, ed25519), MLDSA44Signer(public_pq, mldsa44, clock)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _derive(

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from appliance.errors import IntegrityError, UsageError
 from appliance.ledger import merkle
 from appliance.ledger.database import stream
-from appliance.ledger.durable import sync_directory
+from appliance.ledger.durable import explained, sync_directory
 from appliance.ledger.heads import TreeHead
 
 
@@ -30,15 +30,17 @@ def write_snapshot(
     Raises:
       UsageError: the directory exists.
       IntegrityError: the entries do not give the signed root.
+      WillNotFit: the disk is full or fails.
     """
     if directory.exists():
         raise UsageError(f"{directory} exists", hint="name a directory that is new")
     partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    partial.mkdir(parents=True)
     try:
-        count = _write(connection, head, cosignatures, keys, partial)
-        os.rename(partial, directory)
-        sync_directory(directory.parent)
+        with explained(directory):
+            partial.mkdir(parents=True)
+            count = _write(connection, head, cosignatures, keys, partial)
+            os.rename(partial, directory)
+            sync_directory(directory.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -14,13 +14,14 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError, IntegrityError
-from appliance.ledger import schema, witness
+from appliance.ledger import keyring, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.crosscheck import check_definitions, check_rows, check_storage
 from appliance.ledger.database import stream
 from appliance.ledger.headcheck import HeadCheck, OutsideHead
+from appliance.ledger.keyring import Keyring, Keys, KeySet
 from appliance.ledger.leaf import parse_leaf
-from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.note import VerifierKey
 from appliance.ledger.problems import Problems
 from appliance.ledger.scan import BodyScan, Scan
 from appliance.ledger.witness import Cosigned
@@ -46,6 +47,7 @@ class Verification:
       bodies: number of entries for each `BodyVerdict`.
       cosigned: the newest cosignature of each trusted witness on a tree head that holds.
       fork: two notes signed by the log's keys that cannot both be true, which proves it to anybody; empty without one.
+      key_sets: the keys of the log, oldest first, as far as each change of them holds.
     """
 
     entries: int
@@ -58,6 +60,7 @@ class Verification:
     bodies: dict[str, int] = field(default_factory=dict)
     cosigned: tuple[Cosigned, ...] = ()
     fork: tuple[str, ...] = ()
+    key_sets: tuple[KeySet, ...] = ()
 
     @property
     def witnessed_size(self) -> int:
@@ -73,7 +76,7 @@ class Verification:
 def verify_ledger(
     connection: Connection,
     beside: Path,
-    trusted: Sequence[VerifierKey],
+    trusted: Keys,
     anchor: Anchor,
     progress: Progress | None,
     *,
@@ -90,17 +93,19 @@ def verify_ledger(
     problems = Problems()
     # A table without its definition cannot be read at all, so this comes first and may be the last.
     if not check_tables(connection, problems):
-        return _unreadable(problems)
-    bodies = BodyScan(connection, trusted[0].name, body_key, problems)
-    heads = HeadCheck(connection, trusted, [*_read_anchor(anchor, problems), *_read_kept(kept, trusted)], problems)
-    scan = Scan(connection, trusted[0].name, bodies, heads, problems)
+        return _unreadable(problems, trusted)
+    ring = check_keys(connection, trusted, problems)
+    bodies = BodyScan(connection, ring.origin, body_key, problems)
+    outside = [*_read_anchor(anchor, ring, problems), *_read_kept(kept, ring)]
+    heads = HeadCheck(connection, ring, outside, problems)
+    scan = Scan(connection, ring.origin, bodies, heads, problems)
     for row in stream(connection, "SELECT idx, event_id, leaf, leaf_hash, type, ts, subject FROM entry ORDER BY idx"):
         scan.entry(row)
         if progress and scan.size % _SHOWN_EVERY == 0:
             progress(scan.size, heads.largest)
     scan.finish()
     check_rows(connection, scan.covered, problems)
-    check_genesis(connection, trusted, problems)
+    check_stated_definitions(connection, problems)
     if deep:
         check_storage(connection, problems)
     external = anchor.outside(beside)
@@ -117,6 +122,7 @@ def verify_ledger(
         bodies=dict(Counter(bodies.verdicts)),
         cosigned=cosigned,
         fork=heads.fork,
+        key_sets=ring.sets,
     )
 
 
@@ -129,20 +135,46 @@ def check_tables(connection: Connection, problems: Problems) -> bool:
     return not missing
 
 
-def check_genesis(connection: Connection, trusted: Sequence[VerifierKey], problems: Problems) -> None:
-    """Compare keys with what the first entry states of them, and definitions with the newest statement."""
+def check_keys(connection: Connection, trusted: Keys, problems: Problems) -> Keyring:
+    """The key sets of the log, each change of keys checked; the trusted keys alone where they are none of these."""
     try:
-        keys, definitions = stated(connection)
+        first, *later = keyring.leaves_about_keys(connection)
+        ring = keyring.build([first], trusted)
+    except IntegrityError as error:
+        problems.add(error.message, 0)
+        return Keyring.of(trusted)
+    for leaf in later:
+        try:
+            ring = ring.rekeyed(parse_leaf(leaf))
+        except IntegrityError as error:
+            problems.add(error.message, _index(leaf))
+            break
+    if not ring.has(trusted):
+        problems.add("the keys that are trusted are not among those that the ledger names", 0)
+        return Keyring.of(trusted)
+    return ring
+
+
+def _index(leaf: bytes) -> int | None:
+    try:
+        index = parse_leaf(leaf).get("index")
+    except IntegrityError:
+        return None
+    return index if type(index) is int and index >= 0 else None
+
+
+def check_stated_definitions(connection: Connection, problems: Problems) -> None:
+    """Compare the definitions with the newest statement of them."""
+    try:
+        definitions = stated(connection)
     except (StopIteration, ApplianceError, KeyError, TypeError, ValueError):
         problems.add("the first entry does not say how the ledger was made", 0)
         return
-    if keys != [key.encode() for key in trusted]:
-        problems.add("the keys that are trusted are not those that the first entry names", 0)
     check_definitions(connection, definitions, problems)
 
 
-def stated(connection: Connection) -> tuple[list[str], dict[str, str]]:
-    """The verifier keys of the first entry, and the definitions that it or the newest `ledger.upgraded` states.
+def stated(connection: Connection) -> dict[str, str]:
+    """The definitions that the first entry or the newest `ledger.upgraded` states.
 
     Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.
     """
@@ -150,12 +182,12 @@ def stated(connection: Connection) -> tuple[list[str], dict[str, str]]:
     newest = "SELECT leaf FROM entry WHERE type = 'ledger.upgraded' ORDER BY idx DESC LIMIT 1"
     upgraded = next(stream(connection, newest), None)
     facts = genesis if upgraded is None else parse_leaf(upgraded[0])["facts"]
-    return [key["vkey"] for key in genesis["keys"]], dict(facts["schema"])
+    return dict(facts["schema"])
 
 
-def _read_anchor(anchor: Anchor, problems: Problems) -> list[OutsideHead]:
+def _read_anchor(anchor: Anchor, ring: Keyring, problems: Problems) -> list[OutsideHead]:
     try:
-        anchored = anchor.read()
+        anchored = anchor.read(ring)
     except IntegrityError as error:
         problems.add(str(error))
         return []
@@ -166,13 +198,13 @@ def _read_anchor(anchor: Anchor, problems: Problems) -> list[OutsideHead]:
     return [OutsideHead(True, note, checkpoint.size, checkpoint.root)]
 
 
-def _read_kept(notes: Sequence[str], trusted: Sequence[VerifierKey]) -> list[OutsideHead]:
+def _read_kept(notes: Sequence[str], ring: Keyring) -> list[OutsideHead]:
     """Heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
-    opened = [(note, open_checkpoint(note, trusted)) for note in notes]
+    opened = [(note, ring.open_outside(note, exact=False)) for note in notes]
     return [OutsideHead(False, note, checkpoint.size, checkpoint.root) for note, checkpoint in opened]
 
 
-def _unreadable(problems: Problems) -> Verification:
+def _unreadable(problems: Problems, trusted: Keys) -> Verification:
     return Verification(
         entries=0,
         root="",
@@ -181,4 +213,5 @@ def _unreadable(problems: Problems) -> Verification:
         problems=problems.messages,
         alterable_from=0,
         anchor_external=False,
+        key_sets=(KeySet(0, trusted),),
     )

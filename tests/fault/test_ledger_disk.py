@@ -1,0 +1,131 @@
+"""A full disk and one that fails: the ledger says so with exit status 9 and has lost nothing that it acknowledged.
+
+strace makes a system call on one of the ledger's files fail, and every later one of its kind, as a disk does that has
+filled up or broken.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from appliance.ledger.ledger import Ledger
+from tests.e2e.conftest import Appliance
+from tests.fault.test_ledger_crash import REPOSITORY, Acknowledged, check
+from tests.fault.test_ledger_replay import PROGRAM, config_in, survives
+
+SAID = f"""
+import sys
+from appliance.errors import ApplianceError
+try:
+    exec({PROGRAM!r})
+except ApplianceError as error:
+    print(error, error.hint, sep="; ", file=sys.stderr)
+    sys.exit(error.exit_status)
+"""
+FAULTS = {
+    "a disk that fails": ("fsync,fdatasync", "EIO"),
+    "a full disk": ("write,pwrite64,openat", "ENOSPC"),
+}
+USES = ("append", "sign", "rotate", "append", "sign")
+
+
+def files_of(home: Path) -> list[str]:
+    """`-P` of strace for everything that the ledger writes, and only that."""
+    names = ["ledger.db", "ledger.db-wal", ".anchor.new"]
+    names += [f"signing/next/.{name}.new" for name in ("ed25519.seed", "mldsa44.seed", "verifier.keys")]
+    return [word for name in ("", *names) for word in ("-P", str(home / name))]
+
+
+def injecting(home: Path, calls: str, error: str, when: int) -> list[str]:
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", *files_of(home)]
+    return [*command, "-e", f"inject={calls}:error={error}:when={when}+"]
+
+
+def run(home: Path, prefix: list[str], told: Acknowledged, limit: int = 0) -> subprocess.CompletedProcess[str]:
+    """Let a process use the ledger until it ends by itself; what it acknowledged is noted."""
+    limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", SAID, str(home), *USES],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+        preexec_fn=limited,
+    )
+    for line in done.stdout.splitlines():
+        told.take(line)
+    return done
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    directory = tmp_path / "home"
+    directory.mkdir()
+    Ledger.create(config_in(directory)).close()
+    return directory
+
+
+def traceable() -> None:
+    try:
+        done = subprocess.run(["strace", "-qq", "-o", "/dev/null", "true"], check=False, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("not run: strace is not installed (apt install strace)")
+    if done.returncode:
+        pytest.skip("not run: strace may not trace here")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_it_says_so_and_loses_nothing(home: Path, name: str, stress_count: Callable[[int, int], int]) -> None:
+    traceable()
+    told, failed = Acknowledged(), 0
+    generator = random.Random(8)
+    for when in [1, *generator.sample(range(2, 60), stress_count(4, 58))]:
+        done = run(home, injecting(home, *FAULTS[name], when), told)
+        assert done.returncode in (0, 9), done.stderr
+        if done.returncode == 9:
+            failed += 1
+            assert "disk" in done.stderr
+            assert "Traceback" not in done.stderr
+        check_after(home, told)
+    assert failed > 2
+    survives(config_in(home), told)
+
+
+def check_after(home: Path, told: Acknowledged) -> None:
+    with Ledger.open(config_in(home)):  # nothing is repaired by hand
+        pass
+    check(config_in(home), told)
+
+
+def test_files_that_may_not_grow(home: Path) -> None:
+    """Without strace: the kernel refuses to let a file grow past a limit."""
+    told, failed = Acknowledged(), 0
+    for limit in (1_000, 40_000, 120_000, 400_000):
+        done = run(home, [], told, limit)
+        assert done.returncode in (0, 9), done.stderr
+        failed += done.returncode == 9
+        check_after(home, told)
+    assert failed >= 2
+
+
+def test_the_command_line_ends_with_status_9(sealed: Appliance) -> None:
+    traceable()
+    home = sealed.home
+    paths = [word for path in (home, *home.rglob("*")) for word in ("-P", str(path))]
+    inject = ["-e", "inject=fsync,fdatasync:error=EIO:when=1+"]
+    failing = Appliance(home, sealed.environment, ("strace", "-f", "-qq", "-o", "/dev/null", *paths, *inject))
+    done = failing("key", "rotate", "--ledger", expect=9)
+    assert "disk" in done.err
+    assert sealed.json("ledger", "verify")["verdict"] == "intact"
+    sealed("key", "rotate", "--ledger")
+    document = sealed.json("ledger", "verify")
+    assert document["verdict"] == "intact"
+    assert len(document["key_sets"]) == 2
