@@ -420,7 +420,7 @@ class Examination:
             message, keys = ROTATION + canonical(said).encode(), [Key(text, where) for text in old + new]
             signed = [key.signed(message, decode64(text, where)) for key, text in zip(keys, facts["signatures"])]
             good = signed == [True] * len(keys) and new and {key.name for key in keys} == {self.head.origin}
-            refuse_if(not good or self.heads.get(leaf["index"]) != facts["root"],
+            refuse_if(not good or facts["old"] != old or self.heads.get(leaf["index"]) != facts["root"],
                       where, "changes the keys of the log, but the old and the new ones did not both sign this")
             self.sets[leaf["index"] + 1] = new
         sets = [*self.sets.values()]

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -258,15 +260,46 @@ def test_memory_notices_rollback_fork_and_gap(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "released", twin / "released")
     shutil.copy(tmp_path / KEYS, twin / KEYS)
     config = sealed.config_of(twin / "home")
-    with sealed.Ledger.open(config, clock=sealed.Ticks()) as fork:
+    with sealed.Ledger.open(config, clock=sealed.Ticks(sealed.START + timedelta(days=1))) as fork:
+        sealed.export(fork, twin, "run_1", "forked")
         sealed.record_run(fork, "run_2", released)
-        sealed.export(fork, twin, "run_2", "forked")
-    assert examine(twin, "forked", state=str(state)).code == 0
-    assert examine(tmp_path, "newer", state=str(state)).code == 15
-    state.unlink()
-    assert examine(tmp_path, "newer", state=str(state)).code == 0
-    seen = examine(twin, "forked", state=str(state))
-    assert seen.code in (8, 15)  # 15 where it carries no proof for the size that was seen
+        sealed.export(fork, twin, "run_2", "further")
+    sizes = [json.loads((root / name / "manifest.json").read_bytes())["earlier"] for root, name in later(tmp_path)]
+    assert len({max(size) for size in sizes}) > 2  # heads of several sizes
+    for first, second in permutations(later(tmp_path), 2):
+        state.unlink(missing_ok=True)
+        assert examine(*first, state=str(state)).code == 0
+        before = state.read_bytes()
+        seen = examine(*second, state=str(state))
+        if first[0] == second[0]:
+            assert seen.code in (0, 15)
+        else:  # the heads that each of them proves tell the histories apart
+            assert seen.code == 8
+            assert "FORK" in seen.problems[0][1]
+            assert state.read_bytes() == before
+
+
+def later(root: Path) -> list[tuple[Path, str]]:
+    return [(root, "newer"), (root, "newest"), (root / "twin", "forked"), (root / "twin", "further")]
+
+
+def test_a_newer_directory_without_a_proof_is_not_intact(tmp_path: Path) -> None:
+    """Nothing shows that it continues what was seen, and nothing that it does not."""
+    state = tmp_path / "seen.json"
+    released = sealed.make_released(tmp_path / "released")
+    with sealed.make_ledger(tmp_path / "home") as ledger:
+        (tmp_path / KEYS).write_text("".join(f"{key}\n" for key in ledger.verifier_keys))
+        sealed.record_run(ledger, "run_1", released)
+        shutil.copytree(tmp_path / "home", tmp_path / "twin" / "home")
+        sealed.export(ledger, tmp_path, "run_1", "one")
+    twin = tmp_path / "twin"
+    shutil.copytree(tmp_path / "released", twin / "released")
+    shutil.copy(tmp_path / KEYS, twin / KEYS)
+    with sealed.Ledger.open(sealed.config_of(twin / "home"), clock=sealed.Ticks()) as fork:
+        sealed.record_run(fork, "run_2", released)
+        sealed.export(fork, twin, "run_2", "other")
+    assert examine(tmp_path, "one", state=str(state)).code == 0
+    assert examine(twin, "other", state=str(state)).code == 15
 
 
 def test_two_heads_of_one_size_are_a_fork(copied: Path) -> None:  # noqa: F811
