@@ -374,8 +374,7 @@ class Examination:
 
     @property
     def code(self) -> int:
-        good = OK if not self.stale else STALE
-        return TAMPERED if self.problems else INCOMPLETE if self.missing or not self.pin else good
+        return TAMPERED if self.problems else INCOMPLETE if self.missing or not self.pin else STALE if self.stale else 0
 
     def run(self) -> Examination:
         steps = (self.check_keys, self.check_manifest, self.check_payload, self.check_ledger, self.check_chain,
@@ -419,8 +418,9 @@ class Examination:
             said = {"index": leaf["index"], "new": new, "old": old, "origin": self.head.origin, "root": facts["root"]}
             message, keys = ROTATION + canonical(said).encode(), [Key(text, where) for text in old + new]
             signed = [key.signed(message, decode64(text, where)) for key, text in zip(keys, facts["signatures"])]
-            good = signed == [True] * len(keys) and new and {key.name for key in keys} == {self.head.origin}
-            refuse_if(not good or facts["old"] != old or self.heads.get(leaf["index"]) != facts["root"],
+            good = signed + facts["signatures"][4:] == [True] * 4 and {key.name for key in keys} == {self.head.origin}
+            good &= [key.type for key in keys] == [1, 6, 1, 6] and facts["old"] == old
+            refuse_if(not good or self.heads.get(leaf["index"]) != facts["root"],
                       where, "changes the keys of the log, but the old and the new ones did not both sign this")
             self.sets[leaf["index"] + 1] = new
         sets = [*self.sets.values()]

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
 from appliance.ledger import dialect
-from appliance.ledger.canonical import canonical
+from appliance.ledger.canonical import LeafInvalid, canonical
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.note import (
     ALGORITHMS,
@@ -98,11 +98,13 @@ class Keyring:
     def rekeyed(self, leaf: Mapping[str, Any]) -> Keyring:
         """The keyring after the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
         try:
-            index, facts = int(leaf["index"]), leaf["facts"]
+            index, facts = leaf["index"], leaf["facts"]
+            if type(index) is not int or type(facts["root"]) is not str:
+                raise TypeError
             new = tuple(VerifierKey.parse(key["vkey"]) for key in facts["keys"])
             signatures = [decode64(text) for text in facts["signatures"]]
             said = statement(self.origin, index, facts["root"], self.current.keys, new)
-        except (IntegrityError, KeyError, TypeError, ValueError, AttributeError):
+        except (IntegrityError, LeafInvalid, KeyError, TypeError, ValueError, AttributeError):
             raise IntegrityError("an entry that changes the signing keys is malformed") from None
         signers = (*self.current.keys, *new)
         kinds = [key.algorithm for key in new]

@@ -30,9 +30,9 @@ except ApplianceError as error:
     print(error, error.hint, sep="; ", file=sys.stderr)
     sys.exit(error.exit_status)
 """
-FAULTS = {
-    "a disk that fails": ("fsync,fdatasync", "EIO"),
-    "a full disk": ("write,pwrite64,openat", "ENOSPC"),
+FAULTS = {  # system calls, error, and about how many of these calls a run makes
+    "a disk that fails": ("fsync,fdatasync", "EIO", 24),
+    "a full disk": ("write,pwrite64", "ENOSPC", 90),
 }
 USES = ("append", "sign", "rotate", "append", "sign")
 
@@ -49,11 +49,13 @@ def injecting(home: Path, calls: str, error: str, when: int) -> list[str]:
     return [*command, "-e", f"inject={calls}:error={error}:when={when}+"]
 
 
-def run(home: Path, prefix: list[str], told: Acknowledged, limit: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    home: Path, prefix: list[str], told: Acknowledged, life: int, limit: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Let a process use the ledger until it ends by itself; what it acknowledged is noted."""
     limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", SAID, str(home), *USES],
+        [*prefix, sys.executable, "-c", SAID, str(home), str(life), *USES],
         capture_output=True,
         text=True,
         check=False,
@@ -86,9 +88,9 @@ def traceable() -> None:
 def test_it_says_so_and_loses_nothing(home: Path, name: str, stress_count: Callable[[int, int], int]) -> None:
     traceable()
     told, failed = Acknowledged(), 0
-    generator = random.Random(8)
-    for when in [1, *generator.sample(range(2, 60), stress_count(4, 58))]:
-        done = run(home, injecting(home, *FAULTS[name], when), told)
+    calls, error, largest = FAULTS[name]
+    for when in [1, *random.Random(8).sample(range(2, largest), stress_count(4, largest - 2))]:
+        done = run(home, injecting(home, calls, error, when), told, when)
         assert done.returncode in (0, 9), done.stderr
         if done.returncode == 9:
             failed += 1
@@ -109,7 +111,7 @@ def test_files_that_may_not_grow(home: Path) -> None:
     """Without strace: the kernel refuses to let a file grow past a limit."""
     told, failed = Acknowledged(), 0
     for limit in (1_000, 40_000, 120_000, 400_000):
-        done = run(home, [], told, limit)
+        done = run(home, [], told, limit, limit)
         assert done.returncode in (0, 9), done.stderr
         failed += done.returncode == 9
         check_after(home, told)

@@ -28,8 +28,8 @@ from appliance.ledger.ledger import Ledger
 from tests.fault.ledger_writer import Uses, configuration
 home = Path(sys.argv[1])
 with Ledger.open(configuration(home, f"sqlite:///{home / 'ledger.db'}")) as ledger:
-    uses = Uses(ledger, home, 1)
-    for name in sys.argv[2:]:
+    uses = Uses(ledger, home, int(sys.argv[2]))
+    for name in sys.argv[3:]:
         getattr(uses, name)()
 """
 
@@ -40,7 +40,7 @@ def config_in(home: Path) -> LedgerConfig:
 
 def traced(home: Path, log: Path, *uses: str) -> str:
     command = ["strace", "-y", "-xx", "-s", "1000000", "-e", TRACED, "-o", str(log)]
-    command += [sys.executable, "-c", PROGRAM, str(home), *uses]
+    command += [sys.executable, "-c", PROGRAM, str(home), "1", *uses]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     except FileNotFoundError:
