@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, M
 from appliance.export import verify
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "signatures.json").read_text())
+WYCHEPROOF = json.loads((Path(__file__).parents[2] / "vectors" / "wycheproof.json").read_text())
 SMALL_ORDER = (  # encodings of the eight points of small order, and of two of them not in canonical form
     "0100000000000000000000000000000000000000000000000000000000000000",
     "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
@@ -74,6 +75,19 @@ def flipped(data: bytes) -> bytes:
     changed = bytearray(data)
     changed[place // 8] ^= 1 << place % 8
     return bytes(changed)
+
+
+def test_wycheproof_ed25519() -> None:
+    for case in WYCHEPROOF["ed25519"]:
+        public, message, signature = (bytes.fromhex(case[name]) for name in ("public", "message", "signature"))
+        assert verify.ed25519_accepts(public, message, signature) == case["valid"], (case["number"], case["why"])
+
+
+def test_wycheproof_mldsa44() -> None:
+    for case in WYCHEPROOF["mldsa44"]:
+        names = ("public", "message", "signature", "context")
+        parts = [bytes.fromhex(case[name]) for name in names]
+        assert verify.mldsa44_accepts(*parts) == case["valid"], (case["number"], case["why"])
 
 
 def test_mldsa44_vectors() -> None:
