@@ -24,6 +24,7 @@ from statistics import median
 from figures import Figure, Report, arguments
 from sqlalchemy import text
 
+from appliance.errors import Busy
 from appliance.ledger import dialect
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
@@ -45,7 +46,8 @@ DOCUMENT = json.dumps({"actor": "p-1", "facts": UNTIL, "software": "x" * 400})  
 class Sides:
     """A ledger and, on the same engine, the plain tables that a program without one would write."""
 
-    def __init__(self, home: Path, urls: dict[str, str], plain_url: str) -> None:
+    def __init__(self, home: Path, urls: dict[str, str], plain_url: str, *, join: bool = False) -> None:
+        self.place = home, urls, plain_url
         home.mkdir(parents=True, exist_ok=True)
         config = LedgerConfig(
             **urls,
@@ -54,8 +56,10 @@ class Sides:
             anchor=home / "anchor",
             body_public_key=bytes([9] + [0] * 31),
         )
-        self.ledger = Ledger.create(config)
-        self.plain = Database(plain_url, writable=True, create=True)
+        self.ledger = Ledger.open(config) if join else Ledger.create(config)
+        self.plain = Database(plain_url, writable=True, create=not join)
+        if join:
+            return
         with self.plain.define() as connection:
             for statement in PLAIN:
                 connection.execute(text(statement))
@@ -179,6 +183,63 @@ def cost_figures(name: str, sides: Sides, bar_ms: float, bar_batch: float, repea
             note=f"plain {median(plain):.0f}/s; spread is the quartiles",
         ),
     ]
+
+
+def writers_figure(name: str, sides: Sides, writers: int, count: int) -> Figure:
+    """Commits a second of several processes that write at once, each so many, and the longest that one of them took."""
+    rates, longest = [], []
+    for side in ("ledger", "plain"):
+        words = ["--child", "write", json.dumps([str(sides.place[0]), *sides.place[1:]]), side, str(count // writers)]
+        command = [sys.executable, __file__, *words]
+        children = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(writers)
+        ]
+        for process in children:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        start = time.perf_counter()
+        outputs = [process.communicate()[0] for process in started(children)]
+        rates.append(count // writers * writers / (time.perf_counter() - start))
+        longest.append(max(float(output) for output in outputs))
+    return Figure(
+        name=f"{name}_{writers}_writers_per_s",
+        value=rates[0],
+        unit="commits/s",
+        better="higher",
+        repeats=count,
+        peer="plain tables",
+        note=f"plain {rates[1]:.0f}/s; slowest commit {longest[0]:.0f} ms, plain {longest[1]:.0f} ms",
+    )
+
+
+def started(children: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    """Let them go all at once."""
+    for process in children:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return children
+
+
+def write_child(place: str, side: str, count: int) -> None:
+    """One of several writers; a busy database is asked again, as a user would."""
+    home, urls, plain_url = json.loads(place)
+    sides = Sides(Path(home), urls, plain_url, join=True)
+    work = sides.ledger_row if side == "ledger" else sides.plain_row
+    print("ready", flush=True)
+    sys.stdin.readline()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        while True:
+            try:
+                work()
+                break
+            except Busy:
+                continue
+        times.append((time.perf_counter() - start) * 1000)
+    print(max(times), flush=True)
+    os._exit(0)  # without signing, which is not what is measured
 
 
 def traced(home: Path, side: str, count: int) -> int | None:
@@ -318,11 +379,13 @@ def main() -> None:
         report.figures.append(fsync_figure(root, repeats))
         sides = sqlite_sides(root / "sqlite")
         report.figures += cost_figures("sqlite", sides, 0.4, 10_000, repeats)
+        report.figures += [writers_figure("sqlite", sides, writers, 2 * repeats) for writers in (1, 4, 8)]
         sides.close()
         with server_in(root) as server:
             served = postgres_sides(root / "postgres", server) if server else None
             if served:
                 report.figures += cost_figures("postgres", served, 0.8, 8_000, repeats)
+                report.figures += [writers_figure("postgres", served, writers, 2 * repeats) for writers in (1, 4, 8)]
             report.figures.append(fsync_difference(root, server, served, 100))
             if served:
                 served.close()
@@ -336,6 +399,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         if sys.argv[2] == "verify":
             verify_child(Path(sys.argv[3]))
+        elif sys.argv[2] == "write":
+            write_child(sys.argv[3], sys.argv[4], int(sys.argv[5]))
         else:
             child(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
     else:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -217,3 +217,38 @@ def test_the_check_above_can_fail(fresh: Callable[[int], LedgerConfig], request:
         assert any(problem.startswith("policy ") for problem in ledger.verify().problems)
     with pytest.raises(AssertionError):
         check(config, told)
+
+
+@pytest.mark.timeout(3600)
+def test_two_processes_at_once_never_fork_the_log(
+    fresh: Callable[[int], LedgerConfig], stress_count: Callable[[int, int], int]
+) -> None:
+    """Two appliances with an anchor each append, sign and change keys; then both are killed at once."""
+    config, told = fresh(0), Acknowledged()
+    Ledger.create(config).close()
+    home, other = config.anchor.parent, config.anchor.parent / "other"
+    other.mkdir()
+    (other / "signing").symlink_to(home / "signing")
+    (other / "anchor").write_bytes(config.anchor.read_bytes())
+    wanted = stress_count(12, 300)
+    second = replace(config, anchor=other / "anchor", signing_dir=other / "signing")
+    seen = ["", ""]
+    with living(config, 1, "append", "sign") as one, living(second, 2, "sign", "append", "rotate") as two:
+        for number, process in enumerate((one, two)):
+            assert process.stdout is not None
+            seen[number] = "".join(process.stdout.readline() for _ in range(wanted))
+        for number, process in enumerate((one, two)):
+            assert process.stdout is not None
+            process.kill()
+            seen[number] += process.stdout.read()
+    for text in seen:
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        assert len(lines) >= wanted
+        for line in lines:
+            told.take(line.strip())
+    assert told.rotations
+    check(config, told)
+    check(second, told)
+    with Ledger.open(second) as ledger, ledger.transaction(Actor("p-1", "")) as tx:
+        tx.append("key.locked", {})
+    check(config, told)
