@@ -2,75 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, false, select
+from sqlalchemy import Connection, false
 
-from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, Stale, UsageError
-from appliance.ledger import merkle, proof, schema, witness
-from appliance.ledger.anchor import Anchor
-from appliance.ledger.bodies import unseal
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.ledger import schema, witness
 from appliance.ledger.database import Database, roles
-from appliance.ledger.dialect import Finding, Roles
+from appliance.ledger.dialect import Roles
 from appliance.ledger.durable import sync_directory
-from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head, sign_head
-from appliance.ledger.keyring import REKEYED, Keyring, KeySet, build, described, first_keys, leaves_about_keys, rekeying
-from appliance.ledger.leaf import Actor, new_event_id, parse_leaf
-from appliance.ledger.log import Appender, Clock, Context, StoredTree, now, read_head
-from appliance.ledger.note import Signer, VerifierKey, valid_name
-from appliance.ledger.signing import create_keys, create_next_keys, load_signers, load_verifiers, promote
-from appliance.ledger.snapshot import write_snapshot
-from appliance.ledger.transaction import Reading, Transaction
-from appliance.ledger.verify import Verification, stated, verify_ledger
+from appliance.ledger.entries import read_body
+from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
+from appliance.ledger.keyring import REKEYED, Keyring, build, described, first_keys, leaves_about_keys, rekeying
+from appliance.ledger.leaf import Actor, new_event_id
+from appliance.ledger.log import Appender, Clock, Context, now, read_head
+from appliance.ledger.note import Signer, valid_name
+from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
+from appliance.ledger.reading import LedgerConfig as LedgerConfig
+from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
+from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
 
 _SYSTEM = Actor("system", "")
-_FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerConfig:
-    """Where a ledger lives.
-
-    Attributes:
-      url: SQLAlchemy URL of the database, `sqlite:////absolute/path` or `postgresql+psycopg://ROLE@/DATABASE?host=...`.
-      origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
-      signing_dir: directory of the log's signing keys.
-      anchor: file of the last signed tree head; best on another volume than the database.
-      body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
-      owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
-      eraser_url: the same database as the role that may delete bodies; empty where `url` may.
-      witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
-    """
-
-    url: str
-    origin: str
-    signing_dir: Path
-    anchor: Path
-    body_public_key: bytes
-    owner_url: str = ""
-    eraser_url: str = ""
-    witnesses: Path | None = None
-
-
-class Ledger:
+class Ledger(LedgerReader):
     """An open ledger. Made by `create` or `open`; a context manager that signs what is unsigned when it is left."""
-
-    def __init__(self, config: LedgerConfig, database: Database, clock: Clock, *, writable: bool) -> None:
-        self._config = config
-        self._database = database
-        self._clock = clock
-        self._writable = writable
-        self._local = load_verifiers(config.signing_dir)
-        self._built: tuple[tuple[bytes, ...], Keyring] | None = None
-        self._anchor = Anchor(config.anchor)
 
     @classmethod
     def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
@@ -140,25 +100,6 @@ class Ledger:
         finally:
             self._database.close()
 
-    @property
-    def verifier_keys(self) -> tuple[str, ...]:
-        """The log's newest public keys as C2SP verifier keys; those of this machine where the log names others."""
-        try:
-            return self.key_sets[-1].texts
-        except IntegrityError:
-            return KeySet(0, self._local).texts
-
-    @property
-    def key_sets(self) -> tuple[KeySet, ...]:
-        """All keys that the log ever had, oldest first."""
-        with self._database.read() as connection:
-            return self._keyring(connection).sets
-
-    def keys_at(self, size: int) -> KeySet:
-        """The keys that sign tree heads of this size."""
-        with self._database.read() as connection:
-            return self._keyring(connection).at(size)
-
     @contextmanager
     def transaction(
         self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None
@@ -176,16 +117,6 @@ class Ledger:
             transaction = Transaction(connection, context)
             yield transaction
             transaction.finish()
-
-    @contextmanager
-    def read(self) -> Iterator[Reading]:
-        """The catalog in one snapshot."""
-        with self._database.read() as connection:
-            yield Reading(connection)
-
-    def findings(self) -> list[Finding]:
-        """How the database is set up, for people."""
-        return self._database.findings()
 
     def sign(self) -> TreeHead:
         """Sign the log's end, store the tree head and fsync the anchor. Does nothing twice.
@@ -236,131 +167,6 @@ class Ledger:
         self._anchor.advance(head.note, head.size, ring)
         return index, head
 
-    def head(self, covering: int | None = None) -> TreeHead | None:
-        """The newest signed tree head; the first one that covers entry `covering` where an index is given."""
-        with self._database.read() as connection:
-            if covering is not None:
-                return first_head_over(connection, covering, self._keyring(connection))
-            return last_tree_head(connection, self._keyring(connection))
-
-    def entries(
-        self,
-        type: str | None = None,
-        subject: str | None = None,
-        actor: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int | None = None,
-        *,
-        newest_first: bool = False,
-        facts: Mapping[str, str] | None = None,
-    ) -> Iterator[Entry]:
-        """Entries in order, those that match every given filter.
-
-        Args:
-          type: event type.
-          subject: what the event is about.
-          actor: pseudonym of the actor.
-          since: earliest time, inclusive.
-          until: latest time, inclusive.
-          limit: at most so many.
-          newest_first: walk backwards.
-          facts: values of facts, such as {"run_id": "run_3f9c0a12be47"}.
-        """
-        wanted = Filter(type, subject, actor, since, until, limit, newest_first, facts or {})
-        with self._database.read() as connection:
-            yield from read_entries(connection, wanted)
-
-    def entry(self, index: int) -> Entry:
-        """One entry. Raises `ArtefactMissing`."""
-        with self._database.read() as connection:
-            return read_entry(connection, self._leaf(connection, index))
-
-    def leaf(self, index: int) -> bytes:
-        """The stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
-        with self._database.read() as connection:
-            return self._leaf(connection, index)
-
-    def body(self, index: int, private_key: bytes) -> dict[str, str] | None:
-        """The opened body (name, reason) of an entry; None where it has none or it is gone.
-
-        Raises:
-          KeyUnavailable: the 32-byte X25519 private key does not open it.
-          IntegrityError: it is not what the leaf committed to.
-        """
-        with self._database.read() as connection:
-            leaf = parse_leaf(self._leaf(connection, index))
-            sealed = read_body(connection, leaf)
-        if sealed is None:
-            return None
-        return unseal(sealed, leaf["body"]["commitment"], private_key, self._config.origin)
-
-    def prove(self, index: int, head: TreeHead | None = None) -> str:
-        """A C2SP tlog-proof that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
-
-        Raises:
-          ArtefactMissing: there is no such entry.
-          Stale: it is not signed yet.
-        """
-        with self._database.read() as connection:
-            self._leaf(connection, index)
-            head = head or last_tree_head(connection, self._keyring(connection))
-            if head is None or index >= head.size:
-                raise Stale(f"entry {index} is newer than the last signed tree head", hint="sign it first")
-            path = merkle.inclusion_path(index, head.size, StoredTree(connection, head.size).node)
-        return proof.encode(index, path, head.note)
-
-    def prove_consistency(self, old_size: int, head: TreeHead) -> str:
-        """A proof that the tree of `head` continues that of its first `old_size` entries; `proof.verify_consistency`.
-
-        Raises `UsageError` unless 0 < `old_size` <= `head.size`.
-        """
-        if not 0 < old_size <= head.size:
-            raise UsageError(f"a tree of {head.size} entries has no part of {old_size}")
-        with self._database.read() as connection:
-            node = StoredTree(connection, head.size).node
-            old_root = merkle.fold(merkle.frontier_at(old_size, node))
-            path = merkle.consistency_path(old_size, head.size, node)
-        return proof.encode_consistency(old_size, old_root, path)
-
-    def verify(
-        self,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        trusted: tuple[str, ...] = (),
-        body_key: bytes | None = None,
-        deep: bool = True,
-        witnesses: Path | None = None,
-        kept: Sequence[str] = (),
-    ) -> Verification:
-        """Check everything: every entry, tile, tree head, row, definition and body against the signed log.
-
-        Args:
-          progress: called now and then with (entries checked, entries).
-          trusted: pinned verifier keys, of any time of the log; those in the signing directory where none are given.
-          body_key: 32-byte X25519 private key; with it bodies are opened and checked too.
-          deep: check the database's indexes too, which cannot change a row but can hide one from a query.
-          witnesses: file of the witnesses' keys that the caller trusts; the configuration's where it is None.
-          kept: signed tree heads that the caller kept elsewhere; the log must continue them.
-
-        Raises:
-          IntegrityError: the database is too damaged to be read to the end.
-        """
-        keys = tuple(VerifierKey.parse(key) for key in trusted) or self._local
-        with self._database.read() as connection:
-            beside = self._database.file or self._config.signing_dir
-            return verify_ledger(
-                connection,
-                beside,
-                keys,
-                self._anchor,
-                progress,
-                body_key=body_key,
-                deep=deep,
-                witnesses=self._witnesses(witnesses),
-                kept=kept,
-            )
-
     def witness_request(self, old_size: int | None = None) -> str:
         """Sign the log's end and return the body of a C2SP `add-checkpoint` request for it; see `witness.request`."""
         head = self.sign()
@@ -372,19 +178,6 @@ class Ledger:
         self._need_writable()
         with self._database.write() as connection:
             return witness.add(connection, text, self._witnesses(None))
-
-    def export(self, directory: Path) -> tuple[TreeHead, int]:
-        """Write the log up to its newest tree head for auditors; returns that head and the number of files.
-
-        Raises `UsageError` when the directory exists, `Stale` when nothing was signed yet; see `snapshot`.
-        """
-        with self._database.read() as connection:
-            ring = self._keyring(connection)
-            head = last_tree_head(connection, ring)
-            if head is None:
-                raise Stale("nothing was signed yet", hint="appliance ledger sign")
-            cosignatures = witness.lines(connection, head.size)
-            return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
 
     def erase(self, index: int, actor: Actor, reason: str | None = None) -> int:
         """Erase the body of an entry, shared by the entries of its transaction: the entry that says so is signed first.
@@ -442,22 +235,7 @@ class Ledger:
         check_against_anchor(connection, self._anchor, ring)
         self._keyring(connection)
         if self._writable and not promote(self._config.signing_dir, ring.current.keys):
-            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
-
-    def _keyring(self, connection: Connection) -> Keyring:
-        """The keys of the log as this transaction sees it; ours must be among them."""
-        leaves = leaves_about_keys(connection)
-        if self._built is None or self._built[0] != leaves:
-            self._built = leaves, build(leaves, self._local)
-        if not self._built[1].has(self._local):
-            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
-        return self._built[1]
-
-    def _stated(self, connection: Connection) -> dict[str, str]:
-        try:
-            return stated(connection)
-        except (StopIteration, KeyError, TypeError, ValueError):
-            raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
+            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
 
     def _upgrade(self) -> None:
         """Bring an older database to this revision, in one transaction with the entry that says so."""
@@ -488,35 +266,19 @@ class Ledger:
     def _roles(self) -> Roles:
         return roles(self._config.url, self._config.eraser_url) if self._config.owner_url else Roles()
 
-    def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._stated(connection))
-
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:
             return tx.append("body.erased", {"index": index}, subject=str(index))
 
-    def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
-        path = path or self._config.witnesses
-        return witness.load_witnesses(path) if path is not None else ()
-
     def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
         """The newest private keys; finishes a change of keys that was interrupted after its commit."""
         if not promote(self._config.signing_dir, ring.current.keys):
-            raise IntegrityError(_FOREIGN_KEYS, where=str(self._config.signing_dir))
+            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return load_signers(self._config.signing_dir, self._clock)
 
     def _context(self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None) -> Context:
         key = self._config.body_public_key
         return Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
-
-    def _leaf(self, connection: Connection, index: int) -> bytes:
-        query = select(schema.entry.c.leaf).where(schema.entry.c.idx == index)
-        leaf = connection.execute(query).scalar_one_or_none()
-        if leaf is None:
-            raise ArtefactMissing(f"the ledger has no entry {index}")
-        if not isinstance(leaf, bytes):
-            raise IntegrityError(f"entry {index} of the ledger is damaged")
-        return leaf
 
     def _need_writable(self) -> None:
         if not self._writable:
