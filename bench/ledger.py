@@ -185,6 +185,26 @@ def cost_figures(name: str, sides: Sides, bar_ms: float, bar_batch: float, repea
     ]
 
 
+def memory_figures(repeats: int) -> list[Figure]:
+    """`cost_figures` on a file system in memory: a slow fsync, in steps of a timer, can hide what a commit adds."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        return []
+    root = Path(tempfile.mkdtemp(prefix="bench-ledger-", dir=memory))
+    try:
+        sides = sqlite_sides(root / "sqlite")
+        figures = cost_figures("sqlite_memory", sides, 0.4, 10_000, repeats)[:1]
+        sides.close()
+        with server_in(root) as server:
+            if server:
+                sides = postgres_sides(root / "postgres", server)
+                figures += cost_figures("postgres_memory", sides, 0.8, 8_000, repeats)[:1]
+                sides.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    return figures
+
+
 def writers_figure(name: str, sides: Sides, writers: int, count: int) -> Figure:
     """Commits a second of several processes that write at once, each so many, and the longest that one of them took."""
     rates, longest = [], []
@@ -389,6 +409,7 @@ def main() -> None:
             report.figures.append(fsync_difference(root, server, served, 100))
             if served:
                 served.close()
+        report.figures += memory_figures(repeats)
         report.figures += size_figures(root / "large", entries)
     finally:
         shutil.rmtree(root, ignore_errors=True)
