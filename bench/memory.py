@@ -79,6 +79,7 @@ def child(case: Case, directory: Path) -> dict[str, int]:
         TrainSpec,
         UnitOfPrivacy,
     )  # fmt: skip
+    from appliance.store import container
     from appliance.store.files import tree_digest
     from appliance.worker import training
 
@@ -88,6 +89,7 @@ def child(case: Case, directory: Path) -> dict[str, int]:
     records = [Record(unit=f"u{n}", kind="text", parts=(("text", words[:length]),)) for n, length in enumerate(lengths)]
     run_dir = directory.parent / f"run-{os.getpid()}"
     run_dir.mkdir()
+    sealed = container.seal_records((record.encode() for record in records), run_dir / "data", bytes(32), "d")
     plan = PrivacyPlan(
         unit=UnitOfPrivacy(), declared_units=len(records), expected_batch_size=len(records), steps=2, spare_steps=0,
         max_grad_norm=1.0, clipping="normalised", noise_multiplier=1.0, epsilon=12.0, delta=1e-5, sampler_delta=1e-6,
@@ -98,13 +100,14 @@ def child(case: Case, directory: Path) -> dict[str, int]:
         engine=EngineOptions(dtype=case.dtype, physical_tokens=case.tokens, gradient_checkpointing=case.checkpointing,
                              gradient_dtype=case.gradient_dtype),
         isolation=IsolationSpec(), model_dir=str(directory), model_sha256=tree_digest(directory)[0],
-        dataset=SealedObject(dataset_id="d", path="p", blake3="1" * 64, wrapped_key="w", key_epoch=1),
+        dataset=SealedObject(
+            dataset_id="d", path=str(run_dir / "data"), blake3=sealed.blake3, wrapped_key="w", key_epoch=1
+        ),
         agent_socket="s",
     )  # fmt: skip
     if os.environ.get("PHASES"):
         _spy(mark)
-    snapshots = training._SealedSnapshots(run_dir / "snapshots", bytes(32), "run-1")
-    trained = training._run_loop(job, run_dir, records, snapshots)
+    trained = training._train(job, run_dir, bytes(32), training.here())
     training._save(trained, run_dir)
     if os.environ.get("PHASES"):
         mark("steps")
