@@ -1,8 +1,8 @@
 """Peak resident memory, each measurement in a process of its own: `python bench/peaks.py CASE` prints one JSON line.
 
 What counts is the kernel's high-water mark of the process (VmHWM) during two steps, above what is resident in the plain
-side once the model and its adapter are loaded and one step on one short record has read every weight; the mark is set back before the
-steps and what is free has been given back.
+side once the model and its adapter are loaded and one step on one short record has read every weight; the mark is set
+back before the steps and what is free has been given back.
 """
 
 from __future__ import annotations
