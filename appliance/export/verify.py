@@ -481,7 +481,7 @@ class Examination:
                 self.wrong(name, "is missing" if row else "does not belong here: the manifest does not list it")
             elif self.sizes[name] != row["bytes"] or self.digest(name) != row["sha256"]:
                 self.wrong(name, "was altered: it is not the file that the manifest lists")
-        self.checked.append(f"payload: {len(self.files)} files of the listed size and SHA-256, and no other file")
+        self.checked.append(f"payload: size and SHA-256 of the {len(self.files)} listed files, and if there are others")
 
     def digest(self, name: str) -> str:
         digest = hashlib.sha256()
