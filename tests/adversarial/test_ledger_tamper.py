@@ -19,8 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from appliance.errors import ApplianceError, IntegrityError
 from appliance.ledger import merkle
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig, Verification
+from appliance.ledger.ledger import Ledger, LedgerConfig
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow, row_digest
+from appliance.ledger.verify import Verification
 
 ENTRIES = 300  # a full tile and a part of the next
 SIGNED_EARLY = 4

@@ -13,7 +13,8 @@ import pytest
 
 from appliance.errors import IntegrityError
 from appliance.ledger import merkle
-from appliance.ledger.ledger import Ledger, LedgerConfig, Verification
+from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.verify import Verification
 from tests.adversarial.test_ledger_tamper import ACTOR, DATASET_AT, ENTRIES, SIGNED_EARLY, configuration, fill
 from tests.databases import PostgresDatabase, attack
 from tests.postgres import OWNER, SUPERUSER, Server

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 from pathlib import Path
 
 import pytest
 
 from appliance.cli.demonstration import FULL, QUICK, Size
+from appliance.flows import demo as demo_media
 from appliance.flows import policy
 from tests.conftest import MEDIA
 from tests.e2e.conftest import Appliance
@@ -21,6 +25,24 @@ def test_the_policy_allows_what_either_demo_brings_in(size: Size) -> None:
     assert rules.max_delta >= 1 / (100 * size.training)
     assert rules.max_delta >= min(1e-5, 1 / (100 * size.held_out))
     assert rules.max_epsilon >= 8
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("size", [FULL, QUICK], ids=lambda size: str(size.name))
+def test_no_held_out_review_is_trained_on(size: Size) -> None:
+    """A patient's text is in both files of the full demo's source; the appliance would refuse to evaluate on it."""
+    if not (MEDIA / ".complete").exists():
+        pytest.skip("no demo media in .media: `make demo` or `make test` downloads them")
+    media = demo_media.unpack(MEDIA, size.training, size.held_out)
+    trained, held = (_reviews(path) for path in (media.training, media.held_out))
+    assert len(trained) == size.training
+    assert 0.99 * size.held_out <= len(held) <= size.held_out
+    assert not set(trained) & set(held)
+
+
+def _reviews(path: Path) -> list[str]:
+    rows = csv.DictReader(io.StringIO(path.read_text("utf-8")), delimiter="\t")
+    return [" ".join(html.unescape(row["review"]).split()).casefold() for row in rows]
 
 
 @pytest.mark.model
@@ -41,7 +63,8 @@ def test_the_quick_demo_runs_every_step_and_carries_its_budget_on(tmp_path: Path
         pinned = demo.json("ledger", "head")["fingerprint"]
         assert demo.json("export", "verify", done["bundle"], "--trusted-key", pinned)["verdict"] == "intact"
         assert demo.json("export", "verify", done["bundle"], expect=14)["verdict"] == "incomplete"
-        spent = demo.json("budget", "show")["budgets"][0]["spent_epsilon"]
+        budgets = demo.json("budget", "show", "reviews-quick")["budgets"]
+        spent = budgets[0]["spent_epsilon"]
         # The same run again would still fit; with a third one it would not: the budget carries on.
         words = ("train", "plan", "reviews-quick", "smollm2-135m", "--steps", "3", "--max-tokens", "96")
         again = demo.json(*words, "--epsilon", "8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from appliance.isolation import loopback
 
 Script = Callable[..., str]
 
@@ -54,8 +58,6 @@ with socket.create_server(("127.0.0.1", 0)) as own:
     socket.create_connection(own.getsockname(), 5).close()
 print(os.geteuid())
 """
-        import os
-
         printed = inside(body, outside.getsockname()[1]).splitlines()
         assert printed == ["['lo']", "111", "101", str(os.geteuid())]
 
@@ -72,7 +74,13 @@ print({line.split()[1] for line in status.splitlines() if line.startswith(("CapE
 
 
 def test_a_rank_in_the_network_of_the_host_asks_for_no_key(run: Script) -> None:
+    if loopback.interfaces() == ["lo"] and (os.geteuid() != 0 or shutil.which("ip") is None):
+        pytest.skip("not run: this machine has no network, and no further interface can be made here")
     body = """
+    from appliance.isolation import loopback
+    if loopback.interfaces() == ["lo"]:  # as where the whole suite is cut off
+        kernel.syscall(kernel.UNSHARE[kernel.machine()], 0x40000000)
+        subprocess.run(["ip", "link", "add", "one", "type", "veth", "peer", "name", "other"], check=True)
     try:
         sandbox.require_loopback(IsolationSpec())
     except IsolationViolated as refusal:
