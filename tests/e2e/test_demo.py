@@ -45,6 +45,7 @@ def _reviews(path: Path) -> list[str]:
     return [" ".join(html.unescape(row["review"]).split()).casefold() for row in rows]
 
 
+@pytest.mark.timeout(1800)  # a busy machine
 @pytest.mark.model
 def test_the_quick_demo_runs_every_step_and_carries_its_budget_on(tmp_path: Path) -> None:
     if not (MEDIA / ".complete").exists():
