@@ -146,6 +146,12 @@ def search(data: bytes, sought: dict[str, bytes], depth: int = 2) -> set[str]:
     return found
 
 
+def files(place: Path) -> Iterator[Path]:
+    """Everything below `place`. Other programs work there too (/dev/shm, /tmp): what goes in the meantime is passed by."""
+    for directory, subdirectories, names in os.walk(place):
+        yield from (Path(directory, name) for name in (*subdirectories, *names))
+
+
 def cells(path: Path) -> bytes:
     """Every value of every table: the file alone may hold a long one in pieces."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
@@ -159,11 +165,16 @@ def leaks(places: Iterable[Path], traces: Path, token_ids: list[int]) -> dict[st
     """Where the secret is, and in which forms: in what was written, in files that are there, and in their names."""
     sought = forms(token_ids)
     found = {place: search(data, sought) for place, data in streams(traces).items()}
-    for path in (path for place in places for path in place.rglob("*")):
+    for path in (path for place in places for path in files(place)):
         found[f"name of {path}"] = search(os.fsencode(path), sought)
         if path.is_file() and not path.is_symlink():
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+                values = cells(path) if data.startswith(b"SQLite format 3\0") else b""
+            except (FileNotFoundError, sqlite3.OperationalError):
+                if path.exists():
+                    raise
+                continue
             found[str(path)] = search(data, sought)
-            if data.startswith(b"SQLite format 3\0"):
-                found[f"{path} (cells)"] = search(cells(path), sought)
+            found[f"{path} (cells)"] = search(values, sought)
     return {place: kinds for place, kinds in found.items() if kinds}
