@@ -147,7 +147,7 @@ def search(data: bytes, sought: dict[str, bytes], depth: int = 2) -> set[str]:
 
 
 def files(place: Path) -> Iterator[Path]:
-    """Everything below `place`; what another program takes away in the meantime (/dev/shm is everyone's) is passed by."""
+    """Everything below `place`; what another program takes away meanwhile (/dev/shm is everyone's) is passed by."""
     for directory, subdirectories, names in os.walk(place):
         yield from (Path(directory, name) for name in (*subdirectories, *names))
 
