@@ -262,7 +262,7 @@ def measured(name: str, setting: Setting) -> Figure:
 
 
 def main() -> None:
-    torch.set_num_threads(os.cpu_count() or 1)  # the tests' own modules, which are imported above, ask for one
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # the tests' own modules, which are imported above, ask for one
     options = arguments(
         __doc__ or "",
         only="figures by name, with commas",

@@ -11,10 +11,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -95,10 +97,13 @@ def run_worker(
     (run_dir / "result.json").unlink(missing_ok=True)
     process = _spawn(run_dir, ranks)
     try:
-        while process.poll() is None:
+        with _interrupts_noted() as noted:
+            while process.poll() is None:
+                watch()
+                time.sleep(poll_s)
+                if noted():
+                    raise KeyboardInterrupt
             watch()
-            time.sleep(poll_s)
-        watch()
     except BaseException:
         _stop(process)
         wait_for_workers(run_dir)
@@ -107,6 +112,31 @@ def run_worker(
         name = signal.Signals(-process.returncode).name
         raise Interrupted(f"the worker was ended by {name}", hint="if memory ran out, the kernel's log says so")
     return _collect(run_dir, result_type)
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Within the block the first SIGINT is only noted, and the function says whether there was one.
+
+    Raised wherever the program happens to be, as Python does it, KeyboardInterrupt can be lost: a finalizer, or a
+    callback from C, drops what is raised in it. The second SIGINT is raised, in case that something hangs.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield lambda: False
+        return
+    count = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: count > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _spawn(run_dir: Path, ranks: int) -> subprocess.Popen[bytes]:

@@ -208,21 +208,28 @@ class _Follower:
 def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) -> RunRow:
     """End a run for good and charge the attempts it made. A live supervisor is interrupted first.
 
+    A run that comes to its own end before it can be interrupted is returned as it ended.
+
     Raises:
+      UsageError: the run has ended already.
       Busy: the supervisor did not end in time.
     """
     run_dir = home.runs / run_id
     with home.ledger(writable=False) as ledger:
         _open_run(ledger, run_id)
-    deadline = time.monotonic() + wait_s
+    tell_at = time.monotonic()
+    deadline = tell_at + wait_s
     while (pid := jobs.supervisor_of(run_dir)) is not None:
         if time.monotonic() > deadline:
             raise Busy(f"the supervisor of {run_id} (process {pid}) does not end")
-        os.kill(pid, signal.SIGINT)
-        time.sleep(0.3)
+        if time.monotonic() >= tell_at:  # not at once again: a second one would be raised in the middle of its ending
+            os.kill(pid, signal.SIGINT)
+            tell_at += wait_s / 3
+        time.sleep(0.1)
     run_dir.mkdir(mode=0o700, exist_ok=True)
     with home.ledger() as ledger, jobs.supervising(run_dir):
-        return settle(home, ledger, home.actor(operator), _open_run(ledger, run_id), None)
+        row = find(ledger, run_id)
+        return settle(home, ledger, home.actor(operator), row, None) if row.state in OPEN_STATES else row
 
 
 def status(home: Home) -> list[tuple[RunRow, Step, bool]]:
