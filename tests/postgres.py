@@ -62,7 +62,7 @@ class Server:
         for process in tree:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while any(_alive(process) for process in tree) and time.monotonic() < deadline:
             time.sleep(0.01)
         # Where nobody collects the dead, the number in these files still counts as a process.

@@ -65,7 +65,7 @@ def start(tmp_path, ring, path) -> Iterator[Start]:
         arguments = [str(at), str(tmp_path / "keks"), STORE_ID, SECRET.hex(), str(ttl_s)]
         child = subprocess.Popen([sys.executable, "-c", AGENT, *arguments], cwd=REPO, stdout=subprocess.PIPE, text=True)
         running.append(child)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while AgentClient(at).status().state != "unsealed" and child.poll() is None:
             assert time.monotonic() < deadline, "the agent does not answer"
             time.sleep(0.01)
@@ -107,7 +107,7 @@ def test_status_says_who_and_until_when(path, start):
 def test_lock_zeroes_and_exits(path, start):
     child = start()
     AgentClient(path).lock()
-    assert child.communicate(timeout=10)[0] == "zeroed\n"
+    assert child.communicate(timeout=60)[0] == "zeroed\n"
     assert child.returncode == 0
     assert not path.exists()
     assert AgentClient(path).status().state == "sealed"
@@ -129,7 +129,7 @@ def test_a_request_that_announces_too_much_is_refused_at_once(path, start):
 
 def test_it_expires(path, start):
     child = start(ttl_s=1.0)
-    assert child.communicate(timeout=10)[0] == "zeroed\n"
+    assert child.communicate(timeout=60)[0] == "zeroed\n"
     with pytest.raises(KeyUnavailable):
         AgentClient(path).body_key()
 
@@ -244,13 +244,13 @@ def test_a_client_that_stalls_or_trickles_or_vanishes_costs_a_bounded_time(path,
                 trickling.sendall(b"x")
                 time.sleep(0.1)
         assert AgentClient(path).status().state == "unsealed"
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 20
 
 
 def test_a_second_agent_is_refused_and_the_first_goes_on(path, start):
     first = start()
     second = start()
-    assert second.wait(timeout=10) == Busy.exit_status
+    assert second.wait(timeout=60) == Busy.exit_status
     assert first.poll() is None
     assert AgentClient(path).status().state == "unsealed"
 
@@ -273,7 +273,7 @@ def test_a_socket_path_of_any_length_works(tmp_path, start):
     child = start(at=path)
     assert AgentClient(path).status().who == "ada"
     AgentClient(path).lock()
-    assert child.communicate(timeout=10)[0] == "zeroed\n"
+    assert child.communicate(timeout=60)[0] == "zeroed\n"
 
 
 def test_the_directory_of_the_socket_is_closed_to_others(path, start):
