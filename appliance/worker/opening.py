@@ -16,6 +16,8 @@ def load_base(
 ) -> tuple[Any, Any]:
     """The base model in the engine's dtype on its device, quantised if asked for, and its tokenizer.
 
+    Products in float32 are exact to float32 from here on: no TF32, whatever the machine's default is.
+
     Raises:
       IntegrityError: the directory does not have the digest of the job.
     """
@@ -24,6 +26,7 @@ def load_base(
     from appliance.models.loading import load
     from appliance.models.quantising import load_quantised
 
+    torch.set_float32_matmul_precision("highest")
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if tree_digest(Path(directory))[0] != sha256:
