@@ -27,9 +27,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server, by the directory of its socket and its files."""
+    """A running server, by the directory of its socket and its files, and what it is started with."""
 
     directory: Path
+    settings: tuple[str, ...] = SETTINGS
 
     def url(self, database: str, role: str = APPLICATION) -> str:
         return f"postgresql+psycopg://{role}@/{database}?host={self.directory}"
@@ -50,7 +51,7 @@ class Server:
         return int((self.directory / "data" / "postmaster.pid").read_text().split()[0])
 
     def start(self) -> None:
-        options = " ".join(f"-c {setting}" for setting in (*SETTINGS, f"unix_socket_directories={self.directory}"))
+        options = " ".join(f"-c {setting}" for setting in (*self.settings, f"unix_socket_directories={self.directory}"))
         data, log = self.directory / "data", self.directory / "log"
         _run(self.directory, "pg_ctl", "start", "-w", "-D", str(data), "-l", str(log), "-o", options)
 
@@ -72,18 +73,24 @@ class Server:
     def stop(self, mode: str = "immediate") -> None:
         _run(self.directory, "pg_ctl", "stop", "-m", mode, "-D", str(self.directory / "data"))
 
+    def forget_segments(self) -> None:
+        """Leave no segments of its log in store, where it was stopped in order: new ones have to be made."""
+        _run(self.directory, "pg_resetwal", "-D", str(self.directory / "data"))
 
-def make(base: Path | None = None) -> Server:
-    """A new cluster, started, with its roles and a prepared template database; in memory where `base` is None."""
+
+def make(base: Path | None = None, settings: tuple[str, ...] = SETTINGS, made_with: tuple[str, ...] = ()) -> Server:
+    """A new cluster, started, with its roles and a prepared template database; in memory where `base` is None.
+
+    `made_with` are options of initdb.
+    """
     memory = Path("/dev/shm")
     base = base or (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir()))
     directory = Path(tempfile.mkdtemp(prefix="pg-", dir=base))
     try:
-        if (account := _account()) is not None:
-            os.chown(directory, account.pw_uid, account.pw_gid)
+        own(directory)
         options = ("-U", SUPERUSER, "--auth=trust", "--no-sync", "--data-checksums", "--locale=C", "--encoding=UTF8")
-        _run(directory, "initdb", "-D", str(directory / "data"), *options)
-        server = Server(directory)
+        _run(directory, "initdb", "-D", str(directory / "data"), *options, *made_with)
+        server = Server(directory, settings)
         server.start()
         with server.connect("postgres") as connection:
             for role in (OWNER, APPLICATION, ERASER):
@@ -96,6 +103,13 @@ def make(base: Path | None = None) -> Server:
         shutil.rmtree(directory, ignore_errors=True)
         raise
     return server
+
+
+def own(directory: Path) -> None:
+    """Give a directory and all that is in it to the server, where it runs as another user than we."""
+    if (account := _account()) is not None:
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, account.pw_uid, account.pw_gid)
 
 
 def remove(server: Server) -> None:

@@ -39,6 +39,8 @@ def write_snapshot(
         with explained(directory):
             partial.mkdir(parents=True)
             count = _write(connection, head, cosignatures, keys, partial)
+            for place, _, _ in os.walk(partial):
+                sync_directory(Path(place))
             os.rename(partial, directory)
             sync_directory(directory.parent)
     except BaseException:

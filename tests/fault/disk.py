@@ -1,4 +1,4 @@
-"""A model of a disk that loses power: what a traced process wrote, cut off anywhere, unsynced writes lost or not.
+"""A model of a disk that loses power: what traced processes wrote, cut off anywhere, unsynced writes lost or not.
 
 Only what the trace shows to be synced is sure to be there: the content of a file up to its last fsync, a name up to the
 last fsync of its directory. Of the rest a state may have any part. A write may be torn between two blocks of 512 bytes.
@@ -7,14 +7,13 @@ last fsync of its directory. Of the rest a state may have any part. A write may 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fault.trace import Step, passing
+
 BLOCK = 512
-TRACED = "trace=write,pwrite64,fsync,fdatasync,ftruncate,rename,unlink,openat"
-_CALL = re.compile(r"(\w+)\((.*)\) = (-?\d+)(<.*>)?$")
 
 Choose = Callable[[], bool]
 
@@ -29,6 +28,8 @@ class File:
 
     def content(self, choose: Choose) -> bytes:
         """The content with every synced write and those of the others that are chosen."""
+        if not self.writes:
+            return self.start
         data = bytearray(self.start)
         for number, (at, written) in enumerate(self.writes):
             if written is None:
@@ -36,99 +37,155 @@ class File:
                     del data[at:]
                     data.extend(bytes(at - len(data)))
                 continue
-            for start in range(0, len(written), BLOCK):
+            size = len(written) if number < self.synced else BLOCK
+            for start in range(0, len(written), size):
                 if number < self.synced or choose():
-                    piece = written[start : start + BLOCK]
+                    piece = written[start : start + size]
                     data.extend(bytes(max(0, at + start + len(piece) - len(data))))
                     data[at + start : at + start + len(piece)] = piece
         return bytes(data)
 
+    @property
+    def size(self) -> int:
+        """Its size, nothing lost."""
+        size = len(self.start)
+        for at, written in self.writes:
+            size = at if written is None else max(size, at + len(written))
+        return size
+
+
+@dataclass(eq=False)
+class Directory:
+    """Names as of the start, and as they are if nothing is lost."""
+
+    start: dict[str, Node] = field(default_factory=dict)
+    now: dict[str, Node] = field(default_factory=dict)
+
+
+Node = File | Directory
+
 
 @dataclass
 class Change:
-    """A change of names: those taken away, one that is given to a file, and the directories it is in."""
+    """Names that change at once: in this directory this name is now that of ..., or is gone."""
 
-    gone: Path
-    name: Path | None
-    file: File | None
+    names: list[tuple[Directory, str, Node | None]]
     synced: bool = False
 
 
 class Disk:
-    """The files below one directory, as the traced process left them so far."""
+    """The files and directories below one directory, as the traced processes left them so far."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._start = {path: File(path.read_bytes()) for path in root.rglob("*") if path.is_file()}
-        self._now = dict(self._start)
+        self._path = root
+        self._root = _read(root)
         self._changes: list[Change] = []
+        self._begun: dict[tuple[int, Path], int] = {}
 
-    def state(self, choose: Choose) -> dict[Path, bytes]:
-        """Content by path relative to the root, if the power failed now; `choose` decides what unsynced parts last."""
-        names = dict(self._start)
+    def state(self, choose: Choose) -> dict[Path, bytes | None]:
+        """Content by path relative to the root, None for a directory, if the power failed now.
+
+        `choose` decides what unsynced parts last. A directory comes before what is in it.
+        """
+        changed: dict[Directory, dict[str, Node]] = {}
         for change in self._changes:
             if change.synced or choose():
-                names.pop(change.gone, None)
-                if change.name is not None and change.file is not None:
-                    names[change.name] = change.file
-        return {path.relative_to(self._root): file.content(choose) for path, file in names.items()}
+                for directory, name, node in change.names:
+                    names = changed.setdefault(directory, dict(directory.start))
+                    names.pop(name, None)
+                    if node is not None:
+                        names[name] = node
+        return dict(_listed(self._root, Path(), changed, choose))
 
-    def apply(self, call: str, arguments: list[str]) -> None:
-        """One successful system call; paths are absolute."""
-        path = Path(arguments[0])
-        if call in ("write", "pwrite64") and path in self._now:
-            file, data = self._now[path], arguments[1].encode("latin-1")
-            at = int(arguments[3]) if call == "pwrite64" else len(file.content(lambda: True))
-            file.writes.append((at, data))
-        elif call == "ftruncate" and path in self._now:
-            self._now[path].writes.append((int(arguments[1]), None))
-        elif call in ("fsync", "fdatasync") and path in self._now:
-            self._now[path].synced = len(self._now[path].writes)
-        elif call in ("fsync", "fdatasync"):  # of a directory
-            for change in self._changes:
-                change.synced |= path in (change.gone.parent, change.name and change.name.parent)
-        elif call == "rename":
-            file, target = self._now.pop(path), Path(arguments[1])
-            self._now[target] = file
-            self._changes.append(Change(path, target, file))
-        elif call == "unlink" and self._now.pop(path, None) is not None:
-            self._changes.append(Change(path, None, None))
-        elif call == "openat":
-            self._opened(path, arguments[1])
+    def apply(self, step: Step) -> None:
+        """Do what was done. Raises `KeyError` for a file that there is not."""
+        if step.kind == "open":
+            self._open(step.path, step.text)
+        elif step.kind == "write":
+            file, data = self._file(step.path), step.text.encode("latin-1")
+            file.writes.append((file.size if step.at is None else step.at, data))
+        elif step.kind in ("cut", "grow"):
+            file, size = self._file(step.path), step.at or 0
+            file.writes.append((max(size, file.size) if step.kind == "grow" else size, None))
+        elif step.kind == "sync began":
+            node = self._node(step.path)
+            self._begun[step.process, step.path] = len(node.writes if isinstance(node, File) else self._changes)
+        elif step.kind == "sync":
+            self._sync(self._node(step.path), self._begun.pop((step.process, step.path)))
+        else:
+            self._change(step)
 
-    def _opened(self, path: Path, flags: str) -> None:
-        if path not in self._now and "O_CREAT" in flags:
-            self._now[path] = File()
-            self._changes.append(Change(path, path, self._now[path]))
-        elif path in self._now and "O_TRUNC" in flags:
-            self._now[path].writes.append((0, None))
+    def _node(self, path: Path) -> Node:
+        node: Node = self._root
+        for name in path.relative_to(self._path).parts:
+            assert isinstance(node, Directory)
+            node = node.now[name]
+        return node
+
+    def _file(self, path: Path) -> File:
+        node = self._node(path)
+        assert isinstance(node, File)
+        return node
+
+    def _parent(self, path: Path) -> Directory:
+        node = self._node(path.parent)
+        assert isinstance(node, Directory)
+        return node
+
+    def _open(self, path: Path, how: str) -> None:
+        if "O_CREAT" in how and path.name not in self._parent(path).now:
+            self._rename((self._parent(path), path.name, File()))
+        elif "O_TRUNC" in how:
+            self._file(path).writes.append((0, None))
+
+    def _sync(self, node: Node, before: int) -> None:
+        """What was there when it began is synced."""
+        if isinstance(node, File):
+            node.synced = max(node.synced, before)
+            return
+        for change in self._changes[:before]:
+            change.synced |= any(directory is node for directory, _, _ in change.names)
+
+    def _change(self, step: Step) -> None:
+        place = self._parent(step.path), step.path.name
+        if step.kind == "mkdir":
+            self._rename((*place, Directory()))
+        elif step.kind in ("unlink", "rmdir"):
+            self._node(step.path)
+            self._rename((*place, None))
+        elif step.kind in ("rename", "link") and step.target is not None:
+            given = self._parent(step.target), step.target.name, self._node(step.path)
+            self._rename(*([(*place, None)] if step.kind == "rename" else []), given)
+        else:
+            raise AssertionError(step.kind)
+
+    def _rename(self, *names: tuple[Directory, str, Node | None]) -> None:
+        for directory, name, node in names:
+            directory.now.pop(name, None)
+            if node is not None:
+                directory.now[name] = node
+        self._changes.append(Change(list(names)))
 
 
-def calls(trace: str, root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Successful system calls below `root`, and writes to standard output as ("say", [text]), in order.
-
-    The trace is that of `strace -y -xx -s LARGE`.
-    """
-    for line in trace.splitlines():
-        match = _CALL.match(line)
-        if match is None or int(match[3]) < 0:
-            continue
-        call, inside = match[1], match[2]
-        parts = inside.split(", ")
-        if call == "write" and parts[0].startswith("1<"):
-            yield "say", [_decoded(parts[1])]
-            continue
-        if call == "openat":
-            parts = [parts[1], parts[2]]
-        decoded = [_decoded(part) for part in parts]
-        if decoded[0].startswith(str(root)) and not decoded[0].endswith("-shm"):  # shared memory, made anew on opening
-            yield call, decoded
+def _read(path: Path) -> Directory:
+    start: dict[str, Node] = {}
+    for found in path.iterdir():
+        if found.is_dir():
+            start[found.name] = _read(found)
+        elif found.is_file() and not passing(found):
+            start[found.name] = File(found.read_bytes())
+    return Directory(start, dict(start))
 
 
-def _decoded(part: str) -> str:
-    """The path of a descriptor, a string, or the argument as it is; one character for each byte."""
-    found = re.search(r"(?:\\x[0-9a-f]{2})+", part)
-    return bytes.fromhex(found[0].replace("\\x", "")).decode("latin-1") if found else part
+def _listed(
+    directory: Directory, path: Path, changed: dict[Directory, dict[str, Node]], choose: Choose
+) -> Iterator[tuple[Path, bytes | None]]:
+    for name, node in changed.get(directory, directory.start).items():
+        if isinstance(node, File):
+            yield path / name, node.content(choose)
+        else:
+            yield path / name, None
+            yield from _listed(node, path / name, changed, choose)
 
 
 def chooser(generator: random.Random, chance: float) -> Choose:
