@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, WillNotFit
-from appliance.ledger import dialect
+from appliance.ledger import dialect, durable
 from appliance.ledger.dialect import Finding, Purpose, Rows, Statement
 
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (sqlite3.Error,)
@@ -52,10 +53,14 @@ def place(url: URL) -> str:
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """The engine over the file; `create` makes an empty one (mode 0600). Raises `ArtefactMissing` without a file."""
+    """The engine over the file; `create` makes an empty one (mode 0600).
+
+    Raises `ArtefactMissing` without a file, `WillNotFit` where none can be made.
+    """
     path = Path(str(url.database))
     if create:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with durable.explained(path):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     elif not path.is_file():
         raise ArtefactMissing("there is no ledger here", where=str(path), hint="appliance init")
 
@@ -140,11 +145,25 @@ def explained(error: BaseException | None, where: str) -> ApplianceError:
         return Busy("another process is writing the ledger", where=where, hint="try again")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM):
         return WillNotFit("the ledger's disk is full or failing", where=where, hint="free some space; nothing was lost")
+    if code == sqlite3.SQLITE_CANTOPEN and not _files_can_be_made(Path(where).parent):
+        hint = "remove some files, which are too many (`df -i`); nothing was lost"
+        return WillNotFit("the ledger's disk has no room for another file", where=where, hint=hint)
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY):
         return ArtefactMissing("the ledger's database cannot be opened for this", where=where)
     if code == sqlite3.SQLITE_CONSTRAINT:  # its words name the guard, table and column, never a value
         return IntegrityError(f"the ledger's database refused the change: {error}", where=where)
     return IntegrityError("the ledger's database is damaged", where=where)
+
+
+def _files_can_be_made(directory: Path) -> bool:
+    """Whether there is room for the write-ahead log and its shared memory, of which SQLite only says "cannot open"."""
+    try:
+        with durable.explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
+            return True
+    except WillNotFit:
+        return False
+    except OSError:  # not a matter of room
+        return True
 
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:

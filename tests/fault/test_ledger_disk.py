@@ -6,6 +6,8 @@ filled up or broken.
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import resource
 import subprocess
@@ -116,6 +118,60 @@ def test_files_that_may_not_grow(home: Path) -> None:
         failed += done.returncode == 9
         check_after(home, told)
     assert failed >= 2
+
+
+ON_A_DISK_WITHOUT_INODES = """
+import json, shutil, subprocess, sys
+from pathlib import Path
+disk, home, after, program, free, *uses = sys.argv[1:]
+disk = Path(disk)
+options = ["-o", "size=8m,nr_inodes=100"]
+if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", disk], capture_output=True).returncode:
+    print(json.dumps("no mount"))
+    sys.exit()
+shutil.copytree(home, disk / "home")
+fillers = []
+try:
+    while True:
+        (disk / f"filler-{len(fillers)}").touch()
+        fillers.append(disk / f"filler-{len(fillers)}")
+except OSError:
+    pass
+for filler in fillers[:int(free)]:
+    filler.unlink()
+done = subprocess.run([sys.executable, "-c", program, disk / "home", free, *uses], capture_output=True, text=True)
+shutil.copytree(disk / "home", after)
+print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
+
+
+@pytest.mark.parametrize(("free", "status"), [(0, 9), (1, 9), (2, 9), (3, 9), (12, 0)])
+def test_a_disk_without_inodes(home: Path, tmp_path: Path, free: int, status: int) -> None:
+    """For real: so many files may still be made, and the write-ahead log is one, its shared memory another."""
+    disk, after = tmp_path / "disk", tmp_path / "after"
+    disk.mkdir()
+    # In a mount namespace of its own, so that nothing stays mounted whatever happens.
+    namespace = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    script = [sys.executable, "-c", ON_A_DISK_WITHOUT_INODES]
+    done = subprocess.run(
+        [*namespace, *script, str(disk), str(home), str(after), SAID, str(free), *USES],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPOSITORY,
+    )
+    if done.returncode and "unshare" in done.stderr:
+        pytest.skip("not run: this machine permits no mount namespace")
+    assert done.returncode == 0, done.stderr
+    if (result := json.loads(done.stdout)) == "no mount":
+        pytest.skip("not run: this machine permits no mount of tmpfs")
+    found, said, error = result
+    assert (found, "Traceback" in error) == (status, False), error
+    assert status == 0 or "disk" in error
+    told = Acknowledged()
+    for line in said.splitlines():
+        told.take(line)
+    check_after(after, told)
 
 
 def test_the_command_line_ends_with_status_9(sealed: Appliance) -> None:
