@@ -1,7 +1,7 @@
 """A full disk and one that fails: the ledger says so with exit status 9 and has lost nothing that it acknowledged.
 
 strace makes a system call on one of the ledger's files fail, and every later one of its kind, as a disk does that has
-filled up or broken.
+filled up or broken; or the file system is a small one, and really full.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from appliance.errors import ApplianceError
 from appliance.ledger.ledger import Ledger
+from tests import postgres
 from tests.e2e.conftest import Appliance
-from tests.fault.test_ledger_crash import REPOSITORY, Acknowledged, check
+from tests.fault.ledger_writer import Uses
+from tests.fault.test_ledger_crash import REPOSITORY, Acknowledged, check, on_server
 from tests.fault.test_ledger_replay import PROGRAM, config_in, survives
+from tests.postgres import Server
 
 SAID = f"""
 import sys
@@ -172,6 +179,69 @@ def test_a_disk_without_inodes(home: Path, tmp_path: Path, free: int, status: in
     for line in said.splitlines():
         told.take(line)
     check_after(after, told)
+
+
+@pytest.fixture
+def crowded_server() -> Iterator[Server]:
+    """A server on a file system of its own, of 80 MiB."""
+    place = Path(tempfile.mkdtemp(prefix="disk-", dir="/dev/shm"))
+    command = ["mount", "-t", "tmpfs", "-o", "size=80m,mode=755", "tmpfs", str(place)]
+    try:
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("not run: mounting a small file system is not permitted here")
+        try:
+            server = postgres.make(place, made_with=("--wal-segsize=1",))
+        except postgres.Unavailable as reason:
+            pytest.skip(str(reason))
+        yield server
+        postgres.remove(server)
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=False, capture_output=True)
+        place.rmdir()
+
+
+def test_a_server_whose_disk_is_full(
+    crowded_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For real, under PostgreSQL: first a table cannot grow, then the server's own log, and the server gives up."""
+    config, told = on_server(crowded_server, tmp_path)(0), Acknowledged()
+    Ledger.create(config).close()
+    filler = crowded_server.directory / "filler"
+    with Ledger.open(config) as ledger:
+        uses = Uses(ledger, config.anchor.parent, 1)
+        uses.sign()
+        with suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert [failure_of(uses).exit_status for _ in range(3)] == [9, 9, 9]
+        filled_log(crowded_server)
+        assert failure_of(uses).exit_status in (11, 75)  # it cannot be reached, or is starting
+        filler.unlink()
+        with suppress(postgres.Unavailable):
+            crowded_server.stop()
+        crowded_server.start()
+        for line in capsys.readouterr().out.splitlines():
+            told.take(line)
+        check(config, told)
+        uses.sign()
+    assert len(told.rows) > 1
+    check(config, told)
+
+
+def failure_of(uses: Uses) -> ApplianceError:
+    """Use the ledger until that fails."""
+    while True:
+        try:
+            uses.sign()
+        except ApplianceError as error:
+            return error
+
+
+def filled_log(server: Server) -> None:
+    """Write to a server's log until there is no room for another segment, which ends all of its processes."""
+    message = "pg_logical_emit_message(false, '', repeat('x', 100000))"
+    with server.connect("postgres") as raw, pytest.raises(psycopg.OperationalError):
+        raw.execute(f"SELECT count({message}) FROM generate_series(1, 1000)".encode())
 
 
 def test_the_command_line_ends_with_status_9(sealed: Appliance) -> None:
