@@ -6,6 +6,7 @@ values (`job.json`, `result.json`). Nothing here does I/O.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
@@ -343,6 +344,49 @@ class TrainJob(Value):
     model_sha256: Digest
     dataset: SealedObject
     agent_socket: str
+
+
+class Rendezvous(Value):
+    """Where the ranks of a run on several machines meet, and which of them one machine starts. All of it is public.
+
+    Attributes:
+      host: numeric address at which the first rank listens.
+      port: its port.
+      nonce: of the entry that started the run; ranks of another start do not meet these.
+      first: number of the first rank on this machine.
+      size: how many ranks there are on all machines.
+      timeout_s: how long a rank waits until all have come.
+      here: address of this machine; filled in there.
+      node: directory with the node's private key, on a machine that was given a ticket; filled in there.
+    """
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    first: Annotated[int, Field(ge=0)]
+    size: Count
+    timeout_s: Positive
+    here: str = ""
+    node: str = ""
+
+
+class Ticket(Value):
+    """What one node needs to join one start of a run. Public, but for the dataset's key, which is sealed to the node.
+
+    The key opens only together with all the rest (`store.nodes`). In `job` the paths and the wrapped key are empty:
+    object and model are known by their digests, wherever they lie.
+    """
+
+    schema_: Literal["appliance.ticket/1"] = Field("appliance.ticket/1", alias="schema")
+    node: Digest
+    rendezvous: Rendezvous
+    ranks: Count
+    job: TrainJob
+    sealed: str
+
+    def context(self) -> str:
+        """SHA-256 (hex) of the ticket without its key: what the key is sealed with."""
+        return hashlib.sha256(to_json(self.model_copy(update={"sealed": ""}))).hexdigest()
 
 
 class ImportJob(Value):

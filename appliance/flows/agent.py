@@ -2,7 +2,8 @@
 
 A key leaves it only against evidence: a signed tree head and an inclusion proof of a leaf that says what the key is
 about to be used for (`OPENS`). The leaf must be younger than the agent and than two minutes, and it is accepted once
-(once from each rank, where the leaf says how many there are), so evidence found in an old run directory opens nothing.
+(once from each rank on this machine, where the leaf says how many there are), so evidence found in an old run directory
+opens nothing. To a node the key is given only sealed, once, and only if the leaf names the node's key.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class Gatekeeper:
       since: size of the log when the agent started; evidence must be newer.
       clock: seconds since 1970.
       used: nonces that have opened a dataset, and the processes that showed them.
+      sealed: nonces and nodes for which a key has been sealed.
     """
 
     trusted: tuple[str, ...]
     since: int
     clock: Callable[[], float] = time.time
     used: dict[str, set[int]] = field(default_factory=dict)
+    sealed: set[tuple[str, str]] = field(default_factory=set)
 
     def check(self, request: ReleaseRequest) -> None:
         """Return if the request is backed by a fresh, unused, signed leaf; raise `KeyUnavailable` otherwise."""
@@ -63,10 +66,25 @@ class Gatekeeper:
         started = datetime.fromisoformat(str(leaf["time"])).astimezone(UTC).timestamp()
         if leaf["index"] < self.since or self.clock() - started > FRESH_S:
             raise KeyUnavailable("the evidence is not fresh", hint="`appliance train resume RUN` makes fresh evidence")
+        if request.node:
+            self._use_for_node(facts, request.node)
+        else:
+            self._use_here(facts, request.peer_pid)
+
+    def _use_here(self, facts: dict[str, Any], pid: int) -> None:
+        here = int(facts.get("ranks", 1)) // int(facts.get("nnodes", 1))  # each machine runs as many
         shown_by = self.used.setdefault(str(facts.get("nonce")), set())
-        if len(shown_by) >= int(facts.get("ranks", 1)) or request.peer_pid in shown_by:
-            raise KeyUnavailable("the evidence has been used", hint="`appliance train resume RUN` makes fresh evidence")
-        shown_by.add(request.peer_pid)
+        if len(shown_by) >= here or pid in shown_by:
+            raise _used()
+        shown_by.add(pid)
+
+    def _use_for_node(self, facts: dict[str, Any], node: str) -> None:
+        if node not in facts.get("nodes", []):
+            raise KeyUnavailable("the evidence does not name this node")
+        use = (str(facts.get("nonce")), node)
+        if use in self.sealed:
+            raise _used()
+        self.sealed.add(use)
 
     def _proven_leaf(self, evidence: bytes) -> dict[str, Any]:
         try:
@@ -75,6 +93,10 @@ class Gatekeeper:
             return proof.verify(str(document["proof"]), leaf, self.trusted).leaf
         except (orjson.JSONDecodeError, binascii.Error, KeyError, TypeError, ValueError, ApplianceError):
             raise KeyUnavailable("the evidence does not prove a run of this log") from None
+
+
+def _used() -> KeyUnavailable:
+    return KeyUnavailable("the evidence has been used", hint="`appliance train resume RUN` makes fresh evidence")
 
 
 def evidence_for(text: str, leaf: bytes) -> bytes:

@@ -53,8 +53,8 @@ EVENTS: dict[str, EventType] = {
     ),
     "model.refused": _event("code reason"),
     "run.reserved": _event("run_id dataset_id model_id spec_sha256 plan epsilon_before epsilon_after cap"),
-    "run.started": _event("run_id dataset_id attempts_left nonce", optional="ranks"),
-    "run.resumed": _event("run_id dataset_id attempts_left nonce", optional="ranks"),
+    "run.started": _event("run_id dataset_id attempts_left nonce", optional="ranks nnodes nodes"),
+    "run.resumed": _event("run_id dataset_id attempts_left nonce", optional="ranks nnodes nodes"),
     "run.checkpointed": _event("run_id attempts journal_sha256"),
     "run.settled": _event(
         f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve odds_bound phases"

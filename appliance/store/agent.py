@@ -1,8 +1,8 @@
 """The key agent: the one process that holds the root key while the store is unsealed.
 
 It listens on a Unix socket in a directory that only its user can enter, checks who is calling, and hands out single
-keys, never the root key. The key of an existing dataset is released only if `authorise`, which the flows supply,
-accepts the evidence. It forgets everything after a time, or when told to lock.
+keys, never the root key. The key of an existing dataset is released, or sealed to a node, only if `authorise`, which
+the flows supply, accepts the evidence. It forgets everything after a time, or when told to lock.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ import orjson
 from appliance.errors import ApplianceError, Busy, IsolationViolated, KeyUnavailable, UsageError
 from appliance.store.client import AgentClient, AgentStatus
 from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint_key
+from appliance.store.nodes import NodeKey, seal
 from appliance.store.protocol import (
     BodyKeyRequest,
     IngestKeysRequest,
     LockRequest,
     ReleaseKeyRequest,
+    SealKeyRequest,
     StatusRequest,
     address,
     error_reply,
@@ -60,6 +62,7 @@ class ReleaseRequest:
       wrapped: the wrapped key as the client sent it.
       peer_pid: process id of the client.
       peer_uid: user id of the client (always the agent's own).
+      node: fingerprint of the node to which the key would be sealed; empty if this process wants it for itself.
     """
 
     evidence: bytes
@@ -68,6 +71,7 @@ class ReleaseRequest:
     wrapped: str
     peer_pid: int
     peer_uid: int
+    node: str = ""
 
 
 def serve(
@@ -155,7 +159,10 @@ class _Agent:
             case IngestKeysRequest(dataset_id=dataset_id):
                 return self._ingest_keys(dataset_id)
             case ReleaseKeyRequest() as request:
-                return self._release(request, pid, uid)
+                return {"data_key": _base64(self._released(request, pid, uid))}
+            case SealKeyRequest() as request:
+                node = NodeKey(bytes.fromhex(request.node))
+                return {"sealed": seal(self._released(request, pid, uid, node.fingerprint), node, request.context)}
 
     def _ingest_keys(self, dataset_id: str) -> dict[str, Any]:
         data_key, wrapped, epoch = self._ring.new_data_key(dataset_id)
@@ -167,12 +174,12 @@ class _Agent:
             "fingerprint_key": _base64(fingerprints),
         }
 
-    def _release(self, request: ReleaseKeyRequest, pid: int, uid: int) -> dict[str, Any]:
+    def _released(self, request: ReleaseKeyRequest | SealKeyRequest, pid: int, uid: int, node: str = "") -> bytes:
         try:
             evidence = base64.b64decode(request.evidence, validate=True)
         except (ValueError, binascii.Error):
             raise UsageError("the request to the key agent is malformed") from None
-        asked = ReleaseRequest(evidence, request.dataset_id, request.epoch, request.wrapped, pid, uid)
+        asked = ReleaseRequest(evidence, request.dataset_id, request.epoch, request.wrapped, pid, uid, node)
         # Unwrapped first: evidence that may serve once is not used up by a request that cannot succeed.
         data_key = self._ring.unwrap(request.wrapped, request.dataset_id, request.epoch)
         try:
@@ -181,7 +188,7 @@ class _Agent:
             raise KeyUnavailable(error.message, hint=error.hint, where=error.where) from None
         except Exception:  # noqa: BLE001 - a bug in the judge must refuse; it must not end the agent, nor show evidence
             raise KeyUnavailable("the evidence could not be judged, so the key is not released") from None
-        return {"data_key": _base64(data_key)}
+        return data_key
 
 
 def _base64(key: bytes) -> str:

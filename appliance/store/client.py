@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from appliance.errors import KeyUnavailable, UsageError
 from appliance.records import Value, to_json
+from appliance.store.nodes import NodeKey
 from appliance.store.protocol import (
     MAX_MESSAGE,
     BodyKeyRequest,
     IngestKeysRequest,
     LockRequest,
     ReleaseKeyRequest,
+    SealKeyRequest,
     StatusRequest,
     address,
     parse_reply,
@@ -105,6 +107,34 @@ class AgentClient:
             epoch=epoch,
         )
         return _key(self._ask(request), "data_key")
+
+    def seal(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int, node: NodeKey, context: str) -> str:
+        """The data key of a dataset sealed to a node, as `store.nodes.unseal` opens it there.
+
+        Args:
+          evidence: as for `release`; it must name the node.
+          dataset_id: the dataset.
+          wrapped: its wrapped key as recorded.
+          epoch: its key epoch as recorded.
+          node: the node.
+          context: digest of the ticket that the key belongs to.
+
+        Raises:
+          KeyUnavailable, IntegrityError: as `release`.
+        """
+        request = _checked(
+            SealKeyRequest,
+            evidence=base64.b64encode(evidence).decode(),
+            dataset_id=dataset_id,
+            wrapped=wrapped,
+            epoch=epoch,
+            node=node.public.hex(),
+            context=context,
+        )
+        try:
+            return str(self._ask(request)["sealed"])
+        except KeyError:
+            raise _bad_reply() from None
 
     def _ask(self, request: Value) -> dict[str, Any]:
         connection = self._connect()

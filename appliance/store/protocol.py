@@ -18,7 +18,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
 from appliance.errors import ApplianceError, IntegrityError, KeyUnavailable, UsageError
-from appliance.records import Count, Value
+from appliance.records import Count, Digest, Value
 
 MAX_MESSAGE = 1 << 20
 _LENGTH = struct.Struct("<I")
@@ -63,7 +63,19 @@ class ReleaseKeyRequest(Value):
     epoch: Count
 
 
-Request = StatusRequest | LockRequest | IngestKeysRequest | BodyKeyRequest | ReleaseKeyRequest
+class SealKeyRequest(Value):
+    """The same, sealed to the public key of a node (hex) and to the digest of its ticket."""
+
+    op: Literal["seal"] = "seal"
+    evidence: str
+    dataset_id: DatasetId
+    wrapped: str
+    epoch: Count
+    node: Digest
+    context: Digest
+
+
+Request = StatusRequest | LockRequest | IngestKeysRequest | BodyKeyRequest | ReleaseKeyRequest | SealKeyRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 _ERRORS: dict[str, type[ApplianceError]] = {
     kind.__name__: kind for kind in (KeyUnavailable, IntegrityError, UsageError)

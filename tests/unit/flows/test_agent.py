@@ -22,16 +22,26 @@ from tests.unit.ledger.conftest import Clock
 DATASET = "ds_0123456789ab"
 
 
-def request(evidence: bytes, dataset_id: str = DATASET, pid: int = 1) -> ReleaseRequest:
-    return ReleaseRequest(evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=pid, peer_uid=0)
+def request(evidence: bytes, dataset_id: str = DATASET, pid: int = 1, node: str = "") -> ReleaseRequest:
+    return ReleaseRequest(
+        evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=pid, peer_uid=0, node=node
+    )
 
 
 @pytest.fixture
 def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
     """Appends and signs a run's leaf; returns its index."""
 
-    def run_leaf(kind: str = "run.started", dataset_id: str = DATASET, nonce: str = "", ranks: int = 0) -> int:
-        facts = {"run_id": "run_1", "dataset_id": dataset_id, "attempts_left": 5} | ({"ranks": ranks} if ranks else {})
+    def run_leaf(
+        kind: str = "run.started",
+        dataset_id: str = DATASET,
+        nonce: str = "",
+        ranks: int = 0,
+        nodes: tuple[str, ...] = (),
+    ) -> int:
+        facts: dict[str, Any] = {"run_id": "run_1", "dataset_id": dataset_id, "attempts_left": 5}
+        facts |= {"ranks": ranks} if ranks else {}
+        facts |= {"nnodes": 1 + len(nodes), "nodes": list(nodes)} if nodes else {}
         if kind in ("run.started", "run.resumed"):
             facts["nonce"] = nonce or secrets.token_hex(16)
         with ledger.transaction(actor) as tx:
@@ -82,6 +92,38 @@ def test_evidence_of_several_ranks_opens_once_for_each_process(
     gatekeeper.check(request(shown, pid=13))
     with pytest.raises(KeyUnavailable, match="used"):
         gatekeeper.check(request(shown, pid=14))
+
+
+def test_a_key_is_sealed_once_to_each_node_that_the_leaf_names(
+    gatekeeper: Gatekeeper, evidence: Callable[..., bytes]
+) -> None:
+    shown = evidence(ranks=6, nodes=("aa" * 32, "bb" * 32))
+    with pytest.raises(KeyUnavailable, match="does not name this node"):
+        gatekeeper.check(request(shown, node="cc" * 32))
+    for node in ("aa" * 32, "bb" * 32):
+        gatekeeper.check(request(shown, node=node))
+        with pytest.raises(KeyUnavailable, match="used"):
+            gatekeeper.check(request(shown, pid=99, node=node))
+    for pid in (11, 12):  # two of six ranks are on this machine, whatever was sealed
+        gatekeeper.check(request(shown, pid=pid))
+    with pytest.raises(KeyUnavailable, match="used"):
+        gatekeeper.check(request(shown, pid=13))
+
+
+def test_a_leaf_that_names_no_node_seals_no_key(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
+    shown = evidence(ranks=2)
+    with pytest.raises(KeyUnavailable, match="does not name this node"):
+        gatekeeper.check(request(shown, node="aa" * 32))
+    gatekeeper.check(request(shown))
+
+
+def test_old_evidence_seals_no_key(ledger: Ledger, append: Callable[..., int]) -> None:
+    index = append(ranks=2, nodes=("aa" * 32,))
+    shown = request(evidence_for(ledger.prove(index), ledger.leaf(index)), node="aa" * 32)
+    made = datetime.fromisoformat(ledger.entry(index).leaf["time"]).timestamp()
+    for since, later in ((0, FRESH_S + 0.01), (index + 1, 0.0)):
+        with pytest.raises(KeyUnavailable, match="not fresh"):
+            Gatekeeper(ledger.verifier_keys, since=since, clock=lambda later=later: made + later).check(shown)
 
 
 def test_evidence_that_says_nothing_of_ranks_opens_for_one_process(

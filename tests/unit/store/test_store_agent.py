@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import Busy, IntegrityError, IsolationViolated, KeyUnavailable, UsageError
+from appliance.store import nodes
 from appliance.store.agent import AgentClient, AgentStatus, _Agent, serve
 from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint_key
 from appliance.store.protocol import MAX_MESSAGE
@@ -93,6 +94,21 @@ def test_several_clients_one_after_another(path, start, ring):
         assert ring.unwrap(wrapped, dataset, epoch) == key
         assert AgentClient(path).release(b"reserved:" + dataset.encode(), dataset, wrapped, epoch) == key
     assert AgentClient(path).body_key() == body_private_key(ring.root)
+
+
+def test_a_key_goes_sealed_to_a_node(tmp_path, path, start):
+    start()
+    client, context = AgentClient(path), "ab" * 32
+    key, wrapped, epoch, _ = client.ingest_keys("ds-1")
+    node = nodes.create(tmp_path / "node")
+    sealed = client.seal(b"reserved:ds-1", "ds-1", wrapped, epoch, node, context)
+    assert nodes.unseal(sealed, tmp_path / "node", context) == key
+    with pytest.raises(KeyUnavailable, match="no reservation"):
+        client.seal(b"reserved:ds-2", "ds-1", wrapped, epoch, node, context)
+    with pytest.raises(IntegrityError):
+        client.seal(b"reserved:ds-2", "ds-2", wrapped, epoch, node, context)
+    with pytest.raises(UsageError):
+        client.seal(b"reserved:ds-1", "ds-1", wrapped, epoch, node, "no digest")
 
 
 def test_status_says_who_and_until_when(path, start):
