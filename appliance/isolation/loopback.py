@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import IsolationViolated
@@ -29,22 +30,37 @@ def enter() -> None:
     Raises:
       IsolationViolated: the kernel or its configuration does not allow such namespaces.
     """
+    _unshare(_NEW_USER | _NEW_NET, _raise_loopback)
+    if interfaces() != ["lo"]:
+        raise IsolationViolated("the new network namespace has more than loopback")
+
+
+def confine() -> None:
+    """Stay in the network namespace of this process, without the right to change it or to join another.
+
+    For ranks on several machines, whose namespace the administrator made. Call it before any thread is started.
+
+    Raises:
+      IsolationViolated: the kernel or its configuration does not allow user namespaces.
+    """
+    _unshare(_NEW_USER, lambda: None)
+
+
+def _unshare(what: int, furnish: Callable[[], None]) -> None:
     user, group = os.geteuid(), os.getegid()
     try:
-        kernel.syscall(kernel.UNSHARE[kernel.machine()], _NEW_USER | _NEW_NET)
+        kernel.syscall(kernel.UNSHARE[kernel.machine()], what)
         Path("/proc/self/setgroups").write_text("deny")  # or an ordinary user may not map a group
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-        _raise_loopback()
+        furnish()
         _drop_capabilities()
     except (OSError, KeyError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"no system call for {kernel.machine()}"
         raise IsolationViolated(
-            f"several ranks need a network namespace of their own, and the machine gives none: {reason}",
+            f"several ranks need a namespace of their own, and the machine gives none: {reason}",
             hint="allow unprivileged user namespaces (user.max_user_namespaces, AppArmor), or train in one process",
         ) from None
-    if interfaces() != ["lo"]:
-        raise IsolationViolated("the new network namespace has more than loopback")
 
 
 def interfaces() -> list[str]:

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import IsolationViolated
-from appliance.isolation import landlock, loopback, process, seccomp
+from appliance.isolation import landlock, loopback, process, seccomp, tunnel
 from appliance.records import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
 LOOPBACK_ONLY = "loopback only, in a namespace of its own; all but TCP denied by seccomp"
+WIREGUARD_ONLY = "WireGuard only, in a namespace with nothing else; all but TCP denied by seccomp"
 
 _GENERIC_NETLINK = 16  # linux/netlink.h
 _SYSTEM = (
@@ -36,24 +37,35 @@ def system_paths() -> tuple[Path, ...]:
     return (*(Path(p) for p in _SYSTEM), *sorted(python), package)
 
 
-def require_loopback(spec: IsolationSpec) -> None:
-    """For one of several ranks, before it asks for a key: it sees loopback and nothing else, if that is required.
+def require_ranks_alone(spec: IsolationSpec, address: str = "") -> None:
+    """For one of several ranks, before it asks for a key: its network leads to the other ranks and nowhere else.
+
+    Args:
+      spec: what is required.
+      address: of this machine, where there are ranks on others (`isolation.tunnel`); else there is only loopback.
 
     Raises:
-      IsolationViolated: there is another network interface and the policy requires that there be none.
+      IsolationViolated: the policy requires it and it is not so.
     """
-    if spec.network == "required" and loopback.interfaces() != ["lo"]:
+    if spec.network != "required":
+        return
+    if address:
+        tunnel.require(address)
+    elif loopback.interfaces() != ["lo"]:
         raise IsolationViolated("a rank sees a network beyond loopback")
 
 
-def enter(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, ranks: bool = False) -> IsolationReport:
+def enter(
+    spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, ranks: bool = False, address: str = ""
+) -> IsolationReport:
     """Give up core dumps, privileges, files and the network for good, and check that they are gone.
 
     Args:
       spec: what is required and what is merely preferred.
       read: what may still be read and executed, beside nothing; see `system_paths`.
       write: what may still be written. `/dev/null` belongs here.
-      ranks: this process is one of several that talk over TCP on loopback; see `isolation.loopback`.
+      ranks: this process is one of several that talk over TCP; see `isolation.loopback`.
+      address: of this machine, where some of them are on others; see `isolation.tunnel`.
 
     Returns:
       What was reached.
@@ -69,7 +81,7 @@ def enter(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, r
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
     files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, tcp=ranks)
-    network = _leave_loopback(spec) if ranks else _deny_network(spec)
+    network = _leave_ranks(spec, address) if ranks else _deny_network(spec)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
@@ -96,18 +108,23 @@ def _deny_network(spec: IsolationSpec) -> str:
     return "denied by seccomp"
 
 
-def _leave_loopback(spec: IsolationSpec) -> str:
+def _leave_ranks(spec: IsolationSpec, address: str) -> str:
     try:
         _refuse_open_sockets(unix=False)
         seccomp.deny_all_but_tcp()
         _probe_sockets(tcp=True)
-        if loopback.interfaces() != ["lo"]:
+        if not address and loopback.interfaces() != ["lo"]:
             raise IsolationViolated("a rank sees a network beyond loopback")
+        reason = tunnel.objection(address) if address else ""
     except IsolationViolated:
         if spec.network == "required":
             raise
         return NOT_RESTRICTED
-    return LOOPBACK_ONLY
+    if reason and spec.network == "required":
+        raise tunnel.refusal(reason)
+    if reason:
+        return f"{NOT_RESTRICTED}: {reason}"
+    return WIREGUARD_ONLY if address else LOOPBACK_ONLY
 
 
 def _root_is_readable() -> bool:

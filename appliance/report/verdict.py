@@ -175,7 +175,7 @@ def isolation(evidence: Evidence) -> Finding:
     if event is None or not states(event, "/isolation"):
         return Finding(topic, "open", words("No finished training is recorded."))
     network, files = (fact(event, f"/isolation/{key}") for key in ("network", "files"))
-    several = str(network).startswith("loopback only")
+    several = str(network).startswith(("loopback only", "WireGuard only"))
     if not (several or str(network).startswith("denied")):
         return Finding(topic, "caution", say("The training process was NOT cut off from the network: ", network, "."))
     if not str(files).startswith("restricted"):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.records import Rendezvous
+from appliance.worker import meeting
+
 if TYPE_CHECKING:
     from appliance.train.engines import Ranks
 
@@ -21,10 +24,14 @@ class Place:
     Attributes:
       rank: from 0; the first keeps journal, snapshots and result.
       size: how many ranks there are.
+      local: which of the ranks on this machine it is, from 0.
+      rendezvous: where it meets those on other machines; None if there are none.
     """
 
     rank: int = 0
     size: int = 1
+    local: int = 0
+    rendezvous: Rendezvous | None = None
 
     @property
     def main(self) -> bool:
@@ -36,20 +43,28 @@ class Place:
         """Whether there are others."""
         return self.size > 1
 
+    @property
+    def address(self) -> str:
+        """The address of this machine, if there are ranks on others; else empty."""
+        return self.rendezvous.here if self.rendezvous else ""
+
     def result(self, run_dir: Path) -> Path:
         """Where this worker leaves its result."""
         return run_dir / RANKS / f"{self.rank}.json" if self.several else run_dir / "result.json"
 
-    def join(self, run_dir: Path) -> Ranks:
-        """Meet the others; call it inside the sandbox. Loads torch.
+    def join(self, run_dir: Path, key: bytes) -> Ranks:
+        """Meet the others, who hold the same key of the run; call it inside the sandbox. Loads torch.
 
         Raises:
-          Interrupted: one of them ended before it came.
+          Interrupted: one of them ended before it came, or did not come in time.
+          Busy: the port at which they are to meet is taken.
         """
         from appliance.train.engines import Alone, Several
 
         if not self.several:
             return Alone()
+        if self.rendezvous:
+            return meeting.meet(self.rendezvous, self.rank, key)
         from torch.distributed import FileStore  # type: ignore[attr-defined]
 
         return Several(FileStore(str(run_dir / RANKS / "meeting"), self.size), self.rank, self.size)
@@ -57,4 +72,6 @@ class Place:
 
 def here() -> Place:
     """The place of this process."""
-    return Place(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    meets = os.environ.get("APPLIANCE_RENDEZVOUS")
+    return Place(rank, max(1, size), local, Rendezvous.model_validate_json(meets) if meets else None)

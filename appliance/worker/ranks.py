@@ -1,8 +1,10 @@
 """Several ranks of one run: `python -m appliance.worker.ranks RUN_DIR COUNT` starts the worker once for each.
 
 This process loads no torch and touches no data. It leaves the network of the host, starts the ranks in a namespace
-with only loopback, and waits. They die with it, as it dies with the supervisor; when one of them ends badly the others
-are ended. Every rank inherits the lock of the run directory, so it is held for as long as any of them lives.
+with only loopback, and waits. With a third argument, a `Rendezvous` as JSON, there are ranks on other machines too:
+then it stays in the namespace it is in, which has to lead to them alone. The ranks die with it, as it dies with the
+supervisor; when one of them ends badly the others are ended. Every rank inherits the lock of the run directory, so it
+is held for as long as any of them lives.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import Any
 import orjson
 
 from appliance.errors import ApplianceError, Busy, IsolationViolated
-from appliance.isolation import loopback, process
-from appliance.records import Failure, IsolationSpec, to_json
+from appliance.isolation import loopback, process, tunnel
+from appliance.records import Failure, IsolationSpec, Rendezvous, to_json
 from appliance.store.files import write_atomic
 from appliance.worker.place import RANKS, Place
 
@@ -32,26 +34,31 @@ _POLL_S = 0.05
 def main() -> None:
     """Run the ranks of one job; what counts of what they left becomes `result.json`. Exits as a single worker does."""
     run_dir, count = Path(sys.argv[1]), int(sys.argv[2])
+    meets = Rendezvous.model_validate_json(sys.argv[3]) if len(sys.argv) > 3 else None
     supervisor = int(os.environ["APPLIANCE_SUPERVISOR"])
     try:
-        _isolate(run_dir)
+        _isolate(run_dir, meets)
         process.harden(supervisor)
         lock = _lock(run_dir)
         shutil.rmtree(run_dir / RANKS, ignore_errors=True)
         (run_dir / RANKS).mkdir(mode=0o700)
-        ranks = [_start(run_dir, Place(rank, count), lock) for rank in range(count)]
+        first, size = (meets.first, meets.size) if meets else (0, count)
+        ranks = [_start(run_dir, Place(first + i, size, i, meets), count, lock) for i in range(count)]
         _wait(ranks)
-        outcome = _outcome(run_dir, [rank.returncode for rank in ranks])
+        outcome = _outcome(run_dir, [rank.returncode for rank in ranks], first)
     except ApplianceError as refusal:
         outcome = to_json(_failure(refusal))
     write_atomic(run_dir / "result.json", outcome)
     sys.exit(1 if b"appliance.failure/1" in outcome else 0)
 
 
-def _isolate(run_dir: Path) -> None:
-    """Into a namespace with only loopback; a run goes on without only if its policy merely prefers one."""
+def _isolate(run_dir: Path, meets: Rendezvous | None) -> None:
+    """Into a namespace with only loopback, or held in one with only WireGuard; goes on without if that is preferred."""
     try:
-        loopback.enter()
+        if meets is None:
+            return loopback.enter()
+        loopback.confine()
+        tunnel.require(meets.here)
     except IsolationViolated:
         job: dict[str, Any] = orjson.loads((run_dir / "job.json").read_bytes())
         if IsolationSpec.model_validate(job["isolation"]).network == "required":
@@ -67,17 +74,19 @@ def _lock(run_dir: Path) -> int:
     return lock
 
 
-def _start(run_dir: Path, place: Place, lock: int) -> subprocess.Popen[bytes]:
-    threads = max(1, len(os.sched_getaffinity(0)) // place.size)
+def _start(run_dir: Path, place: Place, count: int, lock: int) -> subprocess.Popen[bytes]:
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,
         "RANK": str(place.rank),
-        "LOCAL_RANK": str(place.rank),
+        "LOCAL_RANK": str(place.local),
         "WORLD_SIZE": str(place.size),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
         "APPLIANCE_LOCK": str(lock),
     }
+    if place.rendezvous:
+        environment["APPLIANCE_RENDEZVOUS"] = to_json(place.rendezvous).decode()
     return subprocess.Popen(
         [sys.executable, "-m", "appliance.worker", str(run_dir)],
         stdin=subprocess.DEVNULL,
@@ -101,15 +110,15 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(_POLL_S)
 
 
-def _outcome(run_dir: Path, statuses: list[int]) -> bytes:
+def _outcome(run_dir: Path, statuses: list[int], first: int = 0) -> bytes:
     """What the first rank left if all went well, else the failure that is not merely the loss of another rank."""
-    left = [_left(run_dir, rank) for rank in range(len(statuses))]
+    left = [_left(run_dir, first + i) for i in range(len(statuses))]
     if not any(statuses) and left[0]:
         return left[0]
     failures = [data for data in left if b"appliance.failure/1" in data]
     own = [data for data in failures if orjson.loads(data)["error"] != "Interrupted"]
-    if own:
-        return own[0]
+    if own or (failures and not any(status < 0 for status in statuses)):
+        return (own or failures)[0]
     ended = next((status for status in statuses if status < 0), None)
     name = signal.Signals(-ended).name if ended else "another cause"
     hint = "if memory ran out, the kernel's log says so"

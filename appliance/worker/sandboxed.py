@@ -11,10 +11,12 @@ from appliance.records import IsolationReport, IsolationSpec
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography")
 
 
-def enter(spec: IsolationSpec, run_dir: Path, *readable: Path, ranks: bool = False) -> IsolationReport:
-    """No network from here on (one of several ranks keeps loopback), and no files but the system's and those needed."""
+def enter(
+    spec: IsolationSpec, run_dir: Path, *readable: Path, ranks: bool = False, address: str = ""
+) -> IsolationReport:
+    """No network from here on (ranks keep what leads to each other), and no files but the system's and those needed."""
     read = [*sandbox.system_paths(), *readable]
-    return sandbox.enter(spec, read=read, write=[run_dir, Path("/dev/null")], ranks=ranks)
+    return sandbox.enter(spec, read=read, write=[run_dir, Path("/dev/null")], ranks=ranks, address=address)
 
 
 def libraries() -> dict[str, str]:

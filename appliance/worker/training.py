@@ -13,8 +13,8 @@ from appliance.isolation import sandbox
 from appliance.privacy.accounting import charged_epsilon
 from appliance.privacy.journal import Journal
 from appliance.privacy.sampler import sampler_delta
-from appliance.records import LoraSpec, PrivacyPlan, RankResult, TrainJob, TrainResult, to_json
-from appliance.store import container
+from appliance.records import LoraSpec, PrivacyPlan, RankResult, Ticket, TrainJob, TrainResult, to_json
+from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
 from appliance.store.files import commit, fsync_tree, tree_digest
 from appliance.worker import sandboxed
@@ -32,10 +32,10 @@ def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
     """
     place = here()
     if place.several:
-        sandbox.require_loopback(job.isolation)
-    key = _key(job, run_dir)
+        sandbox.require_ranks_alone(job.isolation, place.address)
+    key = _key(job, run_dir, place)
     paths = (Path(job.model_dir), Path(job.dataset.path))
-    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several)
+    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address)
     trained = _train(job, run_dir, key, place)
     if not place.main:
         return RankResult(schema="appliance.rank/1", rank=place.rank)
@@ -56,7 +56,11 @@ def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
     )
 
 
-def _key(job: TrainJob, run_dir: Path) -> bytes:
+def _key(job: TrainJob, run_dir: Path, place: Place) -> bytes:
+    """The dataset's key: from the key agent, or on a node from its ticket, with the node's key."""
+    if place.rendezvous and place.rendezvous.node:
+        ticket = Ticket.model_validate_json((run_dir / "ticket.json").read_bytes())
+        return nodes.unseal(ticket.sealed, Path(place.rendezvous.node), ticket.context())
     sealed = job.dataset
     evidence = (run_dir / "evidence.json").read_bytes()
     return AgentClient(Path(job.agent_socket)).release(
@@ -70,7 +74,7 @@ def _train(job: TrainJob, run_dir: Path, key: bytes, place: Place) -> Trained:
     if place.main:
         _confirm(job.plan)
     model, tokenizer = _base(job, place)
-    ranks = place.join(run_dir)
+    ranks = place.join(run_dir, key)
     sealed = job.dataset
     with (
         container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as opened,
@@ -94,9 +98,9 @@ def _base(job: TrainJob, place: Place) -> tuple[Any, Any]:
     import torch
 
     if job.engine.device == "cuda":
-        if place.rank >= torch.cuda.device_count():
+        if place.local >= torch.cuda.device_count():
             raise WillNotFit(f"rank {place.rank} has no GPU of its own", hint="`appliance train resume RUN --nproc`")
-        torch.cuda.set_device(place.rank)
+        torch.cuda.set_device(place.local)
     model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
     _check_sampler(job.plan, job.lora, model)
     return model, tokenizer

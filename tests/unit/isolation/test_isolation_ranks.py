@@ -82,10 +82,10 @@ def test_a_rank_in_the_network_of_the_host_asks_for_no_key(run: Script) -> None:
         kernel.syscall(kernel.UNSHARE[kernel.machine()], 0x40000000)
         subprocess.run(["ip", "link", "add", "one", "type", "veth", "peer", "name", "other"], check=True)
     try:
-        sandbox.require_loopback(IsolationSpec())
+        sandbox.require_ranks_alone(IsolationSpec())
     except IsolationViolated as refusal:
         print(refusal.message)
-    sandbox.require_loopback(IsolationSpec(network="preferred"))
+    sandbox.require_ranks_alone(IsolationSpec(network="preferred"))
     """
     assert run(body) == "a rank sees a network beyond loopback"
 

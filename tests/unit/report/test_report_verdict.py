@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import ArtefactMissing, UsageError
-from appliance.isolation.sandbox import LOOPBACK_ONLY
+from appliance.isolation.sandbox import LOOPBACK_ONLY, WIREGUARD_ONLY
 from appliance.report.documents import documents
 from appliance.report.evidence import gather
 from appliance.report.verdict import findings, headline
@@ -164,12 +164,13 @@ def test_what_is_wrong_or_missing_changes_the_words(name: str, story: Story) -> 
     assert said == ("good" if tone == "good" else "bad" if tone == "bad" else "caution")
 
 
-def test_several_ranks_on_loopback_are_cut_off_and_the_report_says_how(story: Story) -> None:
-    reached = {"network": LOOPBACK_ONLY, "files": "restricted by landlock (abi 4)", "core_dumps": "off"}
+@pytest.mark.parametrize("network", [LOOPBACK_ONLY, WIREGUARD_ONLY])
+def test_several_ranks_are_cut_off_and_the_report_says_how(story: Story, network: str) -> None:
+    reached = {"network": network, "files": "restricted by landlock (abi 4)", "core_dumps": "off"}
     tone, words = verdict(settled(story, isolation=reached))[2]["Isolation"]
     assert tone == "good"
     assert "reached only each other" in words
-    assert LOOPBACK_ONLY in words
+    assert network in words
 
 
 def again(story: Story, type_: str, index: int, **facts: Any) -> Story:

@@ -1,9 +1,9 @@
 """Ranks of runs with a fixed sample and no noise: `python -m tests.unit.train.rank SPECS` (JSON: name to spec).
 
 A spec has size, units, steps, patience_s, model and directory, and optionally `phases`, `fault` (a trap to put back),
-`master` (host and port of a TCP store), `addresses` and `hosts` (of each rank: its address, its network namespace). The
-ranks of a spec are forks of this process, which has imported torch once. Prints what each rank saw, by name; size 0 is
-a run of one process.
+`master` (host and port where ranks on several hosts meet), `addresses` and `hosts` (of each rank: its address, its
+network namespace). The ranks of a spec are forks of this process, which has imported torch once. Prints what each rank
+saw, by name; size 0 is a run of one process.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import hashlib
 import json
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import FileStore, TCPStore
+from torch.distributed import FileStore
 
 from appliance.errors import ApplianceError
 from appliance.isolation import kernel
-from appliance.records import Phase
+from appliance.records import Phase, Rendezvous
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.loop import Trainer
+from appliance.worker import meeting
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
 
@@ -94,11 +94,13 @@ class Counted:
 def meet(spec: dict[str, Any], rank: int) -> Several:
     if "master" in spec:
         host, port = spec["master"]
-        store: Any = TCPStore(host, port, spec["size"], rank == 0, timedelta(seconds=spec["patience_s"]))
-    else:
-        store = FileStore(str(Path(spec["directory"], "meeting")), spec["size"])
-    address = spec.get("addresses", ["127.0.0.1"] * spec["size"])[rank]
-    return Several(store, rank, spec["size"], address=address, patience_s=spec["patience_s"])
+        rendezvous = Rendezvous(
+            host=host, port=port, nonce="aa" * 16, first=rank, size=spec["size"], timeout_s=float(spec["patience_s"]),
+            here=spec["addresses"][rank],
+        )  # fmt: skip
+        return meeting.meet(rendezvous, rank, bytes(32))
+    store = FileStore(str(Path(spec["directory"], "meeting")), spec["size"])
+    return Several(store, rank, spec["size"], patience_s=spec["patience_s"])
 
 
 def put_back(fault: str, made: Trainer, ranks: Several) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.hosts import two_hosts
 from tests.unit.train.rig import FixedSampler
 
 STEPS, UNITS = 11, 6  # with a fifth of six units in a batch, most ranks have an empty share most of the time
@@ -101,23 +101,8 @@ def test_a_trap_that_is_put_back_ends_the_run_and_does_not_hang(seen: Seen, faul
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
-    """Two network namespaces joined by a veth pair, as two hosts: 10.77.0.1 and 10.77.0.2."""
-    names = [f"rank{os.getpid()}{end}" for end in "ab"]
-    script = """
-        set -e
-        ip netns add {0}; ip netns add {1}
-        ip link add veth0 netns {0} type veth peer name veth0 netns {1}
-        ip -n {0} addr add 10.77.0.1/24 dev veth0; ip -n {0} link set veth0 up; ip -n {0} link set lo up
-        ip -n {1} addr add 10.77.0.2/24 dev veth0; ip -n {1} link set veth0 up; ip -n {1} link set lo up
-    """.format(*names)
-    try:
-        made = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-        if made.returncode:
-            pytest.skip("not run: network namespaces as hosts need root and iproute2")
+    with two_hosts("rank") as names:
         yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
 def test_two_network_namespaces_as_hosts_are_bit_equal_to_one_process(

@@ -1,0 +1,95 @@
+"""Ranks on several machines meet at a TCP store, which the first rank serves. Everything here happens in the sandbox.
+
+Names in the store begin with a digest of the run's key and of the nonce of the start, so that ranks of another start,
+or of somebody without the key, do not meet these: each side waits until its time is up. Who reaches the port at all
+is decided by WireGuard: the store itself asks for no password.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from appliance.errors import Busy, Interrupted
+from appliance.records import Rendezvous
+
+if TYPE_CHECKING:
+    from appliance.train.engines import Several
+
+_POLL_S = 0.5
+_EACH_S = 5.0  # for one attempt to connect; a network that swallows packets answers none
+
+
+def meet(rendezvous: Rendezvous, rank: int, key: bytes) -> Several:
+    """Wait until every rank of this start has come, and connect to them. Loads torch.
+
+    Raises:
+      Interrupted: they did not all come in time.
+      Busy: the port is taken.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    from appliance.train.engines import Several
+
+    deadline = time.monotonic() + rendezvous.timeout_s
+    store: Any = PrefixStore(prefix(rendezvous, key), _store(rendezvous, rank, deadline))
+    store.set(f"here/{rank}", "")
+    try:
+        store.wait([f"here/{other}" for other in range(rendezvous.size)], _left(deadline))
+    except RuntimeError:
+        raise _nobody(rendezvous) from None
+    return Several(store, rank, rendezvous.size, address=rendezvous.here)
+
+
+def prefix(rendezvous: Rendezvous, key: bytes) -> str:
+    """What this start's names in the store begin with; it tells nothing of the key (32 bytes)."""
+    salt = bytes.fromhex(rendezvous.nonce)
+    return HKDF(hashes.SHA256(), 16, salt, b"appliance/rendezvous/v1").derive(key).hex()
+
+
+def _store(rendezvous: Rendezvous, rank: int, deadline: float) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, port = rendezvous.host, rendezvous.port
+    listener = _listen(host, port).detach() if rank == 0 else None
+    if listener is None:
+        _until_it_listens(rendezvous, deadline)
+    try:
+        return TCPStore(
+            host, port, None, rank == 0, timeout=_left(deadline), wait_for_workers=False, master_listen_fd=listener
+        )
+    except RuntimeError:
+        raise _nobody(rendezvous) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Busy(f"port {port} of the rendezvous is taken") from None
+        raise Interrupted(f"the first rank cannot listen at the rendezvous: {error.strerror}") from None
+
+
+def _until_it_listens(rendezvous: Rendezvous, deadline: float) -> None:
+    while True:
+        try:
+            return socket.create_connection((rendezvous.host, rendezvous.port), _EACH_S).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise _nobody(rendezvous) from None
+            time.sleep(_POLL_S)
+
+
+def _left(deadline: float) -> timedelta:
+    return timedelta(seconds=max(1.0, deadline - time.monotonic()))
+
+
+def _nobody(rendezvous: Rendezvous) -> Interrupted:
+    return Interrupted(f"not all {rendezvous.size} ranks of this start came within {rendezvous.timeout_s:g} s")
