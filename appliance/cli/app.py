@@ -21,6 +21,7 @@ from appliance.cli import (
     key,
     ledger,
     model,
+    node,
     policy,
     render,
     report,
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 home.register(app)
-for noun in (policy, key, data, model, train, watermark, evaluate, export, audit, budget, report, ledger):
+for noun in (policy, key, data, model, train, node, watermark, evaluate, export, audit, budget, report, ledger):
     app.add_typer(noun.app)
 
 

@@ -1,4 +1,4 @@
-"""`appliance train`: plan, start, status, watch, resume, abort."""
+"""`appliance train`: plan, start, status, watch, resume, abort; `join` stands in `machines`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli import planning, render, settings
+from appliance.cli import machines, planning, render, settings
 from appliance.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.records import EngineOptions
 
 app = typer.Typer(
-    name="train", help="Private training: plan, start, status, watch, resume, abort.", no_args_is_help=True
+    name="train", help="Private training: plan, start, status, watch, resume, abort, join.", no_args_is_help=True
 )
 RunFileArgument = Annotated[Path, typer.Argument(help="A run file, written by `train plan`.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
@@ -90,7 +90,13 @@ def start(
         typer.Option(min=8, help="Tokens computed at once; memory follows it. Default: as the run file says."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch choose.")] = 0,
-    nproc: Annotated[int, typer.Option(min=1, max=64, help="Processes that train together, one for each GPU.")] = 1,
+    nproc: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that train together on each machine, one for each GPU.")
+    ] = 1,
+    nnodes: machines.NnodesOption = 1,
+    rendezvous: machines.RendezvousOption = "",
+    node: machines.NodeOption = None,
+    join_timeout: machines.TimeoutOption = 1800.0,
 ) -> None:
     """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made."""
     from appliance.flows import detached, forecast, plan, reserve
@@ -99,6 +105,9 @@ def start(
     chosen = settings.of(context)
     home, run = chosen.home(), plan.load(run_file)
     engine = _engine(device, dtype, physical_tokens, threads, run, nproc)
+    others = machines.chosen(nnodes, rendezvous, node, join_timeout)
+    if others and detach:
+        raise UsageError("a run on several machines does not detach", hint="its tickets have to be carried meanwhile")
     if chosen.dry_run:
         resolved, before, after = plan.preview(home, run)
         expected = forecast.forecast(home, resolved, engine)
@@ -112,7 +121,7 @@ def start(
         render.result(chosen, "train.start", _run_document(row), lines)
         return
     with render.progress(chosen, row.id) as bar:
-        row = flow.resume(home, row.id, chosen.operator(), _watch(bar))
+        row = flow.resume(home, row.id, chosen.operator(), _watch(bar), others=others, tell=machines.tell(chosen))
     lines = [*_tested_lines(home, row), *_settled_lines(row, str(home.runs / row.id))]
     render.result(chosen, "train.start", _run_document(row), lines)
 
@@ -122,16 +131,22 @@ def resume(
     context: typer.Context,
     run: RunArgument,
     nproc: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Processes that train together. Default: as it was started.")
+        int | None,
+        typer.Option(min=1, max=64, help="Processes that train together on each machine. Default: as it was started."),
     ] = None,
+    nnodes: machines.NnodesOption = 1,
+    rendezvous: machines.RendezvousOption = "",
+    node: machines.NodeOption = None,
+    join_timeout: machines.TimeoutOption = 1800.0,
 ) -> None:
     """Go on with an interrupted run. Attempts that were lost stay charged; no step is sampled twice alike."""
     from appliance.flows import train as flow
 
-    chosen = settings.writing(context)
+    chosen, others = settings.writing(context), machines.chosen(nnodes, rendezvous, node, join_timeout)
     home, run = chosen.home(), chosen.run(run)
     with render.progress(chosen, run) as bar:
-        row = flow.resume(home, run, chosen.operator(), _watch(bar), nproc=nproc)
+        told = machines.tell(chosen)
+        row = flow.resume(home, run, chosen.operator(), _watch(bar), nproc=nproc, others=others, tell=told)
     render.result(chosen, "train.resume", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
 
 
@@ -185,6 +200,9 @@ def watch(context: typer.Context, run: RunArgument) -> None:
             with home.ledger(writable=False) as ledger:
                 row = flow.find(ledger, run)
     render.result(chosen, "train.watch", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
+
+
+app.command()(machines.join)
 
 
 def _engine(

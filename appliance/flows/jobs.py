@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 import appliance.errors
 from appliance.errors import ApplianceError, Busy, IntegrityError, Interrupted
-from appliance.records import Failure, Value
+from appliance.records import Failure, Rendezvous, Value, to_json
 
 R = TypeVar("R", bound=Value)
 Watch = Callable[[], None]
@@ -78,7 +78,13 @@ def supervisor_of(run_dir: Path) -> int | None:
 
 
 def run_worker(
-    run_dir: Path, result_type: type[R], *, watch: Watch = lambda: None, poll_s: float = 0.1, ranks: int = 1
+    run_dir: Path,
+    result_type: type[R],
+    *,
+    watch: Watch = lambda: None,
+    poll_s: float = 0.1,
+    ranks: int = 1,
+    rendezvous: Rendezvous | None = None,
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
@@ -87,7 +93,8 @@ def run_worker(
       result_type: what `result.json` must be.
       watch: called between polls; shows progress, records snapshots.
       poll_s: seconds between polls.
-      ranks: how many processes work on the job together.
+      ranks: how many processes on this machine work on the job together.
+      rendezvous: where they meet those on other machines.
 
     Raises:
       ApplianceError: what the worker refused with, under its own class.
@@ -95,7 +102,7 @@ def run_worker(
       IntegrityError: the worker left something that is not a result.
     """
     (run_dir / "result.json").unlink(missing_ok=True)
-    process = _spawn(run_dir, ranks)
+    process = _spawn(run_dir, ranks, rendezvous)
     try:
         with _interrupts_noted() as noted:
             while process.poll() is None:
@@ -139,7 +146,7 @@ def _interrupts_noted() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _spawn(run_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: Path, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -155,8 +162,9 @@ def _spawn(run_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
     }
     (run_dir / "tmp").mkdir(exist_ok=True, mode=0o700)
     several = ["appliance.worker.ranks", str(run_dir), str(ranks)]
+    several += [to_json(rendezvous).decode()] if rendezvous else []
     return subprocess.Popen(
-        [sys.executable, "-m", *(several if ranks > 1 else ["appliance.worker", str(run_dir)])],
+        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir)])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -66,7 +66,7 @@ def settle(
         kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
         tx.append(kind, facts, subject=run.id)
     ledger.sign()
-    for name in ("tmp", "snapshots", "ranks"):
+    for name in ("tmp", "snapshots", "ranks", "tickets"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     with ledger.read() as rows:
         return rows.runs.get(run.id)

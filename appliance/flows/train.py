@@ -28,16 +28,17 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.flows import jobs, selftest
+from appliance.flows import jobs, machines, selftest
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator
 from appliance.flows.keys import require_unsealed
+from appliance.flows.machines import Machines
 from appliance.flows.settle import OPEN_STATES, plan_of, settle, undamaged
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
-from appliance.records import PrivacyPlan, TrainJob, TrainResult, to_json
+from appliance.records import PrivacyPlan, Rendezvous, TrainJob, TrainResult, to_json
 from appliance.store.files import write_atomic
 
 
@@ -51,13 +52,31 @@ class Step:
     plan: PrivacyPlan
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One start of a run: how many ranks this machine runs, and the nonce of its entry."""
+
+    ranks: int
+    nonce: str
+
+
 Watch = Callable[[Step], None]
+Tell = Callable[[list[Path], TrainJob], None]
 
 RECORD_EVERY = 10
 """Attempts after which the ledger records the journal's head, so that a journal rolled back further is noticed."""
 
 
-def resume(home: Home, run_id: str, operator: Operator, watch: Watch, *, nproc: int | None = None) -> RunRow:
+def resume(
+    home: Home,
+    run_id: str,
+    operator: Operator,
+    watch: Watch,
+    *,
+    nproc: int | None = None,
+    others: Machines | None = None,
+    tell: Tell = lambda tickets, job: None,
+) -> RunRow:
     """Start a reserved run or go on with one that was interrupted; settles it when it ends.
 
     Args:
@@ -65,7 +84,9 @@ def resume(home: Home, run_id: str, operator: Operator, watch: Watch, *, nproc: 
       run_id: the run.
       operator: on whose behalf.
       watch: shown the progress.
-      nproc: how many processes train; None is what the job says. The plan is the same for any number.
+      nproc: how many processes train on each machine; None is what the job says. The plan is the same for any number.
+      others: the other machines that take part in this start; None is none.
+      tell: given the tickets for them, before anything waits for them.
 
     Raises:
       Busy: the run is being supervised already.
@@ -78,11 +99,16 @@ def resume(home: Home, run_id: str, operator: Operator, watch: Watch, *, nproc: 
         row = _open_run(ledger, run_id)
         require_unsealed(home)
         with jobs.supervising(run_dir):
+            if others:
+                _require_network(run_dir, row, others)
             _self_test(home, ledger, actor, row)
-            row, ranks = _mark_started(home, ledger, actor, row, nproc)
+            row, start = _mark_started(home, ledger, actor, row, nproc, others)
             follower = _Follower(ledger, actor, row, run_dir / "journal.jsonl", watch)
             try:
-                result = jobs.run_worker(run_dir, TrainResult, watch=follower.poll, ranks=ranks)
+                rendezvous = _invite(home, run_dir, start, others, tell) if others else None
+                result = jobs.run_worker(
+                    run_dir, TrainResult, watch=follower.poll, ranks=start.ranks, rendezvous=rendezvous
+                )
             except (KeyboardInterrupt, Interrupted) as interruption:
                 raise _resumable(row, interruption) from None
             except (WillNotFit, KeyUnavailable, Busy) as obstacle:
@@ -102,6 +128,27 @@ def _self_test(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> None:
     except ApplianceError as failure:
         settle(home, ledger, actor, row, failure)
         raise
+
+
+def _require_network(run_dir: Path, row: RunRow, others: Machines) -> None:
+    """Refuse a network that the ranks would refuse, while nothing is marked as started."""
+    data = (run_dir / "job.json").read_bytes()
+    if hashlib.sha256(data).hexdigest() != row.spec_sha256:
+        return  # `_mark_started` ends such a run
+    try:
+        machines.require_network(TrainJob.model_validate_json(data).isolation, others)
+    except ApplianceError as obstacle:
+        refusal = _resumable(row, obstacle)
+        refusal.hint = f"{obstacle.hint}; then {refusal.hint}"
+        raise refusal from None
+
+
+def _invite(home: Home, run_dir: Path, start: _Start, others: Machines, tell: Tell) -> Rendezvous:
+    """Write the tickets of this start and tell where they are; where this machine's ranks meet the others."""
+    job = TrainJob.model_validate_json((run_dir / "job.json").read_bytes())
+    evidence = (run_dir / "evidence.json").read_bytes()
+    tell(machines.write_tickets(home, run_dir, job, others, start.ranks, start.nonce, evidence), job)
+    return others.rendezvous(0, start.ranks, start.nonce)
 
 
 def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
@@ -145,7 +192,9 @@ def find(ledger: Ledger, run_id: str) -> RunRow:
     return row
 
 
-def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow, nproc: int | None) -> tuple[RunRow, int]:
+def _mark_started(
+    home: Home, ledger: Ledger, actor: Actor, row: RunRow, nproc: int | None, others: Machines | None
+) -> tuple[RunRow, _Start]:
     """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
     run_dir = home.runs / row.id
     path = run_dir / "journal.jsonl"
@@ -160,14 +209,16 @@ def _mark_started(home: Home, ledger: Ledger, actor: Actor, row: RunRow, nproc: 
         raise broken
     left = max(0, row.reserved_attempts - state.attempts)
     ranks = nproc or TrainJob.model_validate_json((run_dir / "job.json").read_bytes()).engine.nproc
-    who = {"run_id": row.id, "dataset_id": row.dataset_id}
-    facts = {**who, "attempts_left": left, "nonce": secrets.token_hex(16), "ranks": ranks}
+    nonce = secrets.token_hex(16)
+    facts = {"run_id": row.id, "dataset_id": row.dataset_id, "attempts_left": left, "nonce": nonce, "ranks": ranks}
+    if others:
+        facts |= {"ranks": ranks * others.count, **others.facts()}
     with ledger.transaction(actor, policy_sha256=row.policy_sha256) as tx:
         tx.runs.update(row.id, state="running", recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
     ledger.sign()
     write_atomic(run_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
-    return find(ledger, row.id), ranks
+    return find(ledger, row.id), _Start(ranks, nonce)
 
 
 class _Follower:
