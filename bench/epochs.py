@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from figures import ROOT
-from sides import Ghost, Hooks, Ours, peft_model
+from sides import Ghost, Hooks, Ours, peft_model, stock_losses
 from torch import Tensor
 
 from appliance.records import Record, TrainSpec
@@ -115,11 +115,10 @@ def collated(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
 
 def opacus(kind: type[Hooks] | type[Ghost], directory: Path, dtype: str, device: str, records: list[Encoded],
            tokens: int) -> Callable[[], None]:  # fmt: skip
-    """One logical batch, split by BatchMemoryManager; logits at supervised positions only, as ours."""
+    """One logical batch, split by BatchMemoryManager; the loss from the model's own logits, as its users have it."""
     from opacus.utils.batch_memory_manager import BatchMemoryManager
-    from sides import record_losses
 
-    side = kind(directory, dtype, "all-linear", device)
+    side = kind(directory, dtype, "all-linear", device, losses=stock_losses)
     loader: Any = torch.utils.data.DataLoader(
         records,  # type: ignore[arg-type]
         batch_size=len(records),
@@ -132,10 +131,7 @@ def opacus(kind: type[Hooks] | type[Ghost], directory: Path, dtype: str, device:
             data_loader=loader, max_physical_batch_size=rows_for(records, tokens), optimizer=side.optimizer
         ) as parts:
             for batch in parts:
-                loss = (
-                    side.criterion(side.model, batch) if isinstance(side, Ghost) else record_losses(side.model, batch)
-                )
-                (loss if isinstance(side, Ghost) else loss.mean()).backward()
+                side.loss(batch).backward()
                 side.optimizer.step()
                 side.optimizer.zero_grad()
 

@@ -9,6 +9,7 @@ with the next micro-batch: no side's optimiser or noise is in it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from appliance.train.engine import Engine
 from tests.unit.train.rig import plan
 
 Batch = list[Encoded]
+Losses = Callable[[Any, Batch], Tensor]
 ROOM = 1 << 31  # the gradient buffer holds any micro-batch of the benchmark, so that both sides compute equal ones
 
 
@@ -57,12 +59,18 @@ class Plain:
 class Hooks:
     """Opacus' default engine: per-sample gradients by hooks, then clip and sum."""
 
-    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
+    def __init__(
+        self, directory: Path, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
+    ) -> None:
         peft, self.model = peft_model(directory, dtype, targets, device)
-        self.wrapped, self.optimizer, *_rest = private(peft, "hooks")
+        self.losses = losses or record_losses
+        self.wrapped, self.optimizer, *_rest = private(peft, "hooks", self.losses)
+
+    def loss(self, batch: Batch) -> Any:
+        return self.losses(self.model, batch).mean()
 
     def step(self, batch: Batch) -> None:
-        record_losses(self.model, batch).mean().backward()
+        self.loss(batch).backward()
         self.optimizer.clip_and_accumulate()
         for parameter in self.optimizer.params:
             parameter.grad_sample = None
@@ -71,12 +79,17 @@ class Hooks:
 class Ghost:
     """Opacus' ghost clipping: norms without gradients, then a second backward pass."""
 
-    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
+    def __init__(
+        self, directory: Path, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
+    ) -> None:
         peft, self.model = peft_model(directory, dtype, targets, device)
-        self.wrapped, self.optimizer, self.criterion, _loader = private(peft, "ghost")
+        self.wrapped, self.optimizer, self.criterion, _loader = private(peft, "ghost", losses or record_losses)
+
+    def loss(self, batch: Batch) -> Any:
+        return self.criterion(self.model, batch)
 
     def step(self, batch: Batch) -> None:
-        self.criterion(self.model, batch).backward()
+        self.loss(batch).backward()
         self.optimizer.accumulate()
         self.optimizer.zero_grad()
 
@@ -116,6 +129,18 @@ def record_losses(model: Any, batch: Batch) -> Tensor:
     return torch.zeros(len(batch), device=ids.device).index_add(0, rows, losses / counts[rows])
 
 
+def stock_losses(model: Any, batch: Batch) -> Tensor:
+    """The same from the model as its users call it: logits at every position."""
+    ids, mask = padded(batch, model.device)
+    labels = torch.full_like(ids, -100)
+    for row, record in enumerate(batch):
+        at = torch.tensor(record.positions, device=ids.device)
+        labels[row, at] = ids[row, at + 1]
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+    losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+    return losses.sum(1) / (labels != -100).sum(1)
+
+
 def padded(batch: Batch, device: Any) -> tuple[Tensor, Tensor | None]:
     """Token ids padded to the longest, and the attention mask where anything is padded."""
     length = max(len(record.ids) for record in batch)
@@ -128,15 +153,18 @@ def padded(batch: Batch, device: Any) -> tuple[Tensor, Tensor | None]:
 
 
 class PerRecordLoss:
-    """`record_losses` in the shape that Opacus wants of a criterion."""
+    """Losses of records in the shape that Opacus wants of a criterion."""
 
     reduction = "mean"
 
+    def __init__(self, losses: Losses) -> None:
+        self.losses = losses
+
     def __call__(self, model: Any, batch: Batch) -> Tensor:
-        return record_losses(model, batch)
+        return self.losses(model, batch)
 
 
-def private(peft: nn.Module, mode: str) -> tuple[Any, ...]:
+def private(peft: nn.Module, mode: str, losses: Losses) -> tuple[Any, ...]:
     """Opacus' `make_private` on stock PEFT, with a loader that is not used."""
     from opacus import PrivacyEngine
 
@@ -148,7 +176,7 @@ def private(peft: nn.Module, mode: str) -> tuple[Any, ...]:
             PrivacyEngine().make_private(
                 module=peft,
                 optimizer=optimizer,
-                criterion=PerRecordLoss(),
+                criterion=PerRecordLoss(losses),
                 data_loader=loader,
                 noise_multiplier=1.0,
                 max_grad_norm=1.0,

@@ -1,6 +1,6 @@
 """What DP costs beside plain LoRA, and what the others take: step time, memory, an epoch of real text, noise.
 
-`python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets T] [--shape N]`. SmolLM2-135M,
+`python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets T] [--shape N] [--tokens N]`: SmolLM2,
 or with --quick a tiny model on which no bar of time or memory is judged. Both sides of a ratio alternate in one process
 with the same threads; what is quoted is the median of the ratios of neighbouring runs, of the worst case.
 """
@@ -57,7 +57,7 @@ class Setting:
         shapes = ((4, 64), (8, 16), (1, 256)) if self.quick else ((8, 128), (32, 32), (2, 1024))
         self.shapes = (shapes[int(options.shape)],) if options.shape else shapes
         self.repeats = 5
-        self.tokens = 256 if self.quick else 1024
+        self.tokens = int(options.tokens or (256 if self.quick else 4096))
 
     @cached_property
     def directory(self) -> Path:
@@ -147,7 +147,7 @@ def epoch(setting: Setting, side: str, bar: float) -> Figure:
     tokenizer = load_tokenizer(setting.directory)
     texts = {"banking77": banking(32 if setting.quick else 96)}
     if not setting.quick:
-        texts["drug reviews"] = reviews(24)
+        texts["drug reviews"] = reviews(48)
     cases: dict[str, list[float]] = {}
     for name, pairs in texts.items():
         records = encoded(pairs, tokenizer, 512)
@@ -268,6 +268,7 @@ def main() -> None:
         only="figures by name, with commas",
         targets="all-linear or attention alone",
         shape="0, 1 or 2: one shape alone",
+        tokens="padded tokens that a side computes at once in an epoch",
     )
     wanted = options.only.split(",") if options.only else list(FIGURES)
     report = Report(bench="train", quick=options.quick)
