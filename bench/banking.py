@@ -50,6 +50,7 @@ from appliance.train.trained import Trained, collect
 from tests.unit.train.rig import MemoryJournal, MemorySnapshots
 
 DATA = ROOT.parent / "shared" / "data" / "banking77"
+MEDIA = ROOT / ".media"
 STUDIED = {"train": 1200, "test": 150}
 """Records on which the defaults were chosen (docs/utility.md); they judge nothing."""
 BARS = {8: 0.70, 3: 0.60}

@@ -22,13 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import banking
-from banking import mean_interval
-from figures import ROOT, Figure, Report, arguments
+from banking import MEDIA, mean_interval
+from figures import Figure, Report, arguments
 
 from appliance.cli.demonstration import FULL, PROMPT
 from appliance.flows.demo import unpack
-
-MEDIA = ROOT / ".media"
 
 
 def held_out() -> list[tuple[str, str]]:

@@ -27,6 +27,9 @@ RunFileArgument = Annotated[Path, typer.Argument(help="A run file, written by `t
 RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+MemoryOption = Annotated[
+    float | None, typer.Option(min=0, help="GiB of memory to count on. Default: what this machine has free.")
+]
 
 
 @app.command()
@@ -44,9 +47,7 @@ def plan(
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the adapter.")] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "auto",
-    memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB of memory to plan for. Default: what this machine has free.")
-    ] = None,
+    memory: MemoryOption = None,
 ) -> None:
     """Write a complete, commented run file; say what it costs in privacy, memory and time. Opens no private data."""
     from appliance.flows import forecast
@@ -61,7 +62,7 @@ def plan(
         epsilon=epsilon, name=name, steps=steps, expected_batch_size=batch, lr=lr, max_tokens=max_tokens, rank=rank
     )
     run = flow.draft(home, dataset, model, wish)
-    engine, limit = _engine(device, dtype, None, 0, run), int(memory * 2**30) if memory is not None else None
+    engine, limit = _engine(device, dtype, None, 0, run), _bytes(memory)
     run = forecast.sized(home, run, engine, limit)
     resolved, before, after = flow.preview(home, run)
     expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run), limit)
@@ -89,6 +90,7 @@ def start(
         int | None,
         typer.Option(min=8, help="Tokens computed at once; memory follows it. Default: as the run file says."),
     ] = None,
+    memory: MemoryOption = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch choose.")] = 0,
     nproc: Annotated[
         int, typer.Option(min=1, max=64, help="Processes that train together on each machine, one for each GPU.")
@@ -110,11 +112,11 @@ def start(
         raise UsageError("a run on several machines does not detach", hint="its tickets have to be carried meanwhile")
     if chosen.dry_run:
         resolved, before, after = plan.preview(home, run)
-        expected = forecast.forecast(home, resolved, engine)
+        expected = forecast.forecast(home, resolved, engine, _bytes(memory))
         lines = [*_plan_lines(resolved, before, after), *planning.lines(expected)]
         render.result(chosen, "train.start", {"dry_run": True}, lines)
         return
-    row = reserve.reserve(home, run, engine, chosen.operator())
+    row = reserve.reserve(home, run, engine, chosen.operator(), memory=_bytes(memory))
     if detach:
         detached.resume(home, row.id, chosen.operator())
         lines = [f"started {row.id}; follow it with `appliance train watch {row.id}`"]
@@ -203,6 +205,10 @@ def watch(context: typer.Context, run: RunArgument) -> None:
 
 
 app.command()(machines.join)
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _engine(

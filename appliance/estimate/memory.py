@@ -1,7 +1,7 @@
 """Peak resident memory of a training worker, in closed form. Depends on nothing private: it holds for any records.
 
-Its constants are fitted to the five runs in `bench/RESULTS.md`; quantised bases, mixtures of experts and GPUs are
-counted in the same way but were not measured.
+Its constants are fitted to 14 runs, named in `bench/memory.py`; `bench/RESULTS.md` compares it with these and others.
+GPUs are counted in the same way but were not measured.
 
 The peak is taken where a full micro-batch's activations, the per-record gradients and what backward needs besides lie
 in memory together. `bench/memory.py` compares it with the measured peak.
@@ -16,12 +16,12 @@ from appliance.estimate.shape import Shape
 from appliance.records import EngineOptions, LoraSpec
 
 MIB = 1 << 20
-LIBRARIES = {"float32": 482 * MIB, "bfloat16": 450 * MIB}
+LIBRARIES = 440 * MIB
 """The interpreter with torch 2.13, transformers 5, PEFT 0.21 and Opacus 1.6 loaded, CPU builds."""
-BITSANDBYTES = 60 * MIB
-KERNELS = 238 * MIB
+BITSANDBYTES = 56 * MIB
+KERNELS = 271 * MIB
 """In bfloat16 the CPU's library compiles a kernel for every size of product and keeps it."""
-ACTIVATIONS_HELD, WORKING_HELD = 1.58, 0.71
+ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.33}, 1.27
 """The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 
 # As in `train.engine`, `train.loss`, `train.lora` and `train.encode`; a test compares them.
@@ -81,14 +81,14 @@ def footprint(asked: Asked) -> Footprint:
         weights=weight_bytes(asked),
         adapter=_adapter(asked),
         gradients=_gradients(asked),
-        activations=round(ACTIVATIONS_HELD * _activations(asked, tokens, length)),
+        activations=round(ACTIVATIONS_HELD[asked.engine.dtype] * _activations(asked, tokens, length)),
         working=round(WORKING_HELD * _working(asked, tokens, length)),
     )
 
 
 def _libraries(asked: Asked) -> int:
     kernels = KERNELS if asked.engine.dtype == "bfloat16" else 0
-    return LIBRARIES[asked.engine.dtype] + kernels + (BITSANDBYTES if asked.lora.quantize_base != "none" else 0)
+    return LIBRARIES + kernels + (BITSANDBYTES if asked.lora.quantize_base != "none" else 0)
 
 
 def micro_batch(physical_tokens: int, max_tokens: int) -> tuple[int, int]:

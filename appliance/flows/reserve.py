@@ -21,8 +21,17 @@ from appliance.records import EngineOptions, SealedObject, TrainJob, decimal, to
 from appliance.store.files import write_atomic
 
 
-def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator) -> RunRow:
+def reserve(
+    home: Home, run: RunFile, engine: EngineOptions, operator: Operator, *, memory: int | None = None
+) -> RunRow:
     """Check everything and reserve the worst case of the budget; `resume` then starts the run.
+
+    Args:
+      home: the appliance's home.
+      run: the run file.
+      engine: how it is computed.
+      operator: on whose behalf.
+      memory: bytes that the forecast may count on; None asks the kernel.
 
     Raises:
       PolicyDenied, BudgetExceeded, WillNotFit, KeyUnavailable, IntegrityError: nothing was reserved, no data opened.
@@ -33,7 +42,7 @@ def reserve(home: Home, run: RunFile, engine: EngineOptions, operator: Operator)
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
-            forecast.forecast(home, resolved, engine)
+            forecast.forecast(home, resolved, engine, memory)
         except (PolicyDenied, BudgetExceeded, WillNotFit) as refusal:
             _record_refusal(ledger, actor, refusal)
             raise

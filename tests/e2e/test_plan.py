@@ -6,6 +6,7 @@ from pathlib import Path
 
 from appliance.policy import run_file
 from tests.e2e.conftest import Appliance
+from tests.fault.test_train_crash import facts
 
 ASKED = ("train", "plan", "notes", "tiny", "--epsilon", "4")
 
@@ -33,7 +34,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_reserved(appliance: App
     refused = appliance(*ASKED, "--memory", "0.3", expect=9)
     assert "MiB of memory" in refused.err
     assert "nothing short of a smaller model would fit" in refused.err
+    small = appliance("train", "start", str(run_file), "--memory", "0.3", expect=9)
+    assert "MiB of memory" in small.err
     assert appliance.json("ledger", "log", "--type", "run.reserved")["entries"] == []
+    assert [refusal["code"] for refusal in facts(appliance, "run.refused")] == [9]
+    appliance("--dry-run", "train", "start", str(run_file), "--memory", "1000")
 
 
 def test_figures_for_a_gpu_are_labelled_as_estimates(sealed: Appliance) -> None:
