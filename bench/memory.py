@@ -12,14 +12,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(kw_only=True)
 class Case:
-    """One configuration: a model and what is asked of the worker."""
+    """One configuration: a model and what is asked of the worker; `short` records fill the gradient buffer."""
 
     model: str
     dtype: str = "float32"
@@ -28,6 +29,7 @@ class Case:
     lora: dict[str, Any] = field(default_factory=dict)
     checkpointing: bool = False
     gradient_dtype: str = "float32"
+    short: int = 0
 
 
 def llama(hidden: int, layers: int, intermediate: int, vocabulary: int, heads: int, kv: int) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def child(case: Case, directory: Path) -> dict[str, int]:
 
     words = " ".join(f"w{n % 97}" for n in range(4 * case.max_tokens))
     full = 2 * max(1, case.tokens // case.max_tokens)
-    lengths = [2] * 40 + [case.max_tokens // 3] * 4 + [9 * case.max_tokens] * full
+    lengths = [2] * case.short + [case.max_tokens // 3] * 4 + [9 * case.max_tokens] * full
     records = [Record(unit=f"u{n}", kind="text", parts=(("text", words[:length]),)) for n, length in enumerate(lengths)]
     run_dir = directory.parent / f"run-{os.getpid()}"
     run_dir.mkdir()
@@ -185,31 +187,49 @@ def build(name: str, directory: Path) -> None:
 
 
 def measure(case: Case, directory: Path) -> dict[str, int]:
-    """Peaks of one case, in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps(asdict(case)), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Peaks of one case, in a process of its own with the environment and the threads of a worker."""
+    from appliance.estimate.memory import buffer_rows
+    from appliance.flows.jobs import KERNEL_CACHES
+
+    filled = replace(case, short=buffer_rows(asked(case, directory)))
+    command = [sys.executable, __file__, "--child", json.dumps(asdict(filled)), str(directory)]
+    environment = {**os.environ, **KERNEL_CACHES}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def estimate(case: Case, directory: Path) -> int:
-    """What `train plan` says of a case."""
-    from appliance.estimate.memory import Asked, footprint
+@cache
+def shape(directory: Path) -> Any:
+    """The numbers of a model; matching its weights against its configuration takes seconds."""
     from appliance.estimate.shape import shape_of
     from appliance.models.loading import inspect
-    from appliance.records import EngineOptions, LoraSpec
 
     found = inspect(directory)
     config = json.loads((directory / "config.json").read_bytes())
     stored = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    return shape_of(config, found.shapes, found.parameters, stored)
+
+
+def asked(case: Case, directory: Path) -> Any:
+    """A case as the estimate sees it."""
+    from appliance.estimate.memory import Asked
+    from appliance.records import EngineOptions, LoraSpec
+
     options = EngineOptions(
         dtype=case.dtype, physical_tokens=case.tokens, gradient_checkpointing=case.checkpointing,
         gradient_dtype=case.gradient_dtype,
     )  # fmt: skip
-    shape = shape_of(config, found.shapes, found.parameters, stored)
-    return footprint(Asked(shape=shape, lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)).total
+    return Asked(shape=shape(directory), lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)
+
+
+def estimate(case: Case, directory: Path) -> int:
+    """What `train plan` says of a case."""
+    from appliance.estimate.memory import footprint
+
+    return footprint(asked(case, directory)).total
 
 
 CASES = [

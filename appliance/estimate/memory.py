@@ -20,7 +20,7 @@ LIBRARIES = 440 * MIB
 """The interpreter with torch 2.13, transformers 5, PEFT 0.21 and Opacus 1.6 loaded, CPU builds."""
 BITSANDBYTES = 56 * MIB
 KERNELS = 271 * MIB
-"""In bfloat16 the CPU's library compiles a kernel for every size of product and keeps it."""
+"""In bfloat16 the CPU's library keeps compiled kernels. Fitted before `flows.jobs.KERNEL_CACHES` made them fewer."""
 ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.33}, 1.27
 """The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 
@@ -117,12 +117,19 @@ def _adapter(asked: Asked) -> int:
     return asked.parameters * (3 * _FLOAT + 8 + copies)
 
 
+def buffer_rows(asked: Asked) -> int:
+    """Rows of the buffer of per-record gradients: the most records that are ever computed at once."""
+    room = GRADIENT_BYTES // (_gradient_value(asked) * max(1, asked.parameters))
+    return max(1, min(MAX_ROWS, asked.engine.physical_tokens // 8, room))
+
+
+def _gradient_value(asked: Asked) -> int:
+    return _FLOAT if asked.engine.gradient_dtype == asked.engine.dtype == "float32" else 2
+
+
 def _gradients(asked: Asked) -> int:
-    value = _FLOAT if asked.engine.gradient_dtype == asked.engine.dtype == "float32" else 2
-    parameters = max(1, asked.parameters)
-    rows = max(1, min(MAX_ROWS, asked.engine.physical_tokens // 8, GRADIENT_BYTES // (value * parameters)))
-    width = -(-parameters // BLOCK) * BLOCK
-    return rows * width * (value + (_FLOAT if asked.grouped else 0))
+    width = -(-max(1, asked.parameters) // BLOCK) * BLOCK
+    return buffer_rows(asked) * width * (_gradient_value(asked) + (_FLOAT if asked.grouped else 0))
 
 
 def _activations(asked: Asked, tokens: int, length: int) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from appliance.estimate.memory import Asked, footprint, micro_batch
 from appliance.estimate.pace import operations, run_seconds
 from appliance.estimate.shape import Shape, shape_of
 from appliance.flows.forecast import MARGIN, largest_fitting
+from appliance.flows.jobs import KERNEL_CACHES
+from appliance.flows.machine import has_fast_bfloat16
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train import engine, lora, loss
 from appliance.train.adapting import adapt
@@ -124,6 +129,32 @@ def test_less_is_needed_where_less_is_asked(directory: Path) -> None:
     assert operations(tiny(directory, gradient_checkpointing=True), 64) > operations(base, 64)
     time = run_seconds(base, 1e6, 100.0, False)
     assert 0 < time.least < time.most
+
+
+_PRODUCTS = """
+import torch
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+left, right = torch.ones(4096, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+for rows in range(16, 416):
+    left[:rows] @ right
+    before = resident() if rows == 215 else before if rows > 215 else 0
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not has_fast_bfloat16(), reason="other kernels, which are not kept")
+def test_a_worker_keeps_few_kernels_however_many_lengths_there_are() -> None:
+    def grown(**more: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", _PRODUCTS], env={**os.environ, **more}, capture_output=True, check=True
+        )
+        return int(done.stdout)
+
+    assert grown(**KERNEL_CACHES) < 32 * memory.MIB < 64 * memory.MIB < grown()
 
 
 def test_a_configuration_of_something_else() -> None:
