@@ -62,6 +62,7 @@ def join(
     from appliance.flows import node
 
     here = settings.writing(context)
+    node.without_core_dumps()
     done = node.join(here.root, ticket, object_, model, timeout)
     last = done.first + done.ranks - 1
     numbers = f"rank {last}" if done.ranks == 1 else f"ranks {done.first} to {last}"

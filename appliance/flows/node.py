@@ -20,11 +20,12 @@ from appliance.errors import (
     ConfigInvalid,
     IntegrityError,
     Interrupted,
+    IsolationViolated,
     KeyUnavailable,
     UsageError,
 )
 from appliance.flows import jobs
-from appliance.isolation import links, sandbox
+from appliance.isolation import links, process, sandbox
 from appliance.records import RankResult, Rendezvous, Ticket, TrainJob, to_json
 from appliance.store import container, nodes
 from appliance.store.files import tree_digest, write_atomic
@@ -63,6 +64,18 @@ def init(root: Path) -> NodeKey:
 def show(root: Path) -> NodeKey:
     """The public key of the node at `root`."""
     return nodes.read(directory(root))
+
+
+def without_core_dumps() -> None:
+    """Keep the memory of this process, which is about to hold a key for a moment, out of core dumps.
+
+    Raises:
+      IsolationViolated: the kernel refuses.
+    """
+    try:
+        process.deny_core_dumps()
+    except OSError as error:
+        raise IsolationViolated(f"core dumps could not be turned off: {error.strerror}") from None
 
 
 def join(root: Path, path: Path, sealed: Path | None, model: Path | None, timeout_s: float | None) -> Joined:

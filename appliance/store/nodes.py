@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import re
 import stat
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _private(directory: Path) -> X25519PrivateKey:
     path = directory / PRIVATE
     try:
         with path.open("rb") as file:
-            mode, data = stat.S_IMODE(path.stat().st_mode), file.read(256)
+            mode, data = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(256)
     except FileNotFoundError:
         raise ArtefactMissing("there is no node key here", hint=_HINT, where=str(path)) from None
     if mode & 0o077:
