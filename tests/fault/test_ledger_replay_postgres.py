@@ -139,8 +139,9 @@ def test_no_loss_of_power_loses_what_was_acknowledged(
 ) -> None:
     disk = Disk(server.directory)
     done = did(server, tmp_path, *USES)
-    number, first = calls(done), calls(done[: spoken(done)[0]])
-    points = random.Random(13).sample(range(first, number + 1), stress_count(3, 100))
+    first, last = (calls(done[: spoken(done)[place]]) for place in (0, -1))
+    number = calls(done)
+    points = {last + 1, *random.Random(13).sample(range(first, number + 1), stress_count(2, 100))}
     told, tried = replay(done, disk, points, partial(recovers, server), (0.0, 0.5, 1.0))
     assert len(told.rows) == 9
     assert (len(told.heads), len(told.erased), len(told.exported)) == (3, 1, 1)
