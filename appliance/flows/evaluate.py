@@ -28,7 +28,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import EvaluationRow
 from appliance.privacy.evaluation import charge, read_release
 from appliance.records import EvaluateJob, EvaluateResult, SealedObject, decimal, rounded_up, to_json
-from appliance.store.files import write_atomic
+from appliance.store.files import make_directory, write_atomic
 
 PUBLIC_TOKENS = 8000
 """Next-token predictions on public text unless more are asked for."""
@@ -102,7 +102,7 @@ def evaluate(
         require_unsealed(home)
         found.check_files()
         run_dir = home.runs / new_id("eval")
-        run_dir.mkdir(mode=0o700)
+        make_directory(run_dir)
         with jobs.supervising(run_dir):
             with _refusals_recorded(ledger, actor), _removed_on_refusal(run_dir):
                 write_atomic(run_dir / "job.json", to_json(_job(home, run_dir.name, found, public_tokens)))

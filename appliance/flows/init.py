@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.policy.policy import Policy
 from appliance.records import to_json
 from appliance.store import keyslots
-from appliance.store.files import fsync_tree, write_atomic
+from appliance.store.files import commit, fsync_tree, make_directory, write_atomic
 from appliance.store.keys import KeyRing, body_public_key, write_body_public_key
 
 DIRECTORIES = ("keys", "keys/signing", "objects", "models", "runs", "agent")
@@ -62,7 +61,7 @@ def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places
         made = _furnish(Home(partial, config), policy, passphrase, operator, places)
         write_atomic(partial / "home.json", to_json(config))
         fsync_tree(partial)
-        os.rename(partial, root)
+        commit(partial, root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         _clear_outside(config)
@@ -84,7 +83,8 @@ def _config(root: Path, places: Places) -> HomeConfig:
         directory = places.anchor_dir.absolute()
         if directory.is_relative_to(root):
             raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         anchor = str(directory / f"{origin.rsplit('/', 1)[-1]}.anchor")
     epoch_keys = str(places.epoch_keys.absolute()) if places.epoch_keys is not None else ""
     for taken in (anchor, epoch_keys and f"{epoch_keys}/epoch-1.json"):

@@ -18,7 +18,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.policy.run_file import RunFile
 from appliance.records import EngineOptions, SealedObject, TrainJob, decimal, to_json
-from appliance.store.files import write_atomic
+from appliance.store.files import make_directory, write_atomic
 
 
 def reserve(
@@ -49,7 +49,7 @@ def reserve(
         require_unsealed(home)
         model.check_files(home, resolved.model)
         run_dir = home.runs / new_id("run")
-        run_dir.mkdir(mode=0o700)
+        make_directory(run_dir)
         try:
             job = to_json(_job(home, run_dir.name, resolved, engine))
             write_atomic(run_dir / "job.json", job)

@@ -26,7 +26,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import WatermarkKeyRow
 from appliance.records import DetectJob, DetectResult, EmbedJob, EmbedResult, Value, to_json
 from appliance.store.commitment import commit_to
-from appliance.store.files import commit, fsync_tree, tree_digest, write_atomic
+from appliance.store.files import commit, fsync_tree, make_directory, tree_digest, write_atomic
 
 R = TypeVar("R", bound=Value)
 RELEASED = "released"
@@ -262,7 +262,7 @@ def _keep_certificate(job_dir: Path, run_dir: Path, result: DetectResult) -> Pat
     if _sha256(job_dir / CERTIFICATE) != result.certificate_sha256:
         raise ApplianceError("the certificate is not the one the worker reported", where=str(job_dir))
     target = run_dir / "detections"
-    target.mkdir(mode=0o700, exist_ok=True)
+    make_directory(target)
     write_atomic(target / f"{result.certificate_sha256}.json", (job_dir / CERTIFICATE).read_bytes())
     return target / f"{result.certificate_sha256}.json"
 

@@ -183,6 +183,13 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def make_directory(path: Path) -> None:
+    """Makes a directory (mode 0700), unless it is there, and its name durable. Raises `WillNotFit` on a full disk."""
+    with full_disk_refused(path):
+        path.mkdir(mode=0o700, exist_ok=True)
+        fsync_directory(path.parent)
+
+
 def fsync_tree(directory: Path) -> None:
     """Makes every file and every name below `directory` durable, innermost first."""
     with full_disk_refused(directory):

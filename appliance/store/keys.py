@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable
 from appliance.records import Count, Value, to_json
-from appliance.store.files import write_atomic
+from appliance.store.files import make_directory, write_atomic
 from appliance.store.wrapping import KEY_BYTES, unwrap, wipe, wrap
 
 StoreId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -118,7 +118,8 @@ class KeyRing:
 
         Raises `UsageError` if there is one already.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         wrapping_key = root.derive("epoch-wrap")
         wrapped = wrap(wrapping_key, _epoch_context(root.store_id, 1), os.urandom(KEY_BYTES))
         wipe(wrapping_key)

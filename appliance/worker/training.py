@@ -16,7 +16,7 @@ from appliance.privacy.sampler import sampler_delta
 from appliance.records import LoraSpec, PrivacyPlan, RankResult, Ticket, TrainJob, TrainResult, to_json
 from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
-from appliance.store.files import commit, fsync_tree, tree_digest
+from appliance.store.files import commit, fsync_tree, make_directory, tree_digest
 from appliance.worker import sandboxed
 from appliance.worker.opening import DecodedRecords, load_base
 from appliance.worker.place import Place, here
@@ -138,7 +138,7 @@ class _SealedSnapshots:
     """Training state on disk, sealed under the dataset's key (`train.snapshot.Snapshots`)."""
 
     def __init__(self, directory: Path, key: bytes, run_id: str) -> None:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        make_directory(directory)
         self._directory, self._key, self._run_id = directory, key, run_id
 
     def _object(self, name: str) -> str:
