@@ -1,6 +1,6 @@
 """Peak resident memory of a training worker, in closed form. Depends on nothing private: it holds for any records.
 
-Its constants are fitted to 14 runs, named in `bench/memory.py`; `bench/RESULTS.md` compares it with these and others.
+Its constants are fitted to runs that `bench/memory.py` names; `bench/RESULTS.md` compares it with these and others.
 GPUs are counted in the same way but were not measured.
 
 The peak is taken where a full micro-batch's activations, the per-record gradients and what backward needs besides lie
@@ -16,12 +16,12 @@ from appliance.estimate.shape import Shape
 from appliance.records import EngineOptions, LoraSpec
 
 MIB = 1 << 20
-LIBRARIES = 440 * MIB
+LIBRARIES = 470 * MIB
 """The interpreter with torch 2.13, transformers 5, PEFT 0.21 and Opacus 1.6 loaded, CPU builds."""
-BITSANDBYTES = 56 * MIB
-KERNELS = 271 * MIB
-"""In bfloat16 the CPU's library keeps compiled kernels. Fitted before `flows.jobs.KERNEL_CACHES` made them fewer."""
-ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.33}, 1.27
+BITSANDBYTES = 28 * MIB
+KERNELS = 249 * MIB
+"""In bfloat16 the CPU's library keeps compiled kernels, as many as `flows.jobs.KERNEL_CACHES` allows."""
+ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.22}, 1.07
 """The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 
 # As in `train.engine`, `train.loss`, `train.lora` and `train.encode`; a test compares them.

