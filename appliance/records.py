@@ -130,6 +130,10 @@ class Value(BaseModel):
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Few = Annotated[int, Field(ge=1, le=64)]
+"""Machines of a run, and ranks of a machine."""
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""Names a directory, so it can be no path."""
 
 
 class UnitOfPrivacy(Value):
@@ -334,7 +338,7 @@ class TrainJob(Value):
 
     schema_: Literal["appliance.job/1"] = Field("appliance.job/1", alias="schema")
     kind: Literal["train"] = "train"
-    run_id: str
+    run_id: RunId
     plan: PrivacyPlan
     lora: LoraSpec
     train: TrainSpec
@@ -364,7 +368,7 @@ class Rendezvous(Value):
     port: Annotated[int, Field(ge=1, le=65535)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     first: Annotated[int, Field(ge=0)]
-    size: Count
+    size: Annotated[int, Field(ge=1, le=64 * 64)]
     timeout_s: Positive
     here: str = ""
     node: str = ""
@@ -374,15 +378,22 @@ class Ticket(Value):
     """What one node needs to join one start of a run. Public, but for the dataset's key, which is sealed to the node.
 
     The key opens only together with all the rest (`store.nodes`). In `job` the paths and the wrapped key are empty:
-    object and model are known by their digests, wherever they lie.
+    object and model are known by their digests, wherever they lie. Whoever knows the node's public key can write one,
+    so nothing in it may reach further than a run does: no path, no more ranks than a machine may have, not the first.
     """
 
     schema_: Literal["appliance.ticket/1"] = Field("appliance.ticket/1", alias="schema")
     node: Digest
     rendezvous: Rendezvous
-    ranks: Count
+    ranks: Few
     job: TrainJob
     sealed: str
+
+    @model_validator(mode="after")
+    def _ranks_of_a_node(self) -> Self:
+        if not 1 <= self.rendezvous.first <= self.rendezvous.size - self.ranks:
+            raise ValueError("the ranks are not those of a node of this run")
+        return self
 
     def context(self) -> str:
         """SHA-256 (hex) of the ticket without its key: what the key is sealed with."""

@@ -124,6 +124,8 @@ def _read(path: Path) -> Ticket:
             return Ticket.model_validate_json(file.read(_LARGEST_TICKET))
     except FileNotFoundError:
         raise ArtefactMissing("the ticket is not here", where=str(path)) from None
+    except OSError as error:
+        raise ArtefactMissing(f"the ticket cannot be read: {error.strerror}", where=str(path)) from None
     except ValidationError:
         raise ConfigInvalid("not a ticket", where=str(path)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def carry(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "model" / "config.json").write_text("{}")
         (tmp_path / "object").write_bytes(b"sealed")
         public = node.init(tmp_path / "node")
-        meets = Rendezvous(host="127.0.0.1", port=29999, nonce=NONCE, first=1, size=2, timeout_s=1.0)
+        meets = Rendezvous(host="127.0.0.1", port=29999, nonce=NONCE, first=1, size=4, timeout_s=1.0)
         bare = Ticket(
             schema="appliance.ticket/1", node=public.fingerprint, rendezvous=meets, ranks=1, sealed="",
             job=job(tmp_path / "model", tmp_path / "object", network),
@@ -138,9 +139,9 @@ SOFT = {"network": "preferred", "files": "required"}
 ALTERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "rendezvous": lambda t: t | {"rendezvous": t["rendezvous"] | {"host": "127.0.0.9"}},
     "port": lambda t: t | {"rendezvous": t["rendezvous"] | {"port": 80}},
-    "rank": lambda t: t | {"rendezvous": t["rendezvous"] | {"first": 0}},
+    "rank": lambda t: t | {"rendezvous": t["rendezvous"] | {"first": 2}},
     "nonce": lambda t: t | {"rendezvous": t["rendezvous"] | {"nonce": "ab" * 16}},
-    "number of ranks": lambda t: t | {"ranks": 9},
+    "number of ranks": lambda t: t | {"ranks": 2},
     "what the policy requires": lambda t: t | {"job": t["job"] | {"isolation": SOFT}},
     "noise": lambda t: t | {"job": t["job"] | {"plan": t["job"]["plan"] | {"noise_multiplier": 0.1}}},
     "model": lambda t: t | {"job": t["job"] | {"model_sha256": "00" * 32}},
@@ -161,6 +162,34 @@ def test_what_is_no_ticket_is_refused(tmp_path: Path, carry: Callable[..., Path]
     refused(tmp_path, ConfigInvalid, "not a ticket")
     (tmp_path / "ticket.json").unlink()
     refused(tmp_path, ArtefactMissing, "ticket is not here")
+    (tmp_path / "ticket.json").mkdir()
+    refused(tmp_path, ArtefactMissing, "ticket cannot be read")
+
+
+FORGERIES = {
+    "a path that leads out": (b'"run_id":"run_0123456789ab"', b'"run_id":"../../victim"'),
+    "a path from the root": (b'"run_id":"run_0123456789ab"', b'"run_id":"/victim"'),
+    "more ranks than there are": (b'"ranks":1', b'"ranks":4'),
+    "the first rank, which is the control node's": (b'"first":1', b'"first":0'),
+    "more processes than a machine may run": (b'"size":4', b'"size":100000'),
+}
+
+
+@pytest.mark.parametrize("what", FORGERIES)
+def test_who_knows_the_public_key_cannot_forge_a_ticket_that_leaves_its_bounds(
+    tmp_path: Path, carry: Callable[..., Path], what: str
+) -> None:
+    path = carry()
+    honest, forged = FORGERIES[what]
+    bare = to_json(Ticket.model_validate_json(path.read_bytes()).model_copy(update={"sealed": ""}))
+    assert bare.count(honest) == 1
+    bare = bare.replace(honest, forged)
+    sealed = nodes.seal(bytes(32), node.show(tmp_path / "node"), hashlib.sha256(bare).hexdigest())
+    path.write_bytes(bare.replace(b'"sealed":""', f'"sealed":"{sealed}"'.encode()))
+    victim = tmp_path / "victim-aaaaaaaa" / "tmp"
+    victim.mkdir(parents=True)
+    refused(tmp_path, ConfigInvalid, "not a ticket")
+    assert list(victim.parent.iterdir()) == [victim]
 
 
 def test_a_wrong_object_or_model_is_named(tmp_path: Path, carry: Callable[..., Path]) -> None:
