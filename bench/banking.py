@@ -250,7 +250,8 @@ def figures(media: Path, work: Path, *, quick: bool) -> list[Figure]:
     rate = min(size.plain_rates, key=lambda r: math.fsum(found[f"plain {r:g}"]))
     found["plain"], accuracy["plain"] = found[f"plain {rate:g}"], accuracy[f"plain {rate:g}"]
     setting = f"{size.units} units, {plan.steps} steps of {plan.expected_batch_size}, plain lr {rate:g}"
-    return [*_kept_figures(found, setting, len(test), quick=quick), *([] if quick else _case_figures(found, accuracy))]
+    kept_figures = _kept_figures(found, setting, len(test), quick=quick)
+    return kept_figures if quick else kept_figures + _case_figures(found, accuracy, size.runs)
 
 
 def averaged(found: dict[str, list[float]], cases: list[str]) -> list[float]:
@@ -271,7 +272,7 @@ def _kept_figures(found: dict[str, list[float]], setting: str, count: int, *, qu
     return made
 
 
-def _case_figures(found: dict[str, list[float]], accuracy: dict[str, list[float]]) -> list[Figure]:
+def _case_figures(found: dict[str, list[float]], accuracy: dict[str, list[float]], runs: int) -> list[Figure]:
     made = []
     for name, cases, unit, better in (("loss", found, "nat", "lower"), ("accuracy", accuracy, "", "higher")):
         for case in ("base", "plain", "eps3", "eps8"):
@@ -281,6 +282,7 @@ def _case_figures(found: dict[str, list[float]], accuracy: dict[str, list[float]
                 change = [v - b for v, b in zip(cases[case], cases["base"], strict=True)]
                 note += "; against base {:+.4f} ({:+.4f} to {:+.4f}, paired)".format(*mean_interval(change))
             made.append(
-                Figure(name=f"{name}_{case}", value=mean, unit=unit, better=better, spread=(low, high), note=note)
-            )
+                Figure(name=f"{name}_{case}", value=mean, unit=unit, better=better, spread=(low, high), note=note,
+                       repeats=runs if case.startswith("eps") else 1)
+            )  # fmt: skip
     return made
