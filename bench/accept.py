@@ -27,9 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from appliance.errors import ApplianceError
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.models.loading import load
 from appliance.models.quantising import load_quantised
-from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine

@@ -28,20 +28,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from appliance.flows.plan import Wish, settings
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.models.importing import import_model
 from appliance.models.loading import inspect, load, load_tokenizer
 from appliance.privacy.plan import make_plan
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Record,
-    SealedObject,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-)
 from appliance.train.encode import Encoded, Encoder
 from appliance.train.loop import train
 from appliance.train.mechanism import assemble

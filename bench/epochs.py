@@ -22,7 +22,8 @@ from figures import ROOT
 from sides import Ghost, Hooks, Ours, peft_model, stock_losses
 from torch import Tensor
 
-from appliance.records import Record, TrainSpec
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
 from appliance.train.encode import Encoded, Encoder
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer

@@ -83,8 +83,9 @@ def nf4_7b() -> Any:
 
     from train import random_record
 
+    from appliance.jobs.job import EngineOptions
+    from appliance.jobs.lora import LoraSpec
     from appliance.privacy.sampler import noise_variance
-    from appliance.records import EngineOptions, LoraSpec
     from appliance.train.adapting import adapt
     from appliance.train.engine import Engine
     from appliance.train.noise import DiscreteGaussian

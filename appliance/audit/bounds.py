@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc, gammaincc, ndtr
 
-from appliance.records import Check, decimal
+from appliance.jobs.selftest import Check
+from appliance.values import decimal
 
 CHANCE = 1e-6
 TESTS = 10

@@ -10,7 +10,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from appliance.audit.tap import Floats, Row, Tap
-from appliance.records import Record
+from appliance.jobs.record import Record
 
 DIRECTIONS = 128
 """Canaries along coordinates, each in its own release or all in one."""

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from appliance.audit.bounds import by_chance, frequency, normality, products, variance
 from appliance.audit.canaries import dense
 from appliance.audit.tap import Tap
-from appliance.records import Check
+from appliance.jobs.selftest import Check
 
 _VALUES = 400_000  # noise values that are looked at, at least
 _RELEASES = 4  # and releases, at least

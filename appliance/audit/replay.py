@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from appliance.audit.bounds import check
 from appliance.audit.canaries import Canary, dense, directions, moderate, poisoned, records
 from appliance.audit.tap import Floats, Integers, Row, Tap, Units
-from appliance.records import Check
+from appliance.jobs.selftest import Check
 
 _NEIGHBOURS = 3  # saturated units beside which a canary is put in
 _CROWD = 8

@@ -12,8 +12,9 @@ from appliance.audit import noise
 from appliance.audit.bounds import check, sd_upper
 from appliance.audit.replay import Replay
 from appliance.audit.tap import Tap
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.selftest import Check
 from appliance.privacy.accounting import LEAST_NOISE, composition, epsilon_pld
-from appliance.records import Check, PrivacyPlan
 
 LEAST_COMPONENT = 0.97
 """What share of the accounted epsilon the measured mechanism must at least have: less means it is another one."""

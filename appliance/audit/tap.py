@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.records import Record
+from appliance.jobs.record import Record
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -13,7 +13,7 @@ from appliance.cli.settings import Settings
 
 if TYPE_CHECKING:
     from appliance.flows.machines import Machines
-    from appliance.records import TrainJob
+    from appliance.jobs.train import TrainJob
 
 NnodesOption = Annotated[
     int, typer.Option(min=1, max=64, help="Machines that train together, this one included; see --node.")

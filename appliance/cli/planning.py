@@ -9,7 +9,7 @@ from appliance.cli import render
 
 if TYPE_CHECKING:
     from appliance.flows.forecast import Forecast
-    from appliance.records import PrivacyPlan
+    from appliance.jobs.plan import PrivacyPlan
 
 Row = tuple[float, int, int, float, float]
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from appliance.flows.home import Home
     from appliance.flows.plan import Resolved
     from appliance.flows.train import Step
+    from appliance.jobs.job import EngineOptions
     from appliance.ledger.rows import RunRow
     from appliance.policy.run_file import RunFile
-    from appliance.records import EngineOptions
 
 app = typer.Typer(
     name="train", help="Private training: plan, start, status, watch, resume, abort, join.", no_args_is_help=True
@@ -124,7 +124,7 @@ def start(
         return
     with render.progress(chosen, row.id) as bar:
         row = flow.resume(home, row.id, chosen.operator(), _watch(bar), others=others, tell=machines.tell(chosen))
-    lines = [*_tested_lines(home, row), *_settled_lines(row, str(home.runs / row.id))]
+    lines = [*_tested_lines(home, row), *_settled_lines(row, str(home.run(row.id).path))]
     render.result(chosen, "train.start", _run_document(row), lines)
 
 
@@ -149,7 +149,7 @@ def resume(
     with render.progress(chosen, run) as bar:
         told = machines.tell(chosen)
         row = flow.resume(home, run, chosen.operator(), _watch(bar), nproc=nproc, others=others, tell=told)
-    render.result(chosen, "train.resume", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
+    render.result(chosen, "train.resume", _run_document(row), _settled_lines(row, str(home.run(row.id).path)))
 
 
 @app.command()
@@ -186,7 +186,7 @@ def status(context: typer.Context) -> None:
 def watch(context: typer.Context, run: RunArgument) -> None:
     """Follow a run that another process supervises, until it ends. Ctrl-C stops watching, not the run."""
     from appliance.flows import train as flow
-    from appliance.flows.jobs import supervisor_of
+    from appliance.flows.launch import supervisor_of
     from appliance.flows.settle import OPEN_STATES
 
     chosen = settings.of(context)
@@ -196,12 +196,12 @@ def watch(context: typer.Context, run: RunArgument) -> None:
     with render.progress(chosen, run) as bar:
         show, idle = _watch(bar), 0
         while row.state in OPEN_STATES and idle < 20:  # a detached supervisor takes a moment to come up
-            idle = 0 if supervisor_of(home.runs / row.id) is not None else idle + 1
+            idle = 0 if supervisor_of(home.run(row.id)) is not None else idle + 1
             show(flow.progress_of(home, row))
             time.sleep(0.5)
             with home.ledger(writable=False) as ledger:
                 row = flow.find(ledger, run)
-    render.result(chosen, "train.watch", _run_document(row), _settled_lines(row, str(home.runs / row.id)))
+    render.result(chosen, "train.watch", _run_document(row), _settled_lines(row, str(home.run(row.id).path)))
 
 
 app.command()(machines.join)

@@ -39,7 +39,7 @@ def embed(context: typer.Context, run: RunArgument) -> None:
     chosen = settings.writing(context)
     home, run = chosen.home(), chosen.run(run)
     facts = flow.embed(home, run, chosen.operator())
-    render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.runs / run / flow.RELEASED)))
+    render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.run(run).released)))
 
 
 @app.command()

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from appliance.estimate.shape import Shape
-from appliance.records import LoraSpec
+from appliance.jobs.lora import LoraSpec
 
 _FLOAT = 4
 

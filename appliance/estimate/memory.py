@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from appliance.estimate.activations import layer_bytes
 from appliance.estimate.shape import Shape
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 
 MIB = 1 << 20
 LIBRARIES = 470 * MIB
@@ -21,7 +22,7 @@ LIBRARIES = 470 * MIB
 the imports 372 MiB are resident; the rest comes with first use."""
 BITSANDBYTES = 28 * MIB
 KERNELS = 249 * MIB
-"""In bfloat16 the CPU's library keeps compiled kernels, as many as `flows.jobs.KERNEL_CACHES` allows."""
+"""In bfloat16 the CPU's library keeps compiled kernels, as many as `flows.launch.KERNEL_CACHES` allows."""
 ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.22}, 1.07
 """The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from appliance.evaluate.losses import Tokens
 from appliance.privacy.evaluation import Statistic
-from appliance.records import Private
+from appliance.values import Private
 
 Losses = NDArray[np.float64]
 R = TypeVar("R")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import rfc8785
 
 from appliance.errors import UsageError
-from appliance.records import ModelFile
+from appliance.values import FileDigest
 
 SCHEMA = "appliance.manifest/1"
 NAME = "manifest.json"
@@ -47,7 +47,7 @@ class Manifest:
     run_id: str
     origin: str
     created: str
-    files: tuple[ModelFile, ...]
+    files: tuple[FileDigest, ...]
     entries: tuple[int, ...]
     earlier: tuple[int, ...]
 

@@ -10,13 +10,13 @@ import orjson
 
 from appliance.flows.home import Home
 from appliance.flows.policy import active
+from appliance.jobs.plan import PrivacyPlan
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy
 from appliance.privacy.accounting import Mechanism, composition
 from appliance.privacy.budget import Cap, Spend, check_budget, lifetime_epsilon
-from appliance.records import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

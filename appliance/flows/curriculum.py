@@ -10,11 +10,11 @@ from typing import Any
 
 from appliance.errors import ConfigInvalid
 from appliance.flows.budget import sample_rate_text
+from appliance.jobs.plan import Phase, PrivacyPlan
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow
 from appliance.policy.run_file import PhaseChoice, RunFile
 from appliance.privacy.plan import share_out
-from appliance.records import Phase, PrivacyPlan
 
 
 def phases(ledger: Ledger, run: RunFile, dataset: DatasetRow) -> list[Phase]:

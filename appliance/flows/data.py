@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid, IntegrityError, PolicyDenied, UsageError
+from appliance.files import PARTIAL, commit, sweep, unswept
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.policy import active
@@ -31,7 +32,6 @@ from appliance.ledger.rows import DatasetRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.store import container
-from appliance.store.files import PARTIAL, commit, sweep, unswept
 
 Progress = Callable[[int], None]
 

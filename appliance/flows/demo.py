@@ -121,4 +121,4 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
 
 def closing(home: Home, row: RunRow) -> list[str]:
     """Where the adapter is, and its guarantee."""
-    return [f"adapter: {home.runs / row.id / 'adapter'}", guarantee(row)]
+    return [f"adapter: {home.run(row.id).adapter}", guarantee(row)]

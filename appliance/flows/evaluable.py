@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from appliance.errors import IntegrityError, PolicyDenied
 from appliance.flows import data, model
@@ -16,14 +13,15 @@ from appliance.flows.order import embedded_in
 from appliance.flows.plan import unit_of
 from appliance.flows.policy import active
 from appliance.flows.train import find
+from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.train import TrainJob
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.privacy.evaluation import MOST_DELTA, EvaluationPlan, make_evaluation_plan
 from appliance.privacy.plan import UNITS_PER_DELTA
-from appliance.records import TrainJob, UnitOfPrivacy
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +68,12 @@ class Evaluable:
     @property
     def adapter_dir(self) -> Path:
         """Directory of the unmarked adapter."""
-        return self.home.runs / self.run.id / "adapter"
+        return self.home.run(self.run.id).adapter
 
     @property
     def released_dir(self) -> Path:
         """Directory of the marked adapter."""
-        return self.home.runs / self.run.id / "released"
+        return self.home.run(self.run.id).released
 
     def check_files(self) -> None:
         """Compare model and adapters with the ledger, before an evaluation of the wrong ones is paid for.
@@ -148,12 +146,8 @@ def _plan(policy: Policy, dataset: DatasetRow, *, comparisons: int, epsilon: flo
 
 def _training_job(home: Home, run: RunRow, base: ModelRow) -> TrainJob:
     """The job of the run as it was reserved: its template, its lengths, its engine."""
-    path = home.runs / run.id / "job.json"
-    try:
-        text = path.read_bytes()
-        job = TrainJob.model_validate_json(text)
-    except (FileNotFoundError, ValidationError):
-        raise IntegrityError("the job of the run is gone or damaged", where=str(path)) from None
-    if hashlib.sha256(text).hexdigest() != run.spec_sha256 or base.sha256 != job.model_sha256:
-        raise IntegrityError("the job or the base model of the run is not the one that was reserved", where=str(path))
+    run_dir = home.run(run.id)
+    job = run_dir.reserved_job(TrainJob, run.spec_sha256)
+    if base.sha256 != job.model_sha256:
+        raise IntegrityError("the base model of the run is not the one that was reserved", where=str(run_dir.job))
     return job

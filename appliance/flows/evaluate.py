@@ -8,27 +8,28 @@ back once the key was released. So no state is ever refunded, and closing an eva
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, Interrupted, PolicyDenied
-from appliance.flows import budget, jobs
+from appliance.files import make_directory, write_atomic
+from appliance.flows import budget, launch
 from appliance.flows.agent import evidence_for
 from appliance.flows.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
+from appliance.jobs.evaluate import EvaluateJob, EvaluateResult
+from appliance.jobs.job import SealedObject
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import EvaluationRow
 from appliance.privacy.evaluation import charge, read_release
-from appliance.records import EvaluateJob, EvaluateResult, SealedObject, decimal, rounded_up, to_json
-from appliance.store.files import make_directory, write_atomic
+from appliance.values import decimal, rounded_up
 
 PUBLIC_TOKENS = 8000
 """Next-token predictions on public text unless more are asked for."""
@@ -101,12 +102,12 @@ def evaluate(
             budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
         found.check_files()
-        run_dir = home.runs / new_id("eval")
-        make_directory(run_dir)
-        with jobs.supervising(run_dir):
+        run_dir = home.run(new_id("eval"))
+        make_directory(run_dir.path)
+        with launch.supervising(run_dir):
             with _refusals_recorded(ledger, actor), _removed_on_refusal(run_dir):
-                write_atomic(run_dir / "job.json", to_json(_job(home, run_dir.name, found, public_tokens)))
-                before, after = _reserve(ledger, actor, run_dir, found, operator.reason)
+                spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
+                before, after = _reserve(ledger, actor, run_dir, found, spec_sha256, operator.reason)
             result = _work(ledger, actor, run_dir, watch)
             facts = _settle(ledger, actor, run_dir, found, result)
         with ledger.read() as rows:
@@ -119,7 +120,7 @@ def close_dead(home: Home, ledger: Ledger, actor: Actor) -> None:
     with ledger.read() as rows:
         left = [row for row in rows.evaluations.list() if row.state == "reserved"]
     for row in left:
-        if jobs.supervisor_of(home.runs / row.id) is None:
+        if launch.supervisor_of(home.run(row.id)) is None:
             _fail(ledger, actor, row.id, Interrupted("the process died"))
 
 
@@ -134,11 +135,11 @@ def _refusals_recorded(ledger: Ledger, actor: Actor) -> Iterator[None]:
 
 
 @contextmanager
-def _removed_on_refusal(run_dir: Path) -> Iterator[None]:
+def _removed_on_refusal(run_dir: RunDir) -> Iterator[None]:
     try:
         yield
     except ApplianceError:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(run_dir.path, ignore_errors=True)
         raise
 
 
@@ -161,13 +162,14 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
     )
 
 
-def _reserve(ledger: Ledger, actor: Actor, run_dir: Path, found: Evaluable, reason: str) -> tuple[float, float]:
+def _reserve(
+    ledger: Ledger, actor: Actor, run_dir: RunDir, found: Evaluable, spec_sha256: str, reason: str
+) -> tuple[float, float]:
     """Reserve and start in one transaction, so that no evaluation is reserved and never started; leave the evidence.
 
     The budget was checked outside the transaction; what came since sends us back.
     """
     row = _row(run_dir.name, found)
-    spec_sha256 = hashlib.sha256((run_dir / "job.json").read_bytes()).hexdigest()
     while True:
         books, before, after = budget.afford(ledger, found.policy, budget.spend_of_evaluation(row))
         with ledger.transaction(actor, reason=reason or None, policy_sha256=row.policy_sha256) as tx:
@@ -180,7 +182,7 @@ def _reserve(ledger: Ledger, actor: Actor, run_dir: Path, found: Evaluable, reas
                 index = tx.append("evaluation.started", started, subject=row.run_id)
                 break
     ledger.sign()
-    write_atomic(run_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
+    write_atomic(run_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
     return before, after
 
 
@@ -208,7 +210,6 @@ def _reserved_facts(row: EvaluationRow, found: Evaluable, spec_sha256: str) -> d
 def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -> EvaluateJob:
     dataset, job = found.dataset, found.job
     return EvaluateJob(
-        schema="appliance.job/1",
         run_id=found.run.id,
         evaluation_id=evaluation_id,
         train=job.train,
@@ -236,9 +237,9 @@ def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -
     )
 
 
-def _work(ledger: Ledger, actor: Actor, run_dir: Path, watch: Watch) -> EvaluateResult:
+def _work(ledger: Ledger, actor: Actor, run_dir: RunDir, watch: Watch) -> EvaluateResult:
     try:
-        return jobs.run_worker(run_dir, EvaluateResult, watch=watch)
+        return launch.run_worker(run_dir, EvaluateResult, watch=watch)
     except KeyboardInterrupt:
         _fail(ledger, actor, run_dir.name, Interrupted("interrupted"))
         raise Interrupted("the evaluation was interrupted; it is charged in full") from None
@@ -246,7 +247,7 @@ def _work(ledger: Ledger, actor: Actor, run_dir: Path, watch: Watch) -> Evaluate
         _fail(ledger, actor, run_dir.name, failure)
         raise
     finally:
-        shutil.rmtree(run_dir / "tmp", ignore_errors=True)
+        run_dir.clear(run_dir.tmp)
 
 
 def _fail(ledger: Ledger, actor: Actor, evaluation_id: str, failure: ApplianceError) -> None:
@@ -260,7 +261,7 @@ def _fail(ledger: Ledger, actor: Actor, evaluation_id: str, failure: ApplianceEr
     ledger.sign()
 
 
-def _settle(ledger: Ledger, actor: Actor, run_dir: Path, found: Evaluable, result: EvaluateResult) -> dict[str, Any]:
+def _settle(ledger: Ledger, actor: Actor, run_dir: RunDir, found: Evaluable, result: EvaluateResult) -> dict[str, Any]:
     """Turn the noised sum into gains and intervals, and close the evaluation with them."""
     gains = read_release(found.plan, result.released)
     comparisons = [

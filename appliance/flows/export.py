@@ -17,19 +17,17 @@ from appliance.errors import (
     PolicyDenied,
     UsageError,
 )
+from appliance.events.logged import LoggedEvent
 from appliance.export import verify as verifier
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.sealing import Contents, Sealed, run_events, seal_directory
 from appliance.flows.train import find
+from appliance.jobs.rundir import CERTIFICATE
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.records import LoggedEvent
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
-from appliance.store.files import tree_digest
-
-RELEASED = "released"
-CERTIFICATE = "watermark_certificate.json"
+from appliance.store.trees import tree_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,20 +119,20 @@ def _release(ledger: Ledger, home: Home, run_id: str) -> Release:
     events = run_events(ledger, run_id)
     facts = _marked(run_id, events)
     _require_selftest(run_id, events)
-    adapter = home.runs / run_id / RELEASED
+    run_dir = home.run(run_id)
     try:
-        digest, _ = tree_digest(adapter)
-        certificate = (home.runs / run_id / CERTIFICATE).read_bytes()
+        digest, _ = tree_digest(run_dir.released)
+        certificate = run_dir.certificate.read_bytes()
     except (ArtefactMissing, FileNotFoundError):
         hint = f"make them again with `appliance watermark embed {run_id}`"
         raise PolicyDenied(f"the marked adapter of run {run_id} is not here", hint=hint) from None
     if digest != facts["released_sha256"]:
-        raise IntegrityError("the marked adapter is not the one the ledger records", where=str(adapter))
+        raise IntegrityError("the marked adapter is not the one the ledger records", where=str(run_dir.released))
     return Release(
         run_id=run_id,
         policy_sha256=run.policy_sha256,
         events=events,
-        adapter=adapter,
+        adapter=run_dir.released,
         released_sha256=digest,
         certificate=certificate,
     )

@@ -17,15 +17,16 @@ from appliance.errors import IntegrityError, WillNotFit
 from appliance.estimate.memory import MIB, Asked, Footprint, footprint
 from appliance.estimate.pace import Seconds, gigaflops, run_seconds
 from appliance.estimate.shape import Shape, shape_of
+from appliance.files import write_atomic
 from appliance.flows import model
 from appliance.flows.home import Home
 from appliance.flows.machine import DEFAULT_TOKENS, available_memory, has_fast_bfloat16
 from appliance.flows.plan import Resolved
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.plan import PrivacyPlan
 from appliance.ledger.rows import ModelRow
 from appliance.policy.run_file import RunFile
 from appliance.privacy.accounting import rough_noise
-from appliance.records import EngineOptions, PrivacyPlan
-from appliance.store.files import write_atomic
 
 MARGIN = 1.1
 """So much more than the estimate has to be there: runs that were measured took up to 5 % more."""

@@ -26,11 +26,12 @@ from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, ConfigInvalid
 from appliance.identity.people import Person, login_name, recognise
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
-from appliance.records import Value
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
+from appliance.values import Value
 
 
 class HomeConfig(Value):
@@ -122,6 +123,10 @@ class Home:
     def runs(self) -> Path:
         """Directory of jobs."""
         return self.root / "runs"
+
+    def run(self, run_id: str) -> RunDir:
+        """Directory of one job."""
+        return RunDir(self.runs / run_id)
 
     @property
     def agent_socket(self) -> Path:

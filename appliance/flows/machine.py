@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from appliance.errors import UsageError, WillNotFit
+from appliance.jobs.job import EngineOptions
 from appliance.policy.run_file import EngineChoice
-from appliance.records import EngineOptions
 
 DEFAULT_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens computed at once where nobody says otherwise and memory allows it."""

@@ -8,21 +8,23 @@ the ticket holds their digests. A ticket is good for one start.
 from __future__ import annotations
 
 import ipaddress
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import UsageError
+from appliance.files import write_atomic
 from appliance.flows.home import Home
 from appliance.isolation import sandbox, tunnel
 from appliance.isolation.links import links
-from appliance.records import IsolationSpec, Rendezvous, Ticket, TrainJob, to_json
-from appliance.store.files import write_atomic
+from appliance.jobs.job import IsolationSpec
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous, Ticket
+from appliance.jobs.train import TrainJob
 from appliance.store.nodes import NodeKey
+from appliance.values import to_json
 
-TICKETS = "tickets"
 TIMEOUT_S = 1800.0
 """How long ranks wait for each other at the start, unless somebody says otherwise: time to carry the tickets."""
 
@@ -116,7 +118,7 @@ def require_network(spec: IsolationSpec, machines: Machines) -> None:
 
 
 def write_tickets(
-    home: Home, run_dir: Path, job: TrainJob, machines: Machines, ranks: int, nonce: str, evidence: bytes
+    home: Home, run_dir: RunDir, job: TrainJob, machines: Machines, ranks: int, nonce: str, evidence: bytes
 ) -> list[Path]:
     """A ticket for each of the other machines, in place of those of earlier starts.
 
@@ -132,9 +134,8 @@ def write_tickets(
     Raises:
       KeyUnavailable: the key agent seals no key to one of them.
     """
-    directory = run_dir / TICKETS
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
+    run_dir.clear(run_dir.tickets)
+    run_dir.tickets.mkdir(mode=0o700)
     written = []
     for number, node in enumerate(machines.nodes, start=1):
         ticket = _ticket(job, node, machines.rendezvous(number, ranks, nonce), ranks)
@@ -142,7 +143,7 @@ def write_tickets(
         sealed = home.agent().seal(
             evidence, dataset.dataset_id, dataset.wrapped_key, dataset.key_epoch, node, ticket.context()
         )
-        written.append(directory / f"{node.fingerprint}.json")
+        written.append(run_dir.tickets / f"{node.fingerprint}.json")
         write_atomic(written[-1], to_json(ticket.model_copy(update={"sealed": sealed})))
     return written
 
@@ -150,6 +151,4 @@ def write_tickets(
 def _ticket(job: TrainJob, node: NodeKey, rendezvous: Rendezvous, ranks: int) -> Ticket:
     nowhere = job.dataset.model_copy(update={"path": "", "wrapped_key": ""})
     bare = job.model_copy(update={"dataset": nowhere, "model_dir": "", "agent_socket": ""})
-    return Ticket(
-        schema="appliance.ticket/1", node=node.fingerprint, rendezvous=rendezvous, ranks=ranks, job=bare, sealed=""
-    )
+    return Ticket(node=node.fingerprint, rendezvous=rendezvous, ranks=ranks, job=bare, sealed="")

@@ -10,12 +10,16 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError, ArtefactMissing, UsageError
-from appliance.flows import jobs
+from appliance.files import commit, fsync_tree
+from appliance.flows import launch
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.policy import active
+from appliance.jobs.job import IsolationSpec
+from appliance.jobs.model_import import ImportJob, ImportResult
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import ModelRow
-from appliance.records import ImportJob, ImportResult, IsolationSpec, ModelFile, to_json
-from appliance.store.files import commit, fsync_tree, tree_digest, verify_tree, write_atomic
+from appliance.store.trees import tree_digest, verify_tree
+from appliance.values import FileDigest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
         row, policy = active(ledger)
         with ledger.read() as rows:
             known = list(rows.models.list())
-        run_dir = home.runs / new_id("import")
+        run_dir = home.run(new_id("import"))
         try:
             result = _convert(run_dir, source, policy.rules().isolation)
             same = [model for model in known if model.sha256 == result.sha256]
@@ -65,27 +69,26 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
                 tx.append("model.refused", {"code": refusal.exit_status, "reason": type(refusal).__name__})
             raise
         finally:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            shutil.rmtree(run_dir.path, ignore_errors=True)
     return Imported(model=model, already=False)
 
 
-def _convert(run_dir: Path, source: Path, isolation: IsolationSpec) -> ImportResult:
-    run_dir.mkdir(mode=0o700)
+def _convert(run_dir: RunDir, source: Path, isolation: IsolationSpec) -> ImportResult:
+    run_dir.path.mkdir(mode=0o700)
     job = ImportJob(
-        schema="appliance.job/1",
         run_id=run_dir.name,
         source=str(source),
-        output_dir=str(run_dir / "model"),
+        output_dir=str(run_dir.path / "model"),
         isolation=isolation,
     )
-    write_atomic(run_dir / "job.json", to_json(job))
-    with jobs.supervising(run_dir):
-        return jobs.run_worker(run_dir, ImportResult)
+    run_dir.write_job(job)
+    with launch.supervising(run_dir):
+        return launch.run_worker(run_dir, ImportResult)
 
 
-def _place(home: Home, run_dir: Path, result: ImportResult) -> None:
+def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
     """Move the converted model to its name; its digest is taken again here, the worker's word is not enough."""
-    output = run_dir / "model"
+    output = run_dir.path / "model"
     verify_tree(output, result.files)
     digest, _ = tree_digest(output)
     if digest != result.sha256:
@@ -167,4 +170,4 @@ def check_files(home: Home, row: ModelRow) -> None:
     where = directory(home, row)
     if not where.is_dir():
         raise ArtefactMissing(f"the files of model {row.id} are gone", where=str(where))
-    verify_tree(where, [ModelFile.model_validate(file) for file in orjson.loads(row.files)])
+    verify_tree(where, [FileDigest.model_validate(file) for file in orjson.loads(row.files)])

@@ -12,18 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from appliance.errors import IntegrityError, PolicyDenied
 from appliance.flows import model
 from appliance.flows.home import Home
 from appliance.flows.train import find
+from appliance.jobs.train import TrainJob
+from appliance.jobs.watermark import WatermarkKey
 from appliance.ledger import proof
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow, WatermarkKeyRow
 from appliance.ledger.transaction import Reading, Transaction
-from appliance.records import TrainJob, WatermarkKey
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +79,13 @@ def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
     if run.state != "finished" or run.adapter_sha256 is None:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be marked")
     committed = _committed(ledger, run_id)
-    job = _job(home, run)
+    run_dir = home.run(run_id)
+    job = run_dir.reserved_job(TrainJob, run.spec_sha256)
     if (job.model_sha256, algorithm_sha256()) != (committed["model_sha256"], committed["algorithm_sha256"]):
         hint = "use the release of the appliance with which the run was reserved"
         raise IntegrityError("base model or algorithm are not those the ledger committed to", hint=hint)
-    if tree_digest(home.runs / run_id / "adapter")[0] != run.adapter_sha256:
-        raise IntegrityError("the adapter is not the one the ledger records", where=str(home.runs / run_id / "adapter"))
+    if tree_digest(run_dir.adapter)[0] != run.adapter_sha256:
+        raise IntegrityError("the adapter is not the one the ledger records", where=str(run_dir.adapter))
     return Order(
         run=run,
         job=job,
@@ -141,14 +141,3 @@ def _model_dir(ledger: Ledger, home: Home, run: RunRow, job: TrainJob) -> Path:
     if row.sha256 != job.model_sha256:
         raise IntegrityError(f"the base model of run {run.id} is not the one that was reserved")
     return model.directory(home, row)
-
-
-def _job(home: Home, run: RunRow) -> TrainJob:
-    path = home.runs / run.id / "job.json"
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != run.spec_sha256:
-            raise IntegrityError("the job is not the one that was reserved", where=str(path))
-        return TrainJob.model_validate_json(data)
-    except (FileNotFoundError, ValidationError):
-        raise IntegrityError("the job of the run is gone or damaged", where=str(path)) from None

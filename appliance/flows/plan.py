@@ -17,6 +17,7 @@ from appliance.flows import budget, curriculum, data, model
 from appliance.flows.budget import Books
 from appliance.flows.home import Home
 from appliance.flows.policy import active
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, ModelRow
 from appliance.policy import check, run_file
@@ -25,7 +26,6 @@ from appliance.policy.policy import Policy
 from appliance.policy.run_file import RunFile
 from appliance.privacy.budget import Spend
 from appliance.privacy.plan import make_plan
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 # Defaults, measured on public stand-ins (docs/utility.md). At a given epsilon a few large batches beat many small
 # ones; with more units each step can be smaller in proportion, so the steps grow with the square root of their number.

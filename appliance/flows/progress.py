@@ -6,9 +6,10 @@ import functools
 
 from appliance.flows.settle import plan_of
 from appliance.flows.train import Step
+from appliance.jobs.plan import PrivacyPlan
 from appliance.ledger.rows import RunRow
 from appliance.privacy.accounting import composition, epsilon_pld
-from appliance.records import PrivacyPlan, to_json
+from appliance.values import to_json
 
 
 def spent_text(step: Step) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance import __version__
+from appliance.events.logged import LoggedEvent
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.sealing import Contents, Sealed, logged, seal_directory
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.records import LoggedEvent
 from appliance.report.documents import cited, documents
 from appliance.report.evidence import WANTED, SignedHead
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.files import make_directory
 from appliance.flows import curriculum, forecast, model
 from appliance.flows.budget import Books, sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.order import committed_facts, current_key
 from appliance.flows.plan import Resolved, afford, resolve
+from appliance.jobs.job import EngineOptions, SealedObject
+from appliance.jobs.train import TrainJob
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.policy.run_file import RunFile
-from appliance.records import EngineOptions, SealedObject, TrainJob, decimal, to_json
-from appliance.store.files import make_directory, write_atomic
+from appliance.values import decimal, to_json
 
 
 def reserve(
@@ -48,14 +49,14 @@ def reserve(
             raise
         require_unsealed(home)
         model.check_files(home, resolved.model)
-        run_dir = home.runs / new_id("run")
-        make_directory(run_dir)
+        run_dir = home.run(new_id("run"))
+        make_directory(run_dir.path)
         try:
-            job = to_json(_job(home, run_dir.name, resolved, engine))
-            write_atomic(run_dir / "job.json", job)
-            return _reserve(ledger, actor, _row(run_dir.name, job, resolved), resolved, operator.reason)
+            spec_sha256 = run_dir.write_job(_job(home, run_dir.name, resolved, engine))
+            row = _row(run_dir.name, spec_sha256, resolved)
+            return _reserve(ledger, actor, row, resolved, operator.reason)
         except BaseException:
-            shutil.rmtree(run_dir, ignore_errors=True)
+            shutil.rmtree(run_dir.path, ignore_errors=True)
             raise
 
 
@@ -73,7 +74,7 @@ def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError) -> No
         tx.append("run.refused", {"code": refusal.exit_status, "reason": refusal.message})
 
 
-def _row(run_id: str, job: bytes, resolved: Resolved) -> RunRow:
+def _row(run_id: str, spec_sha256: str, resolved: Resolved) -> RunRow:
     plan = resolved.plan
     return RunRow(
         id=run_id,
@@ -81,7 +82,7 @@ def _row(run_id: str, job: bytes, resolved: Resolved) -> RunRow:
         dataset_id=resolved.dataset.id,
         model_id=resolved.model.id,
         state="reserved",
-        spec_sha256=hashlib.sha256(job).hexdigest(),
+        spec_sha256=spec_sha256,
         policy_sha256=resolved.policy.digest,
         plan=to_json(plan).decode().strip(),
         reserved_attempts=plan.attempts,
@@ -141,7 +142,6 @@ def _reserved_facts(row: RunRow, resolved: Resolved, before: float, after: float
 def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> TrainJob:
     dataset, run = resolved.dataset, resolved.run
     return TrainJob(
-        schema="appliance.job/1",
         run_id=run_id,
         plan=resolved.plan,
         lora=run.lora,

@@ -6,10 +6,7 @@ leaves an entry for a directory that never came to be, and never a directory tha
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, UsageError
+from appliance.events.logged import LoggedEvent
 from appliance.export.bundle import VERIFIER, Assembly, verifier_source
 from appliance.export.evidence import Evidence, ProvenLeaf
 from appliance.export.manifest import EVENT_OF, Kind, Manifest
+from appliance.files import staged_directory
 from appliance.ledger.entries import Entry
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.records import LoggedEvent
-from appliance.store.files import commit, fsync_tree, full_disk_refused, tree_digest
+from appliance.store.trees import tree_digest
 
 EARLIER_HEADS = 1000
 """For so many of the newest earlier sealed directories a new one proves that it continues their tree head."""
@@ -124,19 +122,9 @@ def assembling(out: Path) -> Iterator[Assembly]:
     """
     if out.exists() or out.is_symlink():
         raise UsageError("the directory exists already and is not replaced", where=str(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name[:100]}.{secrets.token_hex(8)}.partial")
-    with full_disk_refused(out):
-        temporary.mkdir()
-        try:
-            yield Assembly(temporary)
-            _make_readable(temporary)
-            fsync_tree(temporary)
-            commit(temporary, out)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary)
-            raise
+    with staged_directory(out) as made:
+        yield Assembly(made)
+        _make_readable(made)
 
 
 def _make_readable(directory: Path) -> None:

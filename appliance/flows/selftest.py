@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from appliance.errors import GateFailed
-from appliance.flows import jobs, model
+from appliance.flows import launch, model
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.plan import Resolved, resolve
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
+from appliance.jobs.train import TrainJob
 from appliance.ledger import proof
 from appliance.ledger.leaf import Actor, boot_id, software
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.policy.run_file import RunFile
-from appliance.records import Check, EngineOptions, SelftestJob, SelftestResult, TrainJob, to_json
-from appliance.store.files import write_atomic
+from appliance.values import to_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,28 +36,21 @@ class Tested:
     checks: tuple[Check, ...]
 
 
-def ensure(home: Home, ledger: Ledger, actor: Actor, run: RunRow) -> Tested | None:
+def ensure(home: Home, ledger: Ledger, actor: Actor, run: RunRow) -> Tested:
     """Test the engine for `run` unless the ledger holds a passed test of it that still counts.
 
-    Returns:
-      The test; None for a job that is not the reserved one, which `flows.train` refuses right after.
-
     Raises:
+      IntegrityError: the job is not the one that was reserved.
       GateFailed: a check failed. The failure is in the ledger; the run has to be settled.
       ApplianceError: the worker's refusal.
     """
-    data = (home.runs / run.id / "job.json").read_bytes()
-    if hashlib.sha256(data).hexdigest() != run.spec_sha256:
-        return None
+    directory = home.run(run.id)
+    job = directory.reserved_job(TrainJob, run.spec_sha256)
     done = _counting(ledger, run)
     if done is not None:
         return done
-    job = TrainJob.model_validate_json(data)
     shared = {name: getattr(job, name) for name in SelftestJob.model_fields if name not in ("schema_", "kind")}
-    directory = home.runs / run.id / "selftest"
-    tested = _test(
-        ledger, actor, SelftestJob(schema="appliance.job/1", **shared), directory, run.spec_sha256, run.policy_sha256
-    )
+    tested = _test(ledger, actor, SelftestJob(**shared), directory.selftest, run.spec_sha256, run.policy_sha256)
     if not tested.passed:
         raise _failed(tested)
     return tested
@@ -68,7 +63,7 @@ def on_demand(home: Home, run: RunFile, engine: EngineOptions, operator: Operato
       PolicyDenied, ArtefactMissing: as `train plan`.
       GateFailed: a check failed.
     """
-    directory = home.runs / new_id("selftest")
+    directory = home.run(new_id("selftest"))
     with home.ledger() as ledger:
         resolved = resolve(ledger, run)
         model.check_files(home, resolved.model)
@@ -95,17 +90,17 @@ def summary(tested: Tested) -> str:
 
 
 def _test(
-    ledger: Ledger, actor: Actor, job: SelftestJob, directory: Path, spec_sha256: str, policy_sha256: str
+    ledger: Ledger, actor: Actor, job: SelftestJob, directory: RunDir, spec_sha256: str, policy_sha256: str
 ) -> Tested:
-    directory.mkdir(mode=0o700, exist_ok=True)
-    write_atomic(directory / "job.json", to_json(job))
-    result = jobs.run_worker(directory, SelftestResult)
+    directory.path.mkdir(mode=0o700, exist_ok=True)
+    directory.write_job(job)
+    result = launch.run_worker(directory, SelftestResult)
     facts = {
         "run_id": job.run_id,
         "spec_sha256": spec_sha256,
         "passed": result.passed and bool(result.checks) and all(check.passed for check in result.checks),
         "checks": [check.model_dump() for check in result.checks],
-        "result_sha256": hashlib.sha256((directory / "result.json").read_bytes()).hexdigest(),
+        "result_sha256": hashlib.sha256(directory.result.read_bytes()).hexdigest(),
         "isolation": result.isolation.model_dump(),
         "libraries": dict(result.libraries),
     }
@@ -147,7 +142,6 @@ def _failed(tested: Tested) -> GateFailed:
 
 def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> SelftestJob:
     return SelftestJob(
-        schema="appliance.job/1",
         run_id=run_id,
         plan=resolved.plan,
         lora=resolved.run.lora,

@@ -5,23 +5,26 @@ A reservation is charged in full until it is settled, so a crash anywhere over-c
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, IntegrityError
-from appliance.flows import curriculum, jobs
+from appliance.files import fsync_tree
+from appliance.flows import curriculum, launch
 from appliance.flows.budget import sample_rate_text
 from appliance.flows.home import Home, new_id
+from appliance.jobs.account import AccountJob, PrivacySpent
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.train import TrainResult
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.privacy.course import epsilon_curve, odds_bound
-from appliance.records import AccountJob, PrivacyPlan, PrivacySpent, TrainResult, decimal, rounded_up, to_json
-from appliance.store.files import fsync_tree, tree_digest, write_atomic
+from appliance.store.trees import tree_digest
+from appliance.values import decimal, rounded_up
 
 OPEN_STATES = ("reserved", "running")
 
@@ -41,7 +44,7 @@ def settle(
     if run.state not in OPEN_STATES:
         return run
     plan = plan_of(run)
-    run_dir = home.runs / run.id
+    run_dir = home.run(run.id)
     attempts = _attempts(run_dir, run)
     result = outcome if isinstance(outcome, TrainResult) else None
     if result is not None and result.attempts > attempts:
@@ -66,28 +69,23 @@ def settle(
         kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
         tx.append(kind, facts, subject=run.id)
     ledger.sign()
-    for name in ("tmp", "snapshots", "ranks", "tickets"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+    run_dir.clear(run_dir.tmp, run_dir.snapshots, run_dir.ranks, run_dir.tickets)
     with ledger.read() as rows:
         return rows.runs.get(run.id)
 
 
-def _attempts(run_dir: Path, run: RunRow) -> int:
+def _attempts(run_dir: RunDir, run: RunRow) -> int:
     """Attempts to charge: none before the first start (no key was released), else what an undamaged journal shows."""
     if run.state == "reserved":
         return 0
-    state = journal.read(run_dir / "journal.jsonl", run.id)
+    state = journal.read(run_dir.journal, run.id)
     return journal.charge(state if undamaged(run_dir, run) else None, run.reserved_attempts, _recorded(run))
 
 
-def undamaged(run_dir: Path, run: RunRow) -> bool:
+def undamaged(run_dir: RunDir, run: RunRow) -> bool:
     """Whether the job is the reserved one, and the journal whole and a continuation of what the ledger recorded."""
-    state = journal.read(run_dir / "journal.jsonl", run.id)
-    try:
-        job = (run_dir / "job.json").read_bytes()
-    except FileNotFoundError:
-        return False
-    return journal.continues(state, _recorded(run)) and hashlib.sha256(job).hexdigest() == run.spec_sha256
+    state = journal.read(run_dir.journal, run.id)
+    return journal.continues(state, _recorded(run)) and run_dir.holds_job(run.spec_sha256)
 
 
 def _recorded(run: RunRow) -> tuple[int, str] | None:
@@ -98,14 +96,13 @@ def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
     """Ask a worker what both accountants say of `attempts`: Opacus needs torch, and only workers load it."""
     if attempts == 0:
         return PrivacySpent(attempts=0, epsilon_pld=0.0, epsilon_prv=0.0, epsilon_rdp=0.0, delta=plan.delta)
-    run_dir = home.runs / new_id("account")
-    run_dir.mkdir(mode=0o700)
+    run_dir = home.run(new_id("account"))
+    run_dir.path.mkdir(mode=0o700)
     try:
-        job = AccountJob(schema="appliance.job/1", run_id=run_dir.name, plan=plan, attempts=attempts)
-        write_atomic(run_dir / "job.json", to_json(job))
-        return jobs.run_worker(run_dir, PrivacySpent)
+        run_dir.write_job(AccountJob(run_id=run_dir.name, plan=plan, attempts=attempts))
+        return launch.run_worker(run_dir, PrivacySpent)
     finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(run_dir.path, ignore_errors=True)
 
 
 def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:
@@ -115,14 +112,13 @@ def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:
         raise IntegrityError(f"the worker accounts epsilon {spent.epsilon_pld:.4f} where {own:.4f} is right")
 
 
-def _adapter_digest(run_dir: Path, result: TrainResult | None) -> str | None:
+def _adapter_digest(run_dir: RunDir, result: TrainResult | None) -> str | None:
     if result is None:
         return None
-    adapter = run_dir / "adapter"
-    fsync_tree(adapter)
-    digest, _ = tree_digest(adapter)
+    fsync_tree(run_dir.adapter)
+    digest, _ = tree_digest(run_dir.adapter)
     if digest != result.adapter_sha256:
-        raise ApplianceError("the adapter is not the one the worker reported", where=str(adapter))
+        raise ApplianceError("the adapter is not the one the worker reported", where=str(run_dir.adapter))
     return digest
 
 

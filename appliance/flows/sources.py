@@ -7,7 +7,7 @@ from pathlib import Path
 
 from appliance.errors import UsageError
 from appliance.ingest.spec import IngestSpec
-from appliance.records import UnitOfPrivacy
+from appliance.jobs.plan import UnitOfPrivacy
 
 FORMATS = ("jsonl", "csv", "tsv", "text")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text", ".md": "text"}

@@ -28,18 +28,22 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.flows import jobs, machines, selftest
+from appliance.files import write_atomic
+from appliance.flows import launch, machines, selftest
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator
 from appliance.flows.keys import require_unsealed
 from appliance.flows.machines import Machines
 from appliance.flows.settle import OPEN_STATES, plan_of, settle, undamaged
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous
+from appliance.jobs.train import TrainJob, TrainResult
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
-from appliance.records import PrivacyPlan, Rendezvous, TrainJob, TrainResult, to_json
-from appliance.store.files import write_atomic
+from appliance.values import to_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +97,21 @@ def resume(
       Interrupted: it was interrupted again, and can be resumed again.
       ApplianceError: the worker's refusal; the run is settled as failed.
     """
-    run_dir = home.runs / run_id
+    run_dir = home.run(run_id)
     with home.ledger() as ledger:
         actor = home.actor(operator)
         row = _open_run(ledger, run_id)
         require_unsealed(home)
-        with jobs.supervising(run_dir):
+        with launch.supervising(run_dir):
+            job = _reserved_job(home, ledger, actor, row)
             if others:
-                _require_network(run_dir, row, others)
+                _require_network(job, row, others)
             _self_test(home, ledger, actor, row)
-            row, start = _mark_started(home, ledger, actor, row, nproc, others)
-            follower = _Follower(ledger, actor, row, run_dir / "journal.jsonl", watch)
+            row, start = _mark_started(home, ledger, actor, row, nproc or job.engine.nproc, others)
+            follower = _Follower(ledger, actor, row, run_dir.journal, watch)
             try:
-                rendezvous = _invite(home, run_dir, start, others, tell) if others else None
-                result = jobs.run_worker(
+                rendezvous = _invite(home, run_dir, job, start, others, tell) if others else None
+                result = launch.run_worker(
                     run_dir, TrainResult, watch=follower.poll, ranks=start.ranks, rendezvous=rendezvous
                 )
             except (KeyboardInterrupt, Interrupted) as interruption:
@@ -130,23 +135,29 @@ def _self_test(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> None:
         raise
 
 
-def _require_network(run_dir: Path, row: RunRow, others: Machines) -> None:
-    """Refuse a network that the ranks would refuse, while nothing is marked as started."""
-    data = (run_dir / "job.json").read_bytes()
-    if hashlib.sha256(data).hexdigest() != row.spec_sha256:
-        return  # `_mark_started` ends such a run
+def _reserved_job(home: Home, ledger: Ledger, actor: Actor, row: RunRow) -> TrainJob:
+    """Read the job that was reserved; a run whose job was altered ends here."""
     try:
-        machines.require_network(TrainJob.model_validate_json(data).isolation, others)
+        return home.run(row.id).reserved_job(TrainJob, row.spec_sha256)
+    except IntegrityError:
+        broken = IntegrityError(f"the journal or the job of run {row.id} was altered; it is charged in full")
+        settle(home, ledger, actor, row, broken)
+        raise broken from None
+
+
+def _require_network(job: TrainJob, row: RunRow, others: Machines) -> None:
+    """Refuse a network that the ranks would refuse, while nothing is marked as started."""
+    try:
+        machines.require_network(job.isolation, others)
     except ApplianceError as obstacle:
         refusal = _resumable(row, obstacle)
         refusal.hint = f"{obstacle.hint}; then {refusal.hint}"
         raise refusal from None
 
 
-def _invite(home: Home, run_dir: Path, start: _Start, others: Machines, tell: Tell) -> Rendezvous:
+def _invite(home: Home, run_dir: RunDir, job: TrainJob, start: _Start, others: Machines, tell: Tell) -> Rendezvous:
     """Write the tickets of this start and tell where they are; where this machine's ranks meet the others."""
-    job = TrainJob.model_validate_json((run_dir / "job.json").read_bytes())
-    evidence = (run_dir / "evidence.json").read_bytes()
+    evidence = run_dir.evidence.read_bytes()
     tell(machines.write_tickets(home, run_dir, job, others, start.ranks, start.nonce, evidence), job)
     return others.rendezvous(0, start.ranks, start.nonce)
 
@@ -193,22 +204,20 @@ def find(ledger: Ledger, run_id: str) -> RunRow:
 
 
 def _mark_started(
-    home: Home, ledger: Ledger, actor: Actor, row: RunRow, nproc: int | None, others: Machines | None
+    home: Home, ledger: Ledger, actor: Actor, row: RunRow, ranks: int, others: Machines | None
 ) -> tuple[RunRow, _Start]:
     """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
-    run_dir = home.runs / row.id
-    path = run_dir / "journal.jsonl"
+    run_dir = home.run(row.id)
     plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
     first = row.state == "reserved"
     if first:
-        journal.Journal.open(path, row.id, plan_sha256).close()
-    state = journal.read(path, row.id)
+        journal.Journal.open(run_dir.journal, row.id, plan_sha256).close()
+    state = journal.read(run_dir.journal, row.id)
     if state is None or not undamaged(run_dir, row):
         broken = IntegrityError(f"the journal or the job of run {row.id} was altered; it is charged in full")
         settle(home, ledger, actor, row, broken)
         raise broken
     left = max(0, row.reserved_attempts - state.attempts)
-    ranks = nproc or TrainJob.model_validate_json((run_dir / "job.json").read_bytes()).engine.nproc
     nonce = secrets.token_hex(16)
     facts = {"run_id": row.id, "dataset_id": row.dataset_id, "attempts_left": left, "nonce": nonce, "ranks": ranks}
     if others:
@@ -217,7 +226,7 @@ def _mark_started(
         tx.runs.update(row.id, state="running", recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
     ledger.sign()
-    write_atomic(run_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
+    write_atomic(run_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
     return find(ledger, row.id), _Start(ranks, nonce)
 
 
@@ -265,20 +274,20 @@ def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) 
       UsageError: the run has ended already.
       Busy: the supervisor did not end in time.
     """
-    run_dir = home.runs / run_id
+    run_dir = home.run(run_id)
     with home.ledger(writable=False) as ledger:
         _open_run(ledger, run_id)
     tell_at = time.monotonic()
     deadline = tell_at + wait_s
-    while (pid := jobs.supervisor_of(run_dir)) is not None:
+    while (pid := launch.supervisor_of(run_dir)) is not None:
         if time.monotonic() > deadline:
             raise Busy(f"the supervisor of {run_id} (process {pid}) does not end")
         if time.monotonic() >= tell_at:  # not at once again: a second one would be raised in the middle of its ending
             os.kill(pid, signal.SIGINT)
             tell_at += wait_s / 3
         time.sleep(0.1)
-    run_dir.mkdir(mode=0o700, exist_ok=True)
-    with home.ledger() as ledger, jobs.supervising(run_dir):
+    run_dir.path.mkdir(mode=0o700, exist_ok=True)
+    with home.ledger() as ledger, launch.supervising(run_dir):
         row = find(ledger, run_id)
         return settle(home, ledger, home.actor(operator), row, None) if row.state in OPEN_STATES else row
 
@@ -287,11 +296,11 @@ def status(home: Home) -> list[tuple[RunRow, Step, bool]]:
     """`train status`: every run, its public progress, and whether a supervisor is alive."""
     with home.ledger(writable=False) as ledger, ledger.read() as rows:
         runs = list(rows.runs.list())
-    return [(row, progress_of(home, row), jobs.supervisor_of(home.runs / row.id) is not None) for row in runs]
+    return [(row, progress_of(home, row), launch.supervisor_of(home.run(row.id)) is not None) for row in runs]
 
 
 def progress_of(home: Home, row: RunRow) -> Step:
     """Public progress of a run, from its journal."""
-    state = journal.read(home.runs / row.id / "journal.jsonl", row.id)
+    state = journal.read(home.run(row.id).journal, row.id)
     attempts, steps = (state.attempts, state.steps) if state else (row.charged_attempts or 0, 0)
     return Step(run_id=row.id, attempts=attempts, steps=steps, plan=plan_of(row))

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, PolicyDenied, UsageError
-from appliance.flows import jobs
+from appliance.files import commit, fsync_tree, make_directory, write_atomic
+from appliance.flows import launch
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.order import Order, embedded_in, order_of, tried_on
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.watermark import DetectJob, DetectResult, EmbedJob, EmbedResult
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import WatermarkKeyRow
-from appliance.records import DetectJob, DetectResult, EmbedJob, EmbedResult, Value, to_json
 from appliance.store.commitment import commit_to
-from appliance.store.files import commit, fsync_tree, make_directory, tree_digest, write_atomic
+from appliance.store.trees import tree_digest
+from appliance.values import Value
 
 R = TypeVar("R", bound=Value)
-RELEASED = "released"
-ESCROW = "escrow.sealed"
-CERTIFICATE = "watermark_certificate.json"
 
 
 def keygen(home: Home, operator: Operator) -> WatermarkKeyRow:
@@ -70,7 +70,7 @@ def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
       IntegrityError: adapter, key, algorithm or ledger are not those of the commitment.
       GateFailed: the adapter is too small to carry a mark.
     """
-    run_dir = home.runs / run_id
+    run_dir = home.run(run_id)
     with home.ledger() as ledger:
         actor = home.actor(operator)
         with _refusals_recorded(ledger, actor):
@@ -79,7 +79,7 @@ def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
         if done is not None and _is_complete(run_dir, done):
             return done
         require_unsealed(home)
-        with jobs.supervising(run_dir), _job_directory(home) as job_dir:
+        with launch.supervising(run_dir), _job_directory(home) as job_dir:
             result = _run(ledger, actor, order, _embed_job(home, order), job_dir, EmbedResult)
             facts = _embedded_facts(order, result)
             _confirm(job_dir, facts, order, done)
@@ -127,7 +127,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
             result = _run(ledger, actor, order, job, job_dir, DetectResult)
             if result.suspect_sha256 != digest:
                 raise IntegrityError("the suspect changed while it was examined", where=str(suspect))
-            certificate = _keep_certificate(job_dir, home.runs / run_id, result)
+            certificate = _keep_certificate(job_dir, home.run(run_id), result)
         facts = _detected_facts(order, result, keys_tested)
         with ledger.transaction(actor, reason=operator.reason or None) as tx:
             tx.append("watermark.detected", facts, subject=run_id)
@@ -146,32 +146,31 @@ def _refusals_recorded(ledger: Ledger, actor: Actor) -> Iterator[None]:
 
 
 @contextmanager
-def _job_directory(home: Home) -> Iterator[Path]:
-    path = home.runs / new_id("mark")
-    path.mkdir(mode=0o700)
+def _job_directory(home: Home) -> Iterator[RunDir]:
+    made = home.run(new_id("mark"))
+    made.path.mkdir(mode=0o700)
     try:
-        yield path
+        yield made
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(made.path, ignore_errors=True)
 
 
-def _run(ledger: Ledger, actor: Actor, order: Order, job: EmbedJob | DetectJob, job_dir: Path, kind: type[R]) -> R:
+def _run(ledger: Ledger, actor: Actor, order: Order, job: EmbedJob | DetectJob, job_dir: RunDir, kind: type[R]) -> R:
     """Leave the evidence for the key agent in a signed leaf, then run the worker."""
     purpose = "embed" if isinstance(job, EmbedJob) else "detect"
     facts = {"run_id": order.run.id, "key_id": job.key.key_id, "nonce": secrets.token_hex(16), "purpose": purpose}
     with ledger.transaction(actor) as tx:
         index = tx.append("watermark.started", facts, subject=order.run.id)
     ledger.sign()
-    write_atomic(job_dir / "evidence.json", evidence_for(ledger.prove(index), ledger.leaf(index)))
-    write_atomic(job_dir / "job.json", to_json(job))
-    return jobs.run_worker(job_dir, kind)
+    write_atomic(job_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
+    job_dir.write_job(job)
+    return launch.run_worker(job_dir, kind)
 
 
 def _common(home: Home, order: Order) -> dict[str, Any]:
     """What both jobs share. Device, data type and threads are those of the run, so that a repetition agrees."""
     trained = order.job
     return {
-        "schema": "appliance.job/1",
         "run_id": order.run.id,
         "engine": trained.engine,
         "isolation": trained.isolation,
@@ -183,12 +182,12 @@ def _common(home: Home, order: Order) -> dict[str, Any]:
 
 
 def _embed_job(home: Home, order: Order) -> EmbedJob:
-    adapter = home.runs / order.run.id / "adapter"
+    adapter = home.run(order.run.id).adapter
     return EmbedJob(**_common(home, order), adapter_dir=str(adapter), adapter_sha256=order.adapter_sha256)
 
 
 def _detect_job(home: Home, order: Order, suspect: Path, escrow_sha256: str, keys_tested: int) -> DetectJob:
-    escrow = home.runs / order.run.id / ESCROW
+    escrow = home.run(order.run.id).escrow
     if not escrow.exists():
         hint = f"restore it from a backup, or make it again with `appliance watermark embed {order.run.id}`"
         raise ArtefactMissing("the reference of this run is not here", hint=hint, where=str(escrow))
@@ -236,12 +235,12 @@ def _detected_facts(order: Order, result: DetectResult, keys_tested: int) -> dic
     }
 
 
-def _confirm(job_dir: Path, facts: dict[str, Any], order: Order, done: dict[str, Any] | None) -> None:
+def _confirm(job_dir: RunDir, facts: dict[str, Any], order: Order, done: dict[str, Any] | None) -> None:
     """The files must be what the worker says, and what the ledger says if this was done before."""
-    released, _ = tree_digest(job_dir / RELEASED)
-    certificate = _sha256(job_dir / CERTIFICATE)
+    released, _ = tree_digest(job_dir.released)
+    certificate = _sha256(job_dir.certificate)
     if (released, certificate) != (facts["released_sha256"], facts["certificate_sha256"]):
-        raise ApplianceError("the marked adapter is not the one the worker reported", where=str(job_dir))
+        raise ApplianceError("the marked adapter is not the one the worker reported", where=str(job_dir.path))
     if facts["algorithm_sha256"] != order.algorithm_sha256:
         raise IntegrityError("the worker used another algorithm than the ledger committed to")
     if done is not None and any(done[name] != facts[name] for name in ("released_sha256", "escrow_sha256")):
@@ -249,31 +248,31 @@ def _confirm(job_dir: Path, facts: dict[str, Any], order: Order, done: dict[str,
         raise IntegrityError("the mark made again is not the one the ledger records", hint=hint)
 
 
-def _keep(job_dir: Path, run_dir: Path) -> None:
+def _keep(job_dir: RunDir, run_dir: RunDir) -> None:
     """Move what was made into the run's directory: escrow and certificate first, the released adapter last."""
-    shutil.rmtree(run_dir / RELEASED, ignore_errors=True)
-    for name in (ESCROW, CERTIFICATE):
-        write_atomic(run_dir / name, (job_dir / name).read_bytes())
-    fsync_tree(job_dir / RELEASED)
-    commit(job_dir / RELEASED, run_dir / RELEASED)
+    run_dir.clear(run_dir.released)
+    write_atomic(run_dir.escrow, job_dir.escrow.read_bytes())
+    write_atomic(run_dir.certificate, job_dir.certificate.read_bytes())
+    fsync_tree(job_dir.released)
+    commit(job_dir.released, run_dir.released)
 
 
-def _keep_certificate(job_dir: Path, run_dir: Path, result: DetectResult) -> Path:
-    if _sha256(job_dir / CERTIFICATE) != result.certificate_sha256:
-        raise ApplianceError("the certificate is not the one the worker reported", where=str(job_dir))
-    target = run_dir / "detections"
-    make_directory(target)
-    write_atomic(target / f"{result.certificate_sha256}.json", (job_dir / CERTIFICATE).read_bytes())
-    return target / f"{result.certificate_sha256}.json"
+def _keep_certificate(job_dir: RunDir, run_dir: RunDir, result: DetectResult) -> Path:
+    if _sha256(job_dir.certificate) != result.certificate_sha256:
+        raise ApplianceError("the certificate is not the one the worker reported", where=str(job_dir.path))
+    make_directory(run_dir.detections)
+    target = run_dir.detections / f"{result.certificate_sha256}.json"
+    write_atomic(target, job_dir.certificate.read_bytes())
+    return target
 
 
-def _is_complete(run_dir: Path, facts: dict[str, Any]) -> bool:
+def _is_complete(run_dir: RunDir, facts: dict[str, Any]) -> bool:
     try:
-        released, _ = tree_digest(run_dir / RELEASED)
+        released, _ = tree_digest(run_dir.released)
         return (
             released == facts["released_sha256"]
-            and _sha256(run_dir / CERTIFICATE) == facts["certificate_sha256"]
-            and (run_dir / ESCROW).exists()
+            and _sha256(run_dir.certificate) == facts["certificate_sha256"]
+            and run_dir.escrow.exists()
         )
     except (ArtefactMissing, FileNotFoundError):
         return False

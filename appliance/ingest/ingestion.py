@@ -13,7 +13,8 @@ from appliance.ingest.reading import read_rows
 from appliance.ingest.shapes import Parts, kept_of, shaper, subject_of, unescaped
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
-from appliance.records import Private, Record, RecordKind
+from appliance.jobs.record import Record, RecordKind
+from appliance.values import Private
 
 MAX_LISTED = 10_000
 _BATCH = 1024

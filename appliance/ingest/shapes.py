@@ -8,7 +8,7 @@ from typing import Any
 
 from appliance.ingest.source import RowRefused
 from appliance.ingest.spec import IngestSpec, Template
-from appliance.records import ROLES, RecordKind
+from appliance.jobs.record import ROLES, RecordKind
 
 Parts = tuple[tuple[str, str], ...]
 Shaper = Callable[[dict[str, Any]], tuple[RecordKind, Parts]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.errors import UsageError
-from appliance.records import UnitOfPrivacy
+from appliance.jobs.plan import UnitOfPrivacy
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
 Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]

@@ -25,7 +25,7 @@ from typing import Any
 from appliance.errors import IsolationViolated
 from appliance.isolation import kernel, loopback, sandbox
 from appliance.isolation.targets import Targets
-from appliance.records import IsolationSpec
+from appliance.jobs.job import IsolationSpec
 
 _SECONDS_EACH = 8
 _MODULE = ("-m", "appliance.isolation.leakers")

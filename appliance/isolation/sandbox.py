@@ -14,7 +14,7 @@ from pathlib import Path
 
 from appliance.errors import IsolationViolated
 from appliance.isolation import landlock, loopback, process, seccomp, tunnel
-from appliance.records import IsolationReport, IsolationSpec
+from appliance.jobs.job import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
 LOOPBACK_ONLY = "loopback only, in a namespace of its own; all but TCP denied by seccomp"

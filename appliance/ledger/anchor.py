@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import IntegrityError
-from appliance.ledger import durable
+from appliance.files import locked, write_atomic
 from appliance.ledger.keyring import Keyring
 from appliance.ledger.note import Checkpoint
 
@@ -39,10 +35,10 @@ class Anchor:
 
     def advance(self, note: str, size: int, ring: Keyring) -> None:
         """Make `note` the anchor and fsync it, unless another process has anchored a larger tree meanwhile."""
-        with self._locked():
+        with locked(self.path.parent):
             current = self.read(ring)
             if current is None or current[1].size < size:
-                durable.replace(self.path, note.encode())
+                write_atomic(self.path, note.encode())
 
     def outside(self, other: Path) -> bool:
         """Whether the anchor lies on another file system than `other`, where a rollback of one spares the other."""
@@ -50,12 +46,3 @@ class Anchor:
             return self.path.stat().st_dev != other.stat().st_dev
         except OSError:
             return False
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

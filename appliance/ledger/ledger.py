@@ -10,10 +10,10 @@ from typing import Self
 from sqlalchemy import Connection, false
 
 from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.files import fsync_directory
 from appliance.ledger import schema, witness
 from appliance.ledger.database import Database, roles
 from appliance.ledger.dialect import Roles
-from appliance.ledger.durable import sync_directory
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
 from appliance.ledger.keyring import REKEYED, Keyring, build, described, first_keys, leaves_about_keys, rekeying
@@ -51,7 +51,7 @@ class Ledger(LedgerReader):
             with ledger._owner() as owner, owner.define() as connection:
                 ledger._begin(connection)
             if database.file is not None:
-                sync_directory(database.file.parent)
+                fsync_directory(database.file.parent)
             ledger.sign()
         except BaseException:
             database.close()

@@ -19,7 +19,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, WillNotFit
-from appliance.ledger import dialect, durable
+from appliance.files import disk_errors_explained
+from appliance.ledger import dialect
 from appliance.ledger.dialect import Finding, Purpose, Rows, Statement
 
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (sqlite3.Error,)
@@ -59,7 +60,7 @@ def engine(url: URL, *, writable: bool, create: bool) -> Engine:
     """
     path = Path(str(url.database))
     if create:
-        with durable.explained(path):
+        with disk_errors_explained(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     elif not path.is_file():
         raise ArtefactMissing("there is no ledger here", where=str(path), hint="appliance init")
@@ -158,7 +159,7 @@ def explained(error: BaseException | None, where: str) -> ApplianceError:
 def _files_can_be_made(directory: Path) -> bool:
     """Whether there is room for the write-ahead log and its shared memory, of which SQLite only says "cannot open"."""
     try:
-        with durable.explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
+        with disk_errors_explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
             return True
     except WillNotFit:
         return False

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.errors import ConfigInvalid, PolicyDenied
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.policy.policy import ClassRules, Policy
 from appliance.policy.run_file import RunFile
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

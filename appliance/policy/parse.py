@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from appliance.errors import ConfigInvalid
 from appliance.policy.yaml import Document, Path, load, shown
-from appliance.records import Value
+from appliance.values import Value
 
 V = TypeVar("V", bound=Value)
 

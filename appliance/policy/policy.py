@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from appliance.errors import PolicyDenied
+from appliance.jobs.job import IsolationSpec
 from appliance.policy.parse import parse_value
-from appliance.records import Count, Digest, IsolationSpec, Positive, Value
+from appliance.values import Count, Digest, Positive, Value
 
 UnitKind = Literal["record", "subject"]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import Filter, UnitOfPrivacy
+from appliance.jobs.train import TrainSpec
 from appliance.policy import yaml
 from appliance.policy.parse import parse_value
 from appliance.policy.policy import Word
-from appliance.records import Count, Digest, Filter, LoraSpec, Positive, TrainSpec, UnitOfPrivacy, Value
+from appliance.values import Count, Digest, Positive, Value
 
 
 class BaseChoice(Value):

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from appliance.errors import ConfigInvalid, GateFailed
-from appliance.records import PrivacyPlan
+from appliance.jobs.plan import PrivacyPlan
 
 LEAST_NOISE = 0.2
 """Noise multipliers below this are refused: their epsilon means nothing and its computation needs gigabytes."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.errors import BudgetExceeded, ConfigInvalid
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism, composition, epsilon_pld
-from appliance.records import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

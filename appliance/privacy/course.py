@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Context, Decimal
 
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import composition, epsilon_pld
-from appliance.records import PrivacyPlan
 
 POINTS = 12
 

@@ -28,6 +28,7 @@ from typing import Any
 import orjson
 
 from appliance.errors import ApplianceError, IntegrityError, WillNotFit
+from appliance.files import write_all, write_atomic
 
 SCHEMA = "appliance.journal/1"
 _START = bytes(32)
@@ -82,14 +83,14 @@ class Journal:
             if content is None:
                 opening = {"type": "opened", "schema": SCHEMA, "run_id": run_id, "plan_sha256": plan_sha256}
                 content = _line(_START, opening)
-                _replace(path, content)
+                write_atomic(path, content)
             state = _parse(content, run_id)
             if not state.intact or state.plan_sha256 != plan_sha256:
                 raise IntegrityError("the journal is damaged or belongs to another run or plan", where=str(path))
             if state.torn_tail:
                 whole = content[: content.rfind(b"\n") + 1]
                 content = whole + _line(bytes.fromhex(state.head_sha256), {"type": "torn"})
-                _replace(path, content)
+                write_atomic(path, content)
                 state = _parse(content, run_id)
             return cls(path, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW), state)
         except OSError as error:
@@ -139,7 +140,7 @@ class Journal:
         line = _line(bytes.fromhex(self._state.head_sha256), entry)
         self._failed = True
         try:
-            _write_all(self._descriptor, line)
+            write_all(self._descriptor, line)
             os.fsync(self._descriptor)
         except OSError as error:
             raise _refusal(error, self._path) from None
@@ -247,28 +248,6 @@ def _content(path: Path) -> bytes | None:
     with os.fdopen(descriptor, "rb") as file:
         # Anything but a regular file is not a journal; reading a pipe could also wait for ever.
         return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: at every moment the old or the new journal is there, whole."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _refusal(error: OSError, path: Path) -> ApplianceError:

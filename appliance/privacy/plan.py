@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from appliance.errors import ConfigInvalid
+from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, calibrate_schedule, composition, epsilon_pld
-from appliance.records import Phase, PrivacyPlan, UnitOfPrivacy
 
 UNITS_PER_DELTA = 100
 """Delta is at most 1 / (UNITS_PER_DELTA * declared units): at most 1/100 of a unit is expected to be exposed whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from appliance.errors import UsageError
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report import card, page, statement
 from appliance.report.compose import compose
 from appliance.report.evidence import SignedHead, gather

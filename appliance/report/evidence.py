@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ArtefactMissing
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report.figures import Figure
 
 ENDINGS = ("run.settled", "run.failed", "run.aborted")

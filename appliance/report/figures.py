@@ -10,7 +10,7 @@ import orjson
 from markupsafe import Markup, escape
 
 from appliance.errors import ApplianceError
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 
 Source = Literal["figure", "leaf", "head"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report.blocks import Finding, Tone, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, items, leaf_field, states

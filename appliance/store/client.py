@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import KeyUnavailable, UsageError
-from appliance.records import Value, to_json
 from appliance.store.nodes import NodeKey
 from appliance.store.protocol import (
     MAX_MESSAGE,
@@ -27,6 +26,7 @@ from appliance.store.protocol import (
     receive_message,
     send_message,
 )
+from appliance.values import Value, to_json
 
 _REPLY_WITHIN_S = 60.0
 

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable
-from appliance.records import Count, Value, to_json
-from appliance.store.files import make_directory, write_atomic
+from appliance.files import make_directory, write_atomic
 from appliance.store.wrapping import KEY_BYTES, unwrap, wipe, wrap
+from appliance.values import Count, Value, to_json
 
 StoreId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _FILE_LIMIT = 1 << 16

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import Field
 
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable, UsageError, WillNotFit
-from appliance.records import Digest, Value, to_json
-from appliance.store.files import write_atomic
+from appliance.files import write_atomic
 from appliance.store.keys import RootKey, StoreId, read_canonical
 from appliance.store.wrapping import KEY_BYTES, _wrap, unwrap, wipe
+from appliance.values import Digest, Value, to_json
 
 _NO_CHECKSUM = "0" * 64
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from appliance.errors import ArtefactMissing, IntegrityError, IsolationViolated, KeyUnavailable, UsageError
-from appliance.store.files import write_atomic
+from appliance.files import write_atomic
 
 PUBLIC, PRIVATE = "node.pub", "node.key"
 _PUBLIC_PREFIX, _PRIVATE_PREFIX = "appliance-node-key/1 ", "appliance-node-private-key/1 "

@@ -18,7 +18,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
 from appliance.errors import ApplianceError, IntegrityError, KeyUnavailable, UsageError
-from appliance.records import Count, Digest, Value
+from appliance.values import Count, Digest, Value
 
 MAX_MESSAGE = 1 << 20
 _LENGTH = struct.Struct("<I")

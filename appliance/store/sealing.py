@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from appliance.errors import DataInvalid, WillNotFit
-from appliance.store.files import staged, write_all
+from appliance.files import staged, write_all
 from appliance.store.layout import CHUNK, MAX_CHUNKS, MAX_RECORD, SALT, SEALED_CHUNK, TAG, Stream, Trailer
 
 _BATCH = 16  # chunks encrypted before they are hashed and written together

@@ -7,8 +7,9 @@ from typing import Any
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 
+from appliance.jobs.account import PrivacySpent
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import Mechanism, composition, epsilon_pld
-from appliance.records import PrivacyPlan, PrivacySpent
 
 
 def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from appliance.errors import ConfigInvalid
-from appliance.records import LoraSpec
+from appliance.jobs.lora import LoraSpec
 from appliance.train.lora import ATTENTION, Adapter, Site
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import jinja2
 
 from appliance.errors import ConfigInvalid
-from appliance.records import Private, Record, TrainSpec
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
+from appliance.values import Private
 
 Piece = tuple[str, bool]
 """Text and whether it is supervised."""

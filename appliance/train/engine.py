@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from appliance.errors import WillNotFit
-from appliance.records import EngineOptions, PrivacyPlan
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.plan import PrivacyPlan
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, norms
 from appliance.train.encode import Encoded

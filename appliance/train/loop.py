@@ -14,7 +14,7 @@ from opacus.accountants import PRVAccountant
 from torch import Tensor
 
 from appliance.errors import GateFailed, IntegrityError
-from appliance.records import TrainJob, to_json
+from appliance.jobs.train import TrainJob
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.mechanism import assemble
@@ -36,6 +36,7 @@ from appliance.train.snapshot import (
     release_name,
 )
 from appliance.train.trained import Trained, collect
+from appliance.values import to_json
 
 Progress = Callable[[dict[str, int]], None]
 

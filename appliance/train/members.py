@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from appliance.errors import ConfigInvalid
-from appliance.records import Filter, Record, UnitOfPrivacy
+from appliance.jobs.plan import Filter, UnitOfPrivacy
+from appliance.jobs.record import Record
 
 
 class Records(Protocol):

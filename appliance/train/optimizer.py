@@ -11,7 +11,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from appliance.errors import GateFailed
-from appliance.records import PrivacyPlan
+from appliance.jobs.plan import PrivacyPlan
 from appliance.train.clipping import ExactSum
 from appliance.train.lora import Adapter
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from appliance.errors import GateFailed
-from appliance.records import PrivacyPlan, Record
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.record import Record
 from appliance.train.encode import Encoded
 from appliance.train.mechanism import Assembled
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from appliance.errors import Busy, Interrupted
-from appliance.records import Rendezvous
+from appliance.jobs.ticket import Rendezvous
 
 if TYPE_CHECKING:
     from appliance.train.engines import Several

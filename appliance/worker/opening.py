@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import IntegrityError
-from appliance.records import EngineOptions, Record
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.record import Record
 from appliance.store import container
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 
 
 def load_base(

@@ -188,8 +188,8 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
 def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_path: Path, token_ids: list[int]) -> None:
     software, scanned = tmp_path / "software", tmp_path / "scanned"
     old = "        libraries=sandboxed.libraries(),\n"
-    altered(software, "worker/evaluating.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
-    code = software / "appliance" / "worker" / "evaluating.py"
+    altered(software, "worker/evaluate.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
+    code = software / "appliance" / "worker" / "evaluate.py"
     released = "released = _release(job, tokenizer, meter, DecodedRecords(records))"
     replace(code, released, f"first = DecodedRecords(records)[0]\n        {released}")
     shutil.copytree(lived / "scanned" / "home", scanned / "home")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from appliance.errors import GateFailed
-from appliance.records import EngineOptions, TrainJob
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.train import TrainJob
 from appliance.train import engine as engine_module
 from appliance.train import loop
 from appliance.train.loss import hidden_gradient

@@ -40,7 +40,7 @@ def hosts() -> Iterator[list[str]]:
 def software(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("software")
     altered(directory, "isolation/tunnel.py", 'KIND = "wireguard"', 'KIND = "veth"')
-    replace(directory / "appliance" / "worker" / "ranks.py", "cwd=run_dir,", f"cwd={str(directory)!r},")
+    replace(directory / "appliance" / "worker" / "ranks.py", "cwd=run_dir.path,", f"cwd={str(directory)!r},")
     return directory
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from appliance.flows.home import Home, Operator
 from appliance.flows.plan import load
 from appliance.flows.reserve import reserve
-from appliance.records import EngineOptions
+from appliance.jobs.job import EngineOptions
 from tests.e2e.conftest import Appliance
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+from appliance.files import sweep
 from appliance.flows import data
 from appliance.store import container
-from appliance.store.files import sweep
 from tests.e2e.conftest import Appliance
 
 

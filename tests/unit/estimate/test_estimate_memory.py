@@ -20,9 +20,10 @@ from appliance.estimate.memory import Asked, footprint, micro_batch
 from appliance.estimate.pace import operations, run_seconds
 from appliance.estimate.shape import Shape, shape_of
 from appliance.flows.forecast import MARGIN, largest_fitting
-from appliance.flows.jobs import KERNEL_CACHES
+from appliance.flows.launch import KERNEL_CACHES
 from appliance.flows.machine import has_fast_bfloat16
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train import engine, lora, loss
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets

@@ -15,7 +15,7 @@ from appliance.flows.sealing import Contents, Sealed, run_events, seal_directory
 from appliance.ledger.events import EVENTS
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 
 ACTOR = Actor("p-1", "")
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -17,6 +17,7 @@ from appliance.errors import (
     UsageError,
     VerificationIncomplete,
 )
+from appliance.events.logged import LoggedEvent
 from appliance.export import verify
 from appliance.export.manifest import check_paths
 from appliance.flows import export as flow
@@ -24,7 +25,6 @@ from appliance.flows import sealing
 from appliance.ledger import proof
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import Checkpoint
-from appliance.records import LoggedEvent
 from tests.unit.export import sealed
 
 

@@ -15,6 +15,7 @@ from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
 from appliance.flows import budget, evaluate, reserve
 from appliance.flows.evaluable import Evaluable, _check_held_out
 from appliance.flows.home import Home, HomeConfig
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
@@ -22,7 +23,7 @@ from appliance.policy import policy as policies
 from appliance.policy.policy import Policy
 from appliance.privacy.budget import Spend
 from appliance.privacy.evaluation import make_evaluation_plan
-from appliance.records import to_json
+from appliance.values import to_json
 from tests.unit.flows.test_budget import PLAN
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -199,12 +200,11 @@ def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
     ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]], other: Any
 ) -> None:
     (tmp_path / "eval-1").mkdir()
-    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     interloper(other)
     with pytest.raises(BudgetExceeded):
-        evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 1.2), "")
+        evaluate._reserve(ledger, actor, RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32, "")
     with ledger.read() as rows:
         assert rows.evaluations.find("eval-1") is None
     assert not list(ledger.entries(type="evaluation.started"))
@@ -215,11 +215,12 @@ def test_where_the_budget_suffices_for_both_the_second_check_reserves(
     ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]]
 ) -> None:
     (tmp_path / "eval-1").mkdir()
-    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
-    before, after = evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 8), "")
+    before, after = evaluate._reserve(
+        ledger, actor, RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32, ""
+    )
     assert len(checks) == 2
     assert (before, after) == (pytest.approx(1.0, abs=1e-3), pytest.approx(1.46, abs=0.1))
     kinds = [entry.leaf["type"] for entry in ledger.entries(subject="run-1")]
@@ -271,7 +272,7 @@ def test_an_evaluation_that_is_being_supervised_is_not_closed(
 ) -> None:
     home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
     (home.runs / "eval-1").mkdir(parents=True)
-    with evaluate.jobs.supervising(home.runs / "eval-1"):
+    with evaluate.launch.supervising(home.run("eval-1")):
         book([evaluation("eval-1", state="reserved")])
         evaluate.close_dead(home, ledger, actor)
         with ledger.read() as rows:

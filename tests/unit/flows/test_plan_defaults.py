@@ -3,10 +3,10 @@
 import pytest
 
 from appliance.flows.plan import EPOCHS, Wish, settings
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.policy import policy as policies
 from appliance.policy import shipped
 from appliance.privacy.plan import make_plan
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 UNITS = (100, 500, 599, 600, 601, 1_000, 2_400, 10_003, 100_000, 1_000_000)
 

@@ -9,25 +9,18 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import GateFailed
-from appliance.flows import jobs, selftest
+from appliance.errors import GateFailed, IntegrityError
+from appliance.flows import launch, selftest
+from appliance.flows.home import Home, HomeConfig
+from appliance.jobs.job import EngineOptions, IsolationReport, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.records import (
-    Check,
-    EngineOptions,
-    IsolationReport,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    SealedObject,
-    SelftestJob,
-    SelftestResult,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-    to_json,
-)
+from appliance.values import to_json
 
 
 def job(noise_multiplier: float = 1.0) -> bytes:
@@ -67,9 +60,9 @@ class Worker:
     def __init__(self) -> None:
         self.starts, self.passed = 0, True
 
-    def __call__(self, run_dir: Path, result_type: Any, **_: Any) -> SelftestResult:
+    def __call__(self, run_dir: RunDir, result_type: Any, **_: Any) -> SelftestResult:
         self.starts += 1
-        asked = SelftestJob.model_validate_json((run_dir / "job.json").read_bytes())
+        asked = SelftestJob.model_validate_json(run_dir.job.read_bytes())
         made = SelftestResult(
             schema="appliance.result/1",
             run_id=asked.run_id,
@@ -78,21 +71,21 @@ class Worker:
             isolation=IsolationReport(network="off", files="restricted", core_dumps="off"),
             libraries={},
         )
-        (run_dir / "result.json").write_bytes(to_json(made))
+        run_dir.result.write_bytes(to_json(made))
         return made
 
 
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     made = Worker()
-    monkeypatch.setattr(jobs, "run_worker", made)
+    monkeypatch.setattr(launch, "run_worker", made)
     return made
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Any:
     (tmp_path / "runs" / "run_1").mkdir(parents=True)
-    return SimpleNamespace(runs=tmp_path / "runs")
+    return Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
 
 
 @pytest.fixture
@@ -106,7 +99,6 @@ def test_a_passed_test_counts_until_software_job_or_boot_change(
     home: Any, ledger: Ledger, actor: Actor, row: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = selftest.ensure(home, ledger, actor, row)
-    assert first is not None
     assert selftest.ensure(home, ledger, actor, row) == first
     assert worker.starts == 1
     facts = ledger.entry(first.entry).leaf["facts"]
@@ -124,7 +116,8 @@ def test_a_passed_test_counts_until_software_job_or_boot_change(
 
     changed = job(noise_multiplier=1.5)
     (home.runs / "run_1" / "job.json").write_bytes(changed)
-    assert selftest.ensure(home, ledger, actor, row) is None  # not the reserved job: refused by what follows
+    with pytest.raises(IntegrityError, match="not the one that was reserved"):
+        selftest.ensure(home, ledger, actor, row)
     row.spec_sha256 = hashlib.sha256(changed).hexdigest()
     selftest.ensure(home, ledger, actor, row)
     assert worker.starts == 4
@@ -148,9 +141,9 @@ def test_a_result_that_contradicts_its_checks_has_not_passed(
         worker.passed = False
         return worker(run_dir, result_type).model_copy(update={"passed": True})
 
-    monkeypatch.setattr(jobs, "run_worker", lying)
+    monkeypatch.setattr(launch, "run_worker", lying)
     with pytest.raises(GateFailed):
         selftest.ensure(home, ledger, actor, row)
-    monkeypatch.setattr(jobs, "run_worker", lambda *a: worker(*a).model_copy(update={"passed": True, "checks": ()}))
+    monkeypatch.setattr(launch, "run_worker", lambda *a: worker(*a).model_copy(update={"passed": True, "checks": ()}))
     with pytest.raises(GateFailed, match="no check"):
         selftest.ensure(home, ledger, actor, row)

@@ -21,22 +21,16 @@ from appliance.errors import (
     KeyUnavailable,
     UsageError,
 )
-from appliance.flows import jobs, machines, node
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Rendezvous,
-    SealedObject,
-    Ticket,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-    to_json,
-)
+from appliance.flows import launch, machines, node
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous, Ticket
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.store import nodes
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
+from appliance.values import to_json
 
 NONCE, MEET = "aa" * 16, "10.9.0.1:29400"
 KEYS = [nodes.NodeKey(bytes([number]) * 32).line for number in (1, 2)]
@@ -212,5 +206,5 @@ def test_a_start_that_is_joined_already_is_busy(tmp_path: Path, carry: Callable[
     carry()
     run_dir = tmp_path / "node" / "runs" / f"run_0123456789ab-{NONCE[:8]}"
     run_dir.mkdir(parents=True)
-    with jobs.supervising(run_dir):
+    with launch.supervising(RunDir(run_dir)):
         refused(tmp_path, Busy)

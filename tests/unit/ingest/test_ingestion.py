@@ -15,7 +15,9 @@ from appliance.errors import ArtefactMissing, DataInvalid, IntegrityError, Usage
 from appliance.ingest.fingerprints import Fingerprinter, overlap, sorted_unique
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.spec import IngestSpec
-from appliance.records import Private, Record, UnitOfPrivacy
+from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.values import Private
 
 KEY = b"k" * 32
 SUBJECT = UnitOfPrivacy(kind="subject", key="who", max_records=2)

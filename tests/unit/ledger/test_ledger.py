@@ -25,7 +25,8 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.ledger import durable, proof, schema, sqlite
+from appliance.files import write_atomic
+from appliance.ledger import proof, schema, sqlite
 from appliance.ledger.bodies import BodyVerdict
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
@@ -292,7 +293,7 @@ def test_a_full_disk_is_said(config: LedgerConfig, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WillNotFit):
-        durable.replace(tmp_path / "x", b"x")
+        write_atomic(tmp_path / "x", b"x")
 
 
 def test_a_full_database_is_said_and_nothing_is_lost(

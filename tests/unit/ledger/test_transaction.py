@@ -16,7 +16,7 @@ from appliance.ledger.canonical import LeafInvalid
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
-from appliance.records import Private
+from appliance.values import Private
 from tests.databases import Behind, PostgresDatabase
 
 

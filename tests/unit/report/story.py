@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from appliance.events.logged import LoggedEvent
 from appliance.ledger.events import check_facts
-from appliance.records import LoggedEvent
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 

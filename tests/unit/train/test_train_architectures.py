@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.proofs import coupled, prove, reference_gradient
 from tests.conftest import TINY_VOCABULARY, _save_model

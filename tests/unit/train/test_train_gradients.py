@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt, target_names
 from appliance.train.lora import BLOCK
 from appliance.train.proofs import coupled, prove, reference_gradient

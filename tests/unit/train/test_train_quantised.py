@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.models.quantising import is_quantised, load_quantised
-from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.proofs import coupled, prove, reference_gradient
 from tests.unit.train import rig

@@ -6,7 +6,6 @@ private text, so nothing it prints is kept. What it has to say is in `result.jso
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,8 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -23,7 +21,11 @@ from pydantic import ValidationError
 
 import appliance.errors
 from appliance.errors import ApplianceError, Busy, IntegrityError, Interrupted
-from appliance.records import Failure, Rendezvous, Value, to_json
+from appliance.files import lock
+from appliance.jobs.job import Failure
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous
+from appliance.values import Value, to_json
 
 R = TypeVar("R", bound=Value)
 Watch = Callable[[], None]
@@ -35,7 +37,7 @@ follow the lengths of records: a long run would grow by 600 MiB. Making one anew
 
 
 @contextmanager
-def supervising(run_dir: Path) -> Iterator[None]:
+def supervising(run_dir: RunDir) -> Iterator[None]:
     """Hold the supervisor's lock of a run directory; the file names the holder's process id.
 
     Workers of a supervisor that was killed are gone when the block begins, so nobody else writes the journal.
@@ -43,45 +45,38 @@ def supervising(run_dir: Path) -> Iterator[None]:
     Raises:
       Busy: another process supervises this run.
     """
-    descriptor = os.open(run_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = _lock(run_dir)
     try:
-        _lock(descriptor, run_dir.name)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        run_dir.supervisor_lock.write_text(f"{os.getpid()}\n")
         wait_for_workers(run_dir)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, name: str) -> None:
+def _lock(run_dir: RunDir) -> int:
     for wait_s in (0.0, 0.05, 0.2):  # somebody who only looks holds the lock for a moment
         time.sleep(wait_s)
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-    raise Busy(f"{name} is being supervised by another process")
+        with suppress(BlockingIOError):
+            return lock(run_dir.supervisor_lock, wait=False)
+    raise Busy(f"{run_dir.name} is being supervised by another process")
 
 
-def supervisor_of(run_dir: Path) -> int | None:
+def supervisor_of(run_dir: RunDir) -> int | None:
     """Process id of the live supervisor of a run directory, or None."""
-    try:
-        descriptor = os.open(run_dir / "supervisor.lock", os.O_RDONLY)
-    except FileNotFoundError:
+    path = run_dir.supervisor_lock
+    if not path.exists():
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.close(lock(path, wait=False, shared=True))
     except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).strip()
+        text = path.read_bytes().strip()
         return int(text) if text.isdigit() else None
-    finally:
-        os.close(descriptor)
     return None
 
 
 def run_worker(
-    run_dir: Path,
+    run_dir: RunDir,
     result_type: type[R],
     *,
     watch: Watch = lambda: None,
@@ -104,7 +99,7 @@ def run_worker(
       Interrupted: the user interrupted, or the worker was killed.
       IntegrityError: the worker left something that is not a result.
     """
-    (run_dir / "result.json").unlink(missing_ok=True)
+    run_dir.result.unlink(missing_ok=True)
     process = _spawn(run_dir, ranks, rendezvous)
     try:
         with _interrupts_noted() as noted:
@@ -149,7 +144,7 @@ def _interrupts_noted() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _spawn(run_dir: Path, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -159,46 +154,39 @@ def _spawn(run_dir: Path, ranks: int, rendezvous: Rendezvous | None) -> subproce
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "TMPDIR": str(run_dir / "tmp"),
-        "HF_HOME": str(run_dir / "tmp"),
+        "TMPDIR": str(run_dir.tmp),
+        "HF_HOME": str(run_dir.tmp),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
         **KERNEL_CACHES,
     }
-    (run_dir / "tmp").mkdir(exist_ok=True, mode=0o700)
-    several = ["appliance.worker.ranks", str(run_dir), str(ranks)]
+    run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
+    several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
     return subprocess.Popen(
-        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir)])],
+        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir,
+        cwd=run_dir.path,
         env=environment,
         close_fds=True,
     )
 
 
-def wait_for_workers(run_dir: Path, wait_s: float = 60.0) -> None:
+def wait_for_workers(run_dir: RunDir, wait_s: float = 60.0) -> None:
     """Until no worker holds the run directory: what dies with its supervisor dies a moment later.
 
     Raises:
       Busy: one still does after `wait_s` seconds.
     """
-    try:
-        descriptor = os.open(run_dir / "worker.lock", os.O_RDWR)
-    except FileNotFoundError:
-        return
-    try:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Busy(f"a worker is still on {run_dir.name}") from None
-                time.sleep(0.02)
-    finally:
-        os.close(descriptor)
+    deadline = time.monotonic() + wait_s
+    while run_dir.worker_lock.exists():
+        try:
+            return os.close(lock(run_dir.worker_lock, wait=False))
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Busy(f"a worker is still on {run_dir.name}") from None
+            time.sleep(0.02)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -207,10 +195,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _collect(run_dir: Path, result_type: type[R]) -> R:
-    path = run_dir / "result.json"
+def _collect(run_dir: RunDir, result_type: type[R]) -> R:
     try:
-        data = path.read_bytes()
+        data = run_dir.result.read_bytes()
     except FileNotFoundError:
         raise ApplianceError(f"the worker ended without a result in {run_dir.name}") from None
     try:
@@ -222,7 +209,7 @@ def _collect(run_dir: Path, result_type: type[R]) -> R:
     try:
         return result_type.model_validate_json(data)
     except ValidationError:
-        raise IntegrityError("the worker's result is not what it must be", where=str(path)) from None
+        raise IntegrityError("the worker's result is not what it must be", where=str(run_dir.result)) from None
 
 
 def _as_error(failure: Failure) -> ApplianceError:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.flows import jobs
-from appliance.records import TrainResult
+from appliance.flows import launch
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.train import TrainResult
 
 
 class InterruptedInFinalizer:
@@ -29,10 +30,10 @@ def test_an_interrupt_is_not_lost_in_a_finalizer(tmp_path: Path) -> None:
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        jobs.run_worker(tmp_path, TrainResult, watch=watch)
+        launch.run_worker(RunDir(tmp_path), TrainResult, watch=watch)
     assert len(seen) == 1
     assert signal.getsignal(signal.SIGINT) is before
-    jobs.wait_for_workers(tmp_path, wait_s=0)
+    launch.wait_for_workers(RunDir(tmp_path), wait_s=0)
 
 
 def test_a_second_interrupt_is_raised_at_once(tmp_path: Path) -> None:
@@ -42,4 +43,4 @@ def test_a_second_interrupt_is_raised_at_once(tmp_path: Path) -> None:
         pytest.fail("the second one was not raised")
 
     with pytest.raises(KeyboardInterrupt):
-        jobs.run_worker(tmp_path, TrainResult, watch=hang)
+        launch.run_worker(RunDir(tmp_path), TrainResult, watch=hang)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import GateFailed, WillNotFit
+from appliance.files import make_directory, staged_directory
 from appliance.isolation import sandbox
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import RankResult, Ticket
+from appliance.jobs.train import TrainJob, TrainResult
 from appliance.privacy.accounting import charged_epsilon
 from appliance.privacy.journal import Journal
 from appliance.privacy.sampler import sampler_delta
-from appliance.records import LoraSpec, PrivacyPlan, RankResult, Ticket, TrainJob, TrainResult, to_json
 from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
-from appliance.store.files import commit, fsync_tree, make_directory, tree_digest
+from appliance.store.trees import tree_digest
+from appliance.values import to_json
 from appliance.worker import sandboxed
 from appliance.worker.opening import DecodedRecords, load_base
 from appliance.worker.place import Place, here
@@ -24,8 +29,10 @@ from appliance.worker.place import Place, here
 if TYPE_CHECKING:
     from appliance.train.trained import Trained
 
+JOB = TrainJob
 
-def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
+
+def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     """Train an adapter, or go on with one; the adapter lies in `run_dir/adapter` when this returns.
 
     Of several ranks the first returns the result, and what the others return says only that they are done.
@@ -38,13 +45,12 @@ def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
     isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address)
     trained = _train(job, run_dir, key, place)
     if not place.main:
-        return RankResult(schema="appliance.rank/1", rank=place.rank)
+        return RankResult(rank=place.rank)
     _save(trained, run_dir)
     from appliance.train.accounting import spent
 
-    digest, _ = tree_digest(run_dir / "adapter")
+    digest, _ = tree_digest(run_dir.adapter)
     return TrainResult(
-        schema="appliance.result/1",
         run_id=job.run_id,
         attempts=trained.attempts,
         steps=trained.steps,
@@ -56,19 +62,19 @@ def run(job: TrainJob, run_dir: Path) -> TrainResult | RankResult:
     )
 
 
-def _key(job: TrainJob, run_dir: Path, place: Place) -> bytes:
+def _key(job: TrainJob, run_dir: RunDir, place: Place) -> bytes:
     """The dataset's key: from the key agent, or on a node from its ticket, with the node's key."""
     if place.rendezvous and place.rendezvous.node:
-        ticket = Ticket.model_validate_json((run_dir / "ticket.json").read_bytes())
+        ticket = Ticket.model_validate_json(run_dir.ticket.read_bytes())
         return nodes.unseal(ticket.sealed, Path(place.rendezvous.node), ticket.context())
     sealed = job.dataset
-    evidence = (run_dir / "evidence.json").read_bytes()
+    evidence = run_dir.evidence.read_bytes()
     return AgentClient(Path(job.agent_socket)).release(
         evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch
     )
 
 
-def _train(job: TrainJob, run_dir: Path, key: bytes, place: Place) -> Trained:
+def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
     from appliance.train.loop import train
 
     if place.main:
@@ -80,7 +86,7 @@ def _train(job: TrainJob, run_dir: Path, key: bytes, place: Place) -> Trained:
         container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as opened,
         _journal(job, run_dir) if place.main else nullcontext() as journal,
     ):
-        snapshots = _SealedSnapshots(run_dir / "snapshots", key, job.run_id) if place.main else None
+        snapshots = _SealedSnapshots(run_dir.snapshots, key, job.run_id) if place.main else None
         records = DecodedRecords(opened)
         return train(job, model, tokenizer, records, journal, snapshots, lambda public: None, ranks=ranks)
 
@@ -106,9 +112,9 @@ def _base(job: TrainJob, place: Place) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _journal(job: TrainJob, run_dir: Path) -> Journal:
+def _journal(job: TrainJob, run_dir: RunDir) -> Journal:
     plan_sha256 = hashlib.sha256(to_json(job.plan)).hexdigest()
-    return Journal.open(run_dir / "journal.jsonl", job.run_id, plan_sha256)
+    return Journal.open(run_dir.journal, job.run_id, plan_sha256)
 
 
 def _check_sampler(plan: PrivacyPlan, lora: LoraSpec, model: Any) -> None:
@@ -122,16 +128,13 @@ def _check_sampler(plan: PrivacyPlan, lora: LoraSpec, model: Any) -> None:
         raise GateFailed("the noise sampler costs more of delta than the plan set aside")
 
 
-def _save(trained: Trained, run_dir: Path) -> None:
+def _save(trained: Trained, run_dir: RunDir) -> None:
     """Write the adapter beside its name and rename it: it is there whole or not at all."""
     from appliance.train.trained import save_adapter
 
-    shutil.rmtree(run_dir / "adapter.partial", ignore_errors=True)
-    (run_dir / "adapter.partial").mkdir(mode=0o700)
-    save_adapter(trained, run_dir / "adapter.partial")
-    fsync_tree(run_dir / "adapter.partial")
-    shutil.rmtree(run_dir / "adapter", ignore_errors=True)
-    commit(run_dir / "adapter.partial", run_dir / "adapter")
+    run_dir.clear(run_dir.adapter)
+    with staged_directory(run_dir.adapter) as made:
+        save_adapter(trained, made)
 
 
 class _SealedSnapshots:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance.errors import GateFailed
-from appliance.records import Check, SelftestJob, SelftestResult
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
 from appliance.worker import sandboxed
 from appliance.worker.opening import load_base
 
+JOB = SelftestJob
 
-def run(job: SelftestJob, run_dir: Path) -> SelftestResult:
+
+def run(job: SelftestJob, run_dir: RunDir) -> SelftestResult:
     """Examine the mechanism that a run of this job would train with."""
     isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir))
     checks = _examine(job)
     return SelftestResult(
-        schema="appliance.result/1",
         run_id=job.run_id,
         passed=all(check.passed for check in checks),
         checks=tuple(checks),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance.records import ImportJob, ImportResult
-from appliance.store.files import fsync_tree, tree_digest
+from appliance.files import fsync_tree
+from appliance.jobs.model_import import ImportJob, ImportResult
+from appliance.jobs.rundir import RunDir
+from appliance.store.trees import tree_digest
 from appliance.worker import sandboxed
 
+JOB = ImportJob
 
-def run(job: ImportJob, run_dir: Path) -> ImportResult:
+
+def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
     """Import `job.source` into `job.output_dir`."""
     source, output = Path(job.source), Path(job.output_dir)
     isolation = sandboxed.enter(job.isolation, run_dir, source)
@@ -19,7 +23,6 @@ def run(job: ImportJob, run_dir: Path) -> ImportResult:
     fsync_tree(output)
     digest, files = tree_digest(output)
     return ImportResult(
-        schema="appliance.result/1",
         run_id=job.run_id,
         sha256=digest,
         files=files,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from appliance.records import AccountJob, IsolationSpec, PrivacySpent
+from appliance.jobs.account import AccountJob, PrivacySpent
+from appliance.jobs.job import IsolationSpec
+from appliance.jobs.rundir import RunDir
 from appliance.worker import sandboxed
 
+JOB = AccountJob
 
-def run(job: AccountJob, run_dir: Path) -> PrivacySpent:
+
+def run(job: AccountJob, run_dir: RunDir) -> PrivacySpent:
     """Account `job.attempts` attempts of the plan."""
     sandboxed.enter(IsolationSpec(), run_dir)
     from appliance.train.accounting import spent

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import IntegrityError
+from appliance.jobs.evaluate import EvaluateJob, EvaluateResult
+from appliance.jobs.rundir import RunDir
 from appliance.privacy.evaluation import Statistic
-from appliance.records import EvaluateJob, EvaluateResult, decimal
 from appliance.store import container
 from appliance.store.agent import AgentClient
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
+from appliance.values import decimal
 from appliance.worker import sandboxed
 from appliance.worker.opening import DecodedRecords, load_base
 
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
 
 ADAPTER, MARKED = "adapter", "marked"
 
+JOB = EvaluateJob
 
-def run(job: EvaluateJob, run_dir: Path) -> EvaluateResult:
+
+def run(job: EvaluateJob, run_dir: RunDir) -> EvaluateResult:
     """Measure the adapters of a run against their base on held-out records and on public text."""
     sealed, adapters = job.dataset, _adapters(job)
     client = AgentClient(Path(job.agent_socket))
-    evidence = (run_dir / "evidence.json").read_bytes()
+    evidence = run_dir.evidence.read_bytes()
     key = client.release(evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch)
     places = [Path(job.model_dir), Path(sealed.path), *(directory for directory, _ in adapters.values())]
     isolation = sandboxed.enter(job.isolation, run_dir, *places)
@@ -36,7 +40,6 @@ def run(job: EvaluateJob, run_dir: Path) -> EvaluateResult:
     with container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as records:
         released = _release(job, tokenizer, meter, DecodedRecords(records))
     return EvaluateResult(
-        schema="appliance.result/1",
         run_id=job.run_id,
         evaluation_id=job.evaluation_id,
         released=released,
