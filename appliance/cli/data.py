@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.events.states import Purpose
 
 if TYPE_CHECKING:
     from appliance.ledger.rows import DatasetRow
-
-
-class Purpose(StrEnum):
-    """What a dataset may be used for."""
-
-    TRAINING = "training"
-    EVALUATION = "evaluation"
 
 
 app = typer.Typer(name="data", help="Private data: ingest, list, show, verify.", no_args_is_help=True)
@@ -60,7 +53,7 @@ def ingest(
         paths, format_, prompt=prompt, completion=completion, text=text, subject=subject, max_records=max_records,
         unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
-    declared = flow.Declaration(name=name, units=units, class_name=class_name, purpose=purpose.value)
+    declared = flow.Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
     with render.progress(chosen, "sealing") as bar:
         made = flow.ingest(
             chosen.home(), paths, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")

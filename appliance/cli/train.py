@@ -11,6 +11,7 @@ import typer
 
 from appliance.cli import machines, planning, render, settings
 from appliance.errors import UsageError
+from appliance.events.states import RunState
 
 if TYPE_CHECKING:
     from appliance.flows.home import Home
@@ -187,7 +188,6 @@ def watch(context: typer.Context, run: RunArgument) -> None:
     """Follow a run that another process supervises, until it ends. Ctrl-C stops watching, not the run."""
     from appliance.flows import train as flow
     from appliance.flows.launch import supervisor_of
-    from appliance.flows.settle import OPEN_STATES
 
     chosen = settings.of(context)
     home, run = chosen.home(), chosen.run(run)
@@ -195,7 +195,7 @@ def watch(context: typer.Context, run: RunArgument) -> None:
         row = flow.find(ledger, run)
     with render.progress(chosen, run) as bar:
         show, idle = _watch(bar), 0
-        while row.state in OPEN_STATES and idle < 20:  # a detached supervisor takes a moment to come up
+        while row.state.open and idle < 20:  # a detached supervisor takes a moment to come up
             idle = 0 if supervisor_of(home.run(row.id)) is not None else idle + 1
             show(flow.progress_of(home, row))
             time.sleep(0.5)
@@ -231,7 +231,7 @@ def _watch(bar: render.Bar) -> Callable[[Step], None]:
 
 
 def _state(row: RunRow, alive: bool) -> str:
-    return "interrupted" if row.state == "running" and not alive else row.state
+    return "interrupted" if row.state == RunState.RUNNING and not alive else row.state
 
 
 def _plan_document(resolved: Resolved) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import orjson
 
+from appliance.events.states import EvaluationState
 from appliance.flows.home import Home
 from appliance.flows.policy import active
 from appliance.jobs.plan import PrivacyPlan
@@ -133,7 +134,7 @@ def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
     runs = tuple(run for run in books.runs if run.dataset_id in group)
     evaluations = tuple(row for row in books.evaluations if row.dataset_id in group)
     settled = [spend_of(run) for run in runs if run.charged_attempts is not None]
-    settled += [spend_of_evaluation(row) for row in evaluations if row.state != "reserved"]
+    settled += [spend_of_evaluation(row) for row in evaluations if row.state != EvaluationState.RESERVED]
     cap = cap_of(policy, dataset)
     return Account(
         dataset=dataset,

@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
-from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid, IntegrityError, PolicyDenied, UsageError
+from appliance.errors import ArtefactMissing, DataInvalid, IntegrityError, PolicyDenied, UsageError
+from appliance.events.states import CatalogState, Purpose
 from appliance.files import PARTIAL, commit, sweep, unswept
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.policy import active
+from appliance.flows.refusals import refusals_recorded
 from appliance.ingest.fingerprints import overlap
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
-from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
@@ -43,7 +43,7 @@ class Declaration:
     name: str
     units: int
     class_name: str = "default"
-    purpose: Literal["training", "evaluation"] = "training"
+    purpose: Purpose = Purpose.TRAINING
 
 
 class _Material(NamedTuple):
@@ -82,7 +82,7 @@ def ingest(
     with home.ledger() as ledger:
         actor = home.actor(operator)
         row, policy = active(ledger)
-        try:
+        with refusals_recorded(ledger, actor, "data.refused", PolicyDenied, DataInvalid, policy_sha256=row.sha256):
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
             with ledger.read() as rows:
                 known = rows.datasets.list()
@@ -90,9 +90,6 @@ def ingest(
                 raise UsageError(f"a dataset named {declared.name} exists", hint="choose another name with --name")
             require_unsealed(home)
             material = _seal(home, paths, spec, declared, policy, progress)
-        except (PolicyDenied, DataInvalid) as refusal:
-            _record_refusal(ledger, actor, refusal, row.sha256)
-            raise
         while True:
             overlaps = _overlapping(home, known, material.seal_key, material.fingerprints)
             dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
@@ -135,7 +132,7 @@ def _seal(
         max_records=spec.unit.max_records,
         declared_units=declared.units,
         format=spec.format,
-        state="active",
+        state=CatalogState.ACTIVE,
         object_blake3=sealed.blake3,
         object_bytes=sealed.bytes,
         chunks=sealed.chunks,
@@ -206,9 +203,9 @@ def _facts(dataset: DatasetRow, spec: IngestSpec) -> dict[str, object]:
     return kept | {
         "dataset_id": dataset.id,
         "name": dataset.name,
-        "purpose": dataset.purpose,
+        "purpose": dataset.purpose.value,
         "class": dataset.class_,
-        "unit_kind": dataset.unit_kind,
+        "unit_kind": dataset.unit_kind.value,
         "unit_key": dataset.unit_key,
         "max_records": dataset.max_records,
         "declared_units": dataset.declared_units,
@@ -219,12 +216,6 @@ def _facts(dataset: DatasetRow, spec: IngestSpec) -> dict[str, object]:
         "overlaps": orjson.loads(dataset.overlaps),
         "source": dataset.source,
     }
-
-
-def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError, policy_sha256: str) -> None:
-    """A refused attempt is an event too; its message is public, its place (a file name) is not recorded."""
-    with ledger.transaction(actor, policy_sha256=policy_sha256) as tx:
-        tx.append("data.refused", {"code": refusal.exit_status, "reason": type(refusal).__name__})
 
 
 def datasets(home: Home) -> list[DatasetRow]:

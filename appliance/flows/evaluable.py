@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import IntegrityError, PolicyDenied
+from appliance.events.states import Purpose, RunState
 from appliance.flows import data, model
 from appliance.flows.budget import Books, overlaps
 from appliance.flows.home import Home
@@ -97,7 +98,7 @@ def find_evaluable(ledger: Ledger, home: Home, run_id: str, dataset: str, epsilo
       IntegrityError: the run's job or base model are not those that were reserved.
     """
     run = find(ledger, run_id)
-    if run.state != "finished" or run.adapter_sha256 is None:
+    if run.state != RunState.FINISHED or run.adapter_sha256 is None:
         raise PolicyDenied(f"run {run.id} is {run.state}: only a finished run can be evaluated")
     _, policy = active(ledger)
     with ledger.read() as rows:
@@ -127,7 +128,7 @@ def _check_held_out(run: RunRow, dataset: DatasetRow, books: Books) -> None:
     if run.dataset_id in overlaps(dataset.id, books.datasets):
         message = f"dataset {dataset.name} shares units of privacy with the one run {run.id} was trained on"
         raise PolicyDenied(f"{message}: it is not held out", hint="evaluate on data of other units")
-    if dataset.purpose != "evaluation":
+    if dataset.purpose != Purpose.EVALUATION:
         hint = "ingest held-out data with --purpose evaluation"
         raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for evaluation", hint=hint)
 

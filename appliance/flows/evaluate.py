@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, Interrupted, PolicyDenied
+from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
 from appliance.flows import budget, launch
 from appliance.flows.agent import evidence_for
 from appliance.flows.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
+from appliance.flows.refusals import error_facts, refusals_recorded
 from appliance.jobs.evaluate import EvaluateJob, EvaluateResult
 from appliance.jobs.job import SealedObject
 from appliance.jobs.rundir import RunDir
@@ -33,6 +35,8 @@ from appliance.values import decimal, rounded_up
 
 PUBLIC_TOKENS = 8000
 """Next-token predictions on public text unless more are asked for."""
+
+REFUSED = "evaluation.refused"
 
 Watch = Callable[[], None]
 
@@ -97,7 +101,7 @@ def evaluate(
     with home.ledger() as ledger:
         actor = home.actor(operator)
         close_dead(home, ledger, actor)
-        with _refusals_recorded(ledger, actor):
+        with refusals_recorded(ledger, actor, REFUSED, PolicyDenied, BudgetExceeded):
             found = find_evaluable(ledger, home, run_id, dataset, epsilon)
             budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
@@ -105,7 +109,7 @@ def evaluate(
         run_dir = home.run(new_id("eval"))
         make_directory(run_dir.path)
         with launch.supervising(run_dir):
-            with _refusals_recorded(ledger, actor), _removed_on_refusal(run_dir):
+            with refusals_recorded(ledger, actor, REFUSED, PolicyDenied, BudgetExceeded), _removed_on_refusal(run_dir):
                 spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
                 before, after = _reserve(ledger, actor, run_dir, found, spec_sha256, operator.reason)
             result = _work(ledger, actor, run_dir, watch)
@@ -118,20 +122,10 @@ def evaluate(
 def close_dead(home: Home, ledger: Ledger, actor: Actor) -> None:
     """Close evaluations whose process died before it could; they stay charged. Doing it twice changes nothing."""
     with ledger.read() as rows:
-        left = [row for row in rows.evaluations.list() if row.state == "reserved"]
+        left = [row for row in rows.evaluations.list() if row.state == EvaluationState.RESERVED]
     for row in left:
         if launch.supervisor_of(home.run(row.id)) is None:
             _fail(ledger, actor, row.id, Interrupted("the process died"))
-
-
-@contextmanager
-def _refusals_recorded(ledger: Ledger, actor: Actor) -> Iterator[None]:
-    try:
-        yield
-    except (PolicyDenied, BudgetExceeded) as refusal:
-        with ledger.transaction(actor) as tx:
-            tx.append("evaluation.refused", {"code": refusal.exit_status, "reason": refusal.message})
-        raise
 
 
 @contextmanager
@@ -152,7 +146,7 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
         id=evaluation_id,
         run_id=found.run.id,
         dataset_id=found.dataset.id,
-        state="reserved",
+        state=EvaluationState.RESERVED,
         policy_sha256=found.policy.digest,
         declared_units=found.plan.declared_units,
         noise_multiplier=decimal(found.plan.noise_multiplier),
@@ -253,10 +247,10 @@ def _work(ledger: Ledger, actor: Actor, run_dir: RunDir, watch: Watch) -> Evalua
 def _fail(ledger: Ledger, actor: Actor, evaluation_id: str, failure: ApplianceError) -> None:
     with ledger.transaction(actor) as tx:
         row = tx.evaluations.get(evaluation_id)
-        if row.state != "reserved":
+        if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
-        tx.evaluations.update(row.id, state="failed")
-        facts = _charged(row) | {"code": failure.exit_status, "reason": type(failure).__name__}
+        tx.evaluations.update(row.id, state=EvaluationState.FAILED)
+        facts = _charged(row) | error_facts(failure)
         tx.append("evaluation.failed", facts, subject=row.run_id)
     ledger.sign()
 
@@ -275,7 +269,7 @@ def _settle(ledger: Ledger, actor: Actor, run_dir: RunDir, found: Evaluable, res
         for name, gain in zip(found.names, gains, strict=True)
     ]
     with ledger.transaction(actor, policy_sha256=found.policy.digest) as tx:
-        row = tx.evaluations.update(run_dir.name, state="settled")
+        row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
         facts = _charged(row) | {
             "declared_units": row.declared_units,
             "comparisons": comparisons,

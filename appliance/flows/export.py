@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance import __version__
 from appliance.errors import (
-    ApplianceError,
     ArtefactMissing,
     GateFailed,
     IntegrityError,
@@ -18,12 +16,13 @@ from appliance.errors import (
     UsageError,
 )
 from appliance.events.logged import LoggedEvent
+from appliance.events.states import RunState
 from appliance.export import verify as verifier
 from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.refusals import refusals_recorded
 from appliance.flows.sealing import Contents, Sealed, run_events, seal_directory
 from appliance.flows.train import find
 from appliance.jobs.rundir import CERTIFICATE
-from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
@@ -60,7 +59,7 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
     """
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with _refusals_recorded(ledger, actor):
+        with refusals_recorded(ledger, actor, "export.refused", PolicyDenied, GateFailed, IntegrityError):
             release = _release(ledger, home, run_id)
         head = ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
@@ -96,25 +95,10 @@ def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> v
         raise ArtefactMissing("cannot be read", where=str(error.filename)) from None
 
 
-@contextmanager
-def _refusals_recorded(ledger: Ledger, actor: Actor) -> Iterator[None]:
-    try:
-        yield
-    except (PolicyDenied, GateFailed, IntegrityError) as refusal:
-        _record_refusal(ledger, actor, refusal)
-        raise
-
-
-def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError) -> None:
-    with ledger.transaction(actor) as tx:
-        tx.append("export.refused", {"code": refusal.exit_status, "reason": refusal.message})
-    ledger.sign()
-
-
 def _release(ledger: Ledger, home: Home, run_id: str) -> Release:
     """Everything that must hold before anything leaves. A policy may ask for more than a mark, never for less."""
     run = find(ledger, run_id)
-    if run.state != "finished":
+    if run.state != RunState.FINISHED:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be exported")
     events = run_events(ledger, run_id)
     facts = _marked(run_id, events)

@@ -10,10 +10,12 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError, ArtefactMissing, UsageError
+from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
 from appliance.flows import launch
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.policy import active
+from appliance.flows.refusals import refusals_recorded
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
@@ -53,21 +55,18 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
             known = list(rows.models.list())
         run_dir = home.run(new_id("import"))
         try:
-            result = _convert(run_dir, source, policy.rules().isolation)
-            same = [model for model in known if model.sha256 == result.sha256]
-            if same:
-                return Imported(model=same[0], already=True)
-            if name in {model.id for model in known}:
-                raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
-            model = _row(name, result)
-            _place(home, run_dir, result)
-            with ledger.transaction(actor, reason=operator.reason or None, policy_sha256=row.sha256) as tx:
-                tx.models.add(model)
-                tx.append("model.imported", _facts(model, result), subject=model.id)
-        except ApplianceError as refusal:
-            with ledger.transaction(actor, policy_sha256=row.sha256) as tx:
-                tx.append("model.refused", {"code": refusal.exit_status, "reason": type(refusal).__name__})
-            raise
+            with refusals_recorded(ledger, actor, "model.refused", ApplianceError, policy_sha256=row.sha256):
+                result = _convert(run_dir, source, policy.rules().isolation)
+                same = [model for model in known if model.sha256 == result.sha256]
+                if same:
+                    return Imported(model=same[0], already=True)
+                if name in {model.id for model in known}:
+                    raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
+                model = _row(name, result)
+                _place(home, run_dir, result)
+                with ledger.transaction(actor, reason=operator.reason or None, policy_sha256=row.sha256) as tx:
+                    tx.models.add(model)
+                    tx.append("model.imported", _facts(model, result), subject=model.id)
         finally:
             shutil.rmtree(run_dir.path, ignore_errors=True)
     return Imported(model=model, already=False)
@@ -113,7 +112,7 @@ def _row(name: str, result: ImportResult) -> ModelRow:
         has_chat_template=result.has_chat_template,
         files=orjson.dumps([file.model_dump() for file in result.files]).decode(),
         shapes=orjson.dumps(result.shapes).decode(),
-        state="active",
+        state=CatalogState.ACTIVE,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import IntegrityError, PolicyDenied
+from appliance.events.states import KeyState, RunState
 from appliance.flows import model
 from appliance.flows.home import Home
 from appliance.flows.train import find
@@ -53,7 +54,7 @@ def algorithm_sha256() -> str:
 
 def current_key(rows: Reading | Transaction) -> WatermarkKeyRow | None:
     """The watermark key that new runs are committed to, or None if there is none yet."""
-    return next((row for row in rows.watermark_keys.list() if row.state == "current"), None)
+    return next((row for row in rows.watermark_keys.list() if row.state == KeyState.CURRENT), None)
 
 
 def committed_facts(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
       IntegrityError: adapter, job, key or algorithm are not those that the ledger names.
     """
     run = find(ledger, run_id)
-    if run.state != "finished" or run.adapter_sha256 is None:
+    if run.state != RunState.FINISHED or run.adapter_sha256 is None:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be marked")
     committed = _committed(ledger, run_id)
     run_dir = home.run(run_id)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
+from appliance.events.states import Purpose
 from appliance.flows import budget, curriculum, data, model
 from appliance.flows.budget import Books
 from appliance.flows.home import Home
@@ -138,7 +139,7 @@ def resolve(ledger: Ledger, run: RunFile) -> Resolved:
     with ledger.read() as rows:
         dataset = data.find(list(rows.datasets.list()), run.dataset.id)
         base = model.find(list(rows.models.list()), run.base.id)
-    if dataset.purpose != "training":
+    if dataset.purpose != Purpose.TRAINING:
         raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for training")
     if base.sha256 != run.base.sha256:
         raise IntegrityError(
@@ -176,18 +177,10 @@ def trainable_parameters(run: RunFile, base: ModelRow) -> int:
       ConfigInvalid: no target matches, or the rank is larger than a dimension of one.
     """
     shapes: dict[str, tuple[int, int]] = orjson.loads(base.shapes)
-    chosen = {name: shape for name, shape in shapes.items() if run.lora.selects(name)}
-    named = () if isinstance(run.lora.targets, str) else run.lora.targets
-    for target in named:
-        if not any(name == target or name.endswith("." + target) for name in chosen):
-            raise ConfigInvalid(f"lora.targets: the base model has no linear layer {target}", where="lora.targets")
-    if not chosen:
-        hint = "attention and MLP have to be linear layers; those of GPT-2 (Conv1D), for example, are not"
-        raise ConfigInvalid("lora.targets matches no linear layer of the base model", hint=hint, where="lora.targets")
-    for name, (out, into) in chosen.items():
-        if run.lora.r > min(out, into):
+    for name in run.lora.choose(shapes):
+        if run.lora.r > min(shapes[name]):
             raise ConfigInvalid(f"rank {run.lora.r} is larger than a dimension of {name}", where="lora.r")
-    return run.lora.trainable(chosen)
+    return run.lora.trainable(shapes)
 
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:

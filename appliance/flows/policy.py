@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, IntegrityError
+from appliance.events.states import PolicyState
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -42,7 +43,7 @@ def load(name_or_path: str) -> Policy:
 def active(ledger: Ledger) -> tuple[PolicyRow, Policy]:
     """The policy in force."""
     with ledger.read() as rows:
-        current = [row for row in rows.policies.list() if row.state == "active"]
+        current = [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
     if len(current) != 1:
         raise IntegrityError(f"{len(current)} policies are active, expected one")
     row = current[0]
@@ -55,15 +56,15 @@ def active(ledger: Ledger) -> tuple[PolicyRow, Policy]:
 def activate_in(ledger: Ledger, actor: Actor, policy: Policy, reason: str) -> str | None:
     """Put `policy` in force; returns the name of the one it replaced."""
     with ledger.transaction(actor, reason=reason or None, policy_sha256=policy.digest) as tx:
-        old = [row for row in tx.policies.list() if row.state == "active"]
+        old = [row for row in tx.policies.list() if row.state == PolicyState.ACTIVE]
         for row in old:
             if row.sha256 != policy.digest:
-                tx.policies.update(row.sha256, state="superseded")
+                tx.policies.update(row.sha256, state=PolicyState.SUPERSEDED)
         if tx.policies.find(policy.digest) is None:
-            row = PolicyRow(sha256=policy.digest, name=policy.name, text=policy.text.decode(), state="active")
+            row = PolicyRow(sha256=policy.digest, name=policy.name, text=policy.text.decode(), state=PolicyState.ACTIVE)
             tx.policies.add(row)
         else:
-            tx.policies.update(policy.digest, state="active")
+            tx.policies.update(policy.digest, state=PolicyState.ACTIVE)
         tx.append("policy.activated", {"name": policy.name, "sha256": policy.digest}, subject=policy.digest)
     return old[0].name if old else None
 

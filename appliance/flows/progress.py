@@ -6,7 +6,7 @@ import functools
 
 from appliance.flows.settle import plan_of
 from appliance.flows.train import Step
-from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.plan import PrivacyPlan, UnitKind
 from appliance.ledger.rows import RunRow
 from appliance.privacy.accounting import composition, epsilon_pld
 from appliance.values import to_json
@@ -36,7 +36,11 @@ def sampling(plan: PrivacyPlan) -> str:
 def guarantee(row: RunRow) -> str:
     """The guarantee sentence of a settled run: mechanism, unit, relation, epsilon, delta, what, against whom."""
     plan = plan_of(row)
-    unit = "one record" if plan.unit.kind == "record" else f"all (at most {plan.unit.max_records}) records of a subject"
+    unit = (
+        "one record"
+        if plan.unit.kind == UnitKind.RECORD
+        else f"all (at most {plan.unit.max_records}) records of a subject"
+    )
     return (
         f"The adapter is ({row.epsilon_charged}, {plan.delta:.3g})-differentially private for adding or removing "
         f"{unit}: {row.charged_attempts} Poisson-sampled Gaussian steps ({sampling(plan)}, noise "

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance import __version__
-from appliance.events.logged import LoggedEvent
 from appliance.flows.home import Home, Operator, new_id
-from appliance.flows.sealing import Contents, Sealed, logged, seal_directory
+from appliance.flows.sealing import Contents, Sealed, citable, seal_directory
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import cited, documents
-from appliance.report.evidence import WANTED, SignedHead
+from appliance.report.evidence import SignedHead
 
 DOCUMENTS = ("report.html", "report.json", "privacy_statement.json")
 
@@ -46,8 +45,3 @@ def write(ledger: Ledger, actor: Actor, run_id: str, out: Path, reason: str = ""
         policy_sha256=reserved.policy_sha256,
     )
     return seal_directory(ledger, actor, out, contents, reason=reason)
-
-
-def citable(ledger: Ledger) -> list[LoggedEvent]:
-    """Every entry of a kind that a report may cite; which of them concern a run is the report's own choice."""
-    return [logged(entry) for type_ in WANTED for entry in ledger.entries(type_)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.events.states import RunState
 from appliance.files import make_directory
 from appliance.flows import curriculum, forecast, model
 from appliance.flows.budget import Books, sample_rate_text
@@ -13,6 +14,7 @@ from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.order import committed_facts, current_key
 from appliance.flows.plan import Resolved, afford, resolve
+from appliance.flows.refusals import refusals_recorded
 from appliance.jobs.job import EngineOptions, SealedObject
 from appliance.jobs.train import TrainJob
 from appliance.ledger.leaf import Actor
@@ -39,14 +41,11 @@ def reserve(
     """
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        try:
+        with refusals_recorded(ledger, actor, "run.refused", PolicyDenied, BudgetExceeded, WillNotFit):
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
             forecast.forecast(home, resolved, engine, memory)
-        except (PolicyDenied, BudgetExceeded, WillNotFit) as refusal:
-            _record_refusal(ledger, actor, refusal)
-            raise
         require_unsealed(home)
         model.check_files(home, resolved.model)
         run_dir = home.run(new_id("run"))
@@ -69,11 +68,6 @@ def _require_watermark_key(ledger: Ledger, resolved: Resolved) -> None:
             raise PolicyDenied("the policy requires a watermark, and there is no watermark key", hint=hint)
 
 
-def _record_refusal(ledger: Ledger, actor: Actor, refusal: ApplianceError) -> None:
-    with ledger.transaction(actor) as tx:
-        tx.append("run.refused", {"code": refusal.exit_status, "reason": refusal.message})
-
-
 def _row(run_id: str, spec_sha256: str, resolved: Resolved) -> RunRow:
     plan = resolved.plan
     return RunRow(
@@ -81,7 +75,7 @@ def _row(run_id: str, spec_sha256: str, resolved: Resolved) -> RunRow:
         name=resolved.run.name,
         dataset_id=resolved.dataset.id,
         model_id=resolved.model.id,
-        state="reserved",
+        state=RunState.RESERVED,
         spec_sha256=spec_sha256,
         policy_sha256=resolved.policy.digest,
         plan=to_json(plan).decode().strip(),
@@ -116,7 +110,7 @@ def _reserved_facts(row: RunRow, resolved: Resolved, before: float, after: float
         "model_id": row.model_id,
         "spec_sha256": row.spec_sha256,
         "plan": {
-            "unit": plan.unit.kind,
+            "unit": plan.unit.kind.value,
             "max_records": plan.unit.max_records,
             "neighbouring": plan.neighbouring,
             "declared_units": plan.declared_units,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, UsageError
+from appliance.errors import ApplianceError, Busy, IntegrityError, UsageError
 from appliance.events.logged import LoggedEvent
 from appliance.export.bundle import VERIFIER, Assembly, verifier_source
 from appliance.export.evidence import Evidence, ProvenLeaf
@@ -23,27 +23,15 @@ from appliance.ledger.entries import Entry
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from appliance.report.evidence import WANTED, concerning
 from appliance.store.trees import tree_digest
 
 EARLIER_HEADS = 1000
 """For so many of the newest earlier sealed directories a new one proves that it continues their tree head."""
 
-ABOUT_A_RUN = (
-    "run.reserved",
-    "watermark.committed",
-    "audit.selftest",
-    "run.started",
-    "run.resumed",
-    "run.settled",
-    "run.failed",
-    "run.aborted",
-    "watermark.embedded",
-    "evaluation.reserved",
-    "evaluation.started",
-    "evaluation.settled",
-    "evaluation.failed",
-)
-"""Events of a run that go into its bundle. Not `run.checkpointed`: only the journal needs it."""
+NOT_TOLD = ("watermark.keyed", "watermark.started")
+"""Entries about a run that stay inside: a bundle needs no proof of them, and how often a mark was looked for is not
+the recipient's business."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,21 +178,21 @@ def _earlier_heads(ledger: Ledger) -> Iterator[int]:
 
 
 def run_events(ledger: Ledger, run_id: str) -> tuple[LoggedEvent, ...]:
-    """What the ledger says of a run, oldest first: its policy, its base model and every event in `ABOUT_A_RUN`.
+    """Choose what a bundle tells of a run, oldest first: the log's first entry, and what a report tells but `NOT_TOLD`.
 
     The entry about its data is left out: how the data were ingested is nobody's business outside.
 
     Raises:
       ArtefactMissing: there is no such run.
     """
-    own = [e for type_ in ABOUT_A_RUN for e in ledger.entries(type_) if e.leaf["facts"].get("run_id") == run_id]
-    reserved = next((e for e in own if e.leaf["type"] == "run.reserved"), None)
-    if reserved is None:
-        raise ArtefactMissing(f"no run {run_id}", hint="`appliance train status` lists the runs")
-    policy = _last(ledger, reserved, "policy.activated", "sha256", reserved.leaf["policy_sha256"])
-    model = _last(ledger, reserved, "model.imported", "model_id", reserved.leaf["facts"]["model_id"])
-    first = ledger.entry(0)
-    return tuple(logged(entry) for entry in sorted([first, *policy, *model, *own], key=lambda entry: entry.index))
+    own = [event for event in concerning(run_id, citable(ledger)) if event.type not in NOT_TOLD]
+    return (logged(ledger.entry(0)), *own)
+
+
+def citable(ledger: Ledger) -> list[LoggedEvent]:
+    """Read every entry of a kind that a report may cite, oldest first; which of them it does is its own choice."""
+    entries = [entry for type_ in WANTED for entry in ledger.entries(type_)]
+    return [logged(entry) for entry in sorted(entries, key=lambda entry: entry.index)]
 
 
 def logged(entry: Entry) -> LoggedEvent:
@@ -219,11 +207,3 @@ def logged(entry: Entry) -> LoggedEvent:
         software=leaf["software"],
         facts=leaf["facts"],
     )
-
-
-def _last(ledger: Ledger, before: Entry, type_: str, fact: str, value: Any) -> list[Entry]:
-    """The last entry of a type with this fact before an entry, if there is one."""
-    for entry in ledger.entries(type_, newest_first=True):
-        if entry.index < before.index and entry.leaf["facts"].get(fact) == value:
-            return [entry]
-    return []

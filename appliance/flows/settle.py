@@ -9,10 +9,12 @@ import shutil
 from typing import Any
 
 from appliance.errors import ApplianceError, IntegrityError
+from appliance.events.states import RUN_ENDS, RunState
 from appliance.files import fsync_tree
 from appliance.flows import curriculum, launch
 from appliance.flows.budget import sample_rate_text
 from appliance.flows.home import Home, new_id
+from appliance.flows.refusals import error_facts
 from appliance.jobs.account import AccountJob, PrivacySpent
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.rundir import RunDir
@@ -25,8 +27,6 @@ from appliance.privacy.accounting import charged_epsilon, composition, epsilon_p
 from appliance.privacy.course import epsilon_curve, odds_bound
 from appliance.store.trees import tree_digest
 from appliance.values import decimal, rounded_up
-
-OPEN_STATES = ("reserved", "running")
 
 
 def settle(
@@ -41,7 +41,7 @@ def settle(
     Returns:
       The settled row; the row as it is if the run was settled before.
     """
-    if run.state not in OPEN_STATES:
+    if not run.state.open:
         return run
     plan = plan_of(run)
     run_dir = home.run(run.id)
@@ -50,7 +50,7 @@ def settle(
     if result is not None and result.attempts > attempts:
         raise IntegrityError("the worker reports more attempts than its journal holds", where=run.id)
     spent = result.spent if result is not None and result.attempts == attempts else _account(home, plan, attempts)
-    state = "finished" if result else "failed" if outcome else "aborted"
+    kind = "run.settled" if result else "run.failed" if outcome else "run.aborted"
     _confirm(plan, spent)
     epsilon = charged_epsilon(spent.epsilon_pld, spent.epsilon_prv)
     adapter = _adapter_digest(run_dir, result)
@@ -60,13 +60,12 @@ def settle(
     with ledger.transaction(actor, policy_sha256=run.policy_sha256) as tx:
         tx.runs.update(
             run.id,
-            state=state,
+            state=RUN_ENDS[kind],
             charged_attempts=attempts,
             epsilon_charged=rounded_up(epsilon),
             epsilon_gap=decimal(max(0.0, spent.epsilon_prv - spent.epsilon_pld)),
             adapter_sha256=adapter,
         )
-        kind = {"finished": "run.settled", "failed": "run.failed", "aborted": "run.aborted"}[state]
         tx.append(kind, facts, subject=run.id)
     ledger.sign()
     run_dir.clear(run_dir.tmp, run_dir.snapshots, run_dir.ranks, run_dir.tickets)
@@ -76,7 +75,7 @@ def settle(
 
 def _attempts(run_dir: RunDir, run: RunRow) -> int:
     """Attempts to charge: none before the first start (no key was released), else what an undamaged journal shows."""
-    if run.state == "reserved":
+    if run.state == RunState.RESERVED:
         return 0
     state = journal.read(run_dir.journal, run.id)
     return journal.charge(state if undamaged(run_dir, run) else None, run.reserved_attempts, _recorded(run))
@@ -157,7 +156,7 @@ def _outcome_facts(outcome: TrainResult | ApplianceError | None, adapter: str | 
             "libraries": dict(outcome.libraries),
         }
     if outcome is not None:
-        return {"code": outcome.exit_status, "reason": type(outcome).__name__}
+        return error_facts(outcome)
     return {}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from appliance.errors import UsageError
 from appliance.ingest.spec import IngestSpec
-from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 
 FORMATS = ("jsonl", "csv", "tsv", "text")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text", ".md": "text"}
@@ -33,7 +33,9 @@ def spec_for(
     if format_name == "auto":
         format_name = _by_suffix(paths[0])
     unit = UnitOfPrivacy(
-        kind="subject" if subject else "record", key=subject or None, max_records=max_records if subject else 1
+        kind=UnitKind.SUBJECT if subject else UnitKind.RECORD,
+        key=subject or None,
+        max_records=max_records if subject else 1,
     )
     if format_name not in FORMATS:
         raise UsageError(f"no format {format_name}", hint=f"one of: auto, {', '.join(FORMATS)}")

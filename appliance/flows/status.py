@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from appliance.errors import ApplianceError
+from appliance.events.states import RunState
 from appliance.flows import budget, train
 from appliance.flows.home import Home
 from appliance.flows.ledger import exposure
@@ -77,7 +78,7 @@ def status(home: Home) -> Status:
         rollback=exposure(home, head.size if head else 0),
         budgets=_budgets(home),
         runs=states,
-        interrupted=tuple(run.id for run, _, alive in listed if run.state == "running" and not alive),
+        interrupted=tuple(run.id for run, _, alive in listed if run.state == RunState.RUNNING and not alive),
         epoch_keys="apart from the data"
         if home.config.epoch_keys
         else "on the data's device: erasing them shreds nothing",

@@ -28,13 +28,14 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
+from appliance.events.states import RunState
 from appliance.files import write_atomic
 from appliance.flows import launch, machines, selftest
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator
 from appliance.flows.keys import require_unsealed
 from appliance.flows.machines import Machines
-from appliance.flows.settle import OPEN_STATES, plan_of, settle, undamaged
+from appliance.flows.settle import plan_of, settle, undamaged
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
@@ -172,7 +173,7 @@ def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
 
 def _open_run(ledger: Ledger, run_id: str) -> RunRow:
     row = find(ledger, run_id)
-    if row.state not in OPEN_STATES:
+    if not row.state.open:
         raise UsageError(f"run {row.id} is {row.state}", hint="`appliance train status` shows which runs are open")
     return row
 
@@ -209,7 +210,7 @@ def _mark_started(
     """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
     run_dir = home.run(row.id)
     plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
-    first = row.state == "reserved"
+    first = row.state == RunState.RESERVED
     if first:
         journal.Journal.open(run_dir.journal, row.id, plan_sha256).close()
     state = journal.read(run_dir.journal, row.id)
@@ -223,7 +224,9 @@ def _mark_started(
     if others:
         facts |= {"ranks": ranks * others.count, **others.facts()}
     with ledger.transaction(actor, policy_sha256=row.policy_sha256) as tx:
-        tx.runs.update(row.id, state="running", recorded_attempts=state.attempts, recorded_head=state.head_sha256)
+        tx.runs.update(
+            row.id, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256
+        )
         index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
     ledger.sign()
     write_atomic(run_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
@@ -289,7 +292,7 @@ def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) 
     run_dir.path.mkdir(mode=0o700, exist_ok=True)
     with home.ledger() as ledger, launch.supervising(run_dir):
         row = find(ledger, run_id)
-        return settle(home, ledger, home.actor(operator), row, None) if row.state in OPEN_STATES else row
+        return settle(home, ledger, home.actor(operator), row, None) if row.state.open else row
 
 
 def status(home: Home) -> list[tuple[RunRow, Step, bool]]:

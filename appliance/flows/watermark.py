@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, PolicyDenied, UsageError
+from appliance.events.states import KeyState
 from appliance.files import commit, fsync_tree, make_directory, write_atomic
 from appliance.flows import launch
 from appliance.flows.agent import evidence_for
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
 from appliance.flows.order import Order, embedded_in, order_of, tried_on
+from appliance.flows.refusals import refusals_recorded
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult, EmbedJob, EmbedResult
 from appliance.ledger.leaf import Actor
@@ -44,12 +46,12 @@ def keygen(home: Home, operator: Operator) -> WatermarkKeyRow:
     key_id = new_id("wmk")
     master, wrapped, epoch, _ = home.agent().ingest_keys(key_id)
     row = WatermarkKeyRow(
-        id=key_id, commitment=commit_to(master), wrapped_key=wrapped, key_epoch=epoch, state="current"
+        id=key_id, commitment=commit_to(master), wrapped_key=wrapped, key_epoch=epoch, state=KeyState.CURRENT
     )
     with home.ledger() as ledger:
         with ledger.transaction(home.actor(operator), reason=operator.reason or None) as tx:
             for old in tx.watermark_keys.list():
-                tx.watermark_keys.update(old.id, state="retired")
+                tx.watermark_keys.update(old.id, state=KeyState.RETIRED)
             tx.watermark_keys.add(row)
             facts = {"key_id": row.id, "commitment": row.commitment, "key_epoch": row.key_epoch}
             tx.append("watermark.keyed", facts, subject=row.id)
@@ -73,7 +75,7 @@ def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
     run_dir = home.run(run_id)
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with _refusals_recorded(ledger, actor):
+        with refusals_recorded(ledger, actor, "watermark.refused", PolicyDenied, IntegrityError):
             order = order_of(ledger, home, run_id)
         done = embedded_in(ledger, run_id)
         if done is not None and _is_complete(run_dir, done):
@@ -112,7 +114,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
         raise ArtefactMissing("there is no such directory", where=str(suspect))
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with _refusals_recorded(ledger, actor):
+        with refusals_recorded(ledger, actor, "watermark.refused", PolicyDenied, IntegrityError):
             order = order_of(ledger, home, run_id)
         if key_id not in ("", order.key.key_id):
             raise UsageError(f"the ledger committed run {run_id} to key {order.key.key_id}", where="--key")
@@ -133,16 +135,6 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
             tx.append("watermark.detected", facts, subject=run_id)
         ledger.sign()
     return facts, certificate
-
-
-@contextmanager
-def _refusals_recorded(ledger: Ledger, actor: Actor) -> Iterator[None]:
-    try:
-        yield
-    except (PolicyDenied, IntegrityError) as refusal:
-        with ledger.transaction(actor) as tx:
-            tx.append("watermark.refused", {"code": refusal.exit_status, "reason": refusal.message})
-        raise
 
 
 @contextmanager

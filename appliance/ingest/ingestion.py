@@ -13,6 +13,7 @@ from appliance.ingest.reading import read_rows
 from appliance.ingest.shapes import Parts, kept_of, shaper, subject_of, unescaped
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
+from appliance.jobs.plan import UnitKind
 from appliance.jobs.record import Record, RecordKind
 from appliance.values import Private
 
@@ -105,7 +106,7 @@ class Ingestion:
     @property
     def units(self) -> Private[int]:
         """How many units of privacy the yielded records belong to."""
-        return Private(len(self._of_subject) if self._spec.unit.kind == "subject" else self._counts["records"])
+        return Private(len(self._of_subject) if self._spec.unit.kind == UnitKind.SUBJECT else self._counts["records"])
 
     @property
     def fingerprints(self) -> bytes:
@@ -151,7 +152,7 @@ class Ingestion:
 
     def _has_room(self, unit: bytes) -> bool:
         """Whether this unit may give another record; counts it if so."""
-        if self._spec.unit.kind == "record":
+        if self._spec.unit.kind == UnitKind.RECORD:
             return True
         before = self._of_subject.get(unit, 0)
         if before >= self._spec.unit.max_records:
@@ -168,5 +169,7 @@ class Ingestion:
         if not self._rejected:
             raise DataInvalid("the files hold no rows", where=str(self._paths[0]))
         first = "; ".join(f"line {bad.line} (byte {bad.offset}): {bad.reason}" for bad in self._rejected[:3])
-        message = f"not one row can be used: {first}"
-        raise DataInvalid(message, hint="check --format and the columns", where=self._rejected[0].file)
+        hint = (
+            f"check --format and the columns; {first}"  # places of private rows: for the terminal, not for the ledger
+        )
+        raise DataInvalid("not one row can be used", hint=hint, where=self._rejected[0].file)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from appliance.errors import ConfigInvalid
 from appliance.values import Count, Positive, Value
 
 OUTPUT_HEADS = ("lm_head", "embed_out", "score")
@@ -24,16 +25,37 @@ class LoraSpec(Value):
     freeze_a: bool = False
     quantize_base: Literal["none", "nf4", "int8"] = "none"
 
+    def choose(self, modules: Iterable[str]) -> list[str]:
+        """Choose the modules that are adapted from the linear ones of a base model, by dotted name, in their order.
+
+        This is the one rule: whoever plans, estimates or trains asks here. The output head is never adapted.
+
+        Raises:
+          ConfigInvalid: a target, or all of them together, match none.
+        """
+        chosen = [name for name in modules if self.selects(name)]
+        for target in () if isinstance(self.targets, str) else self.targets:
+            if not any(_is(name, target) for name in chosen):
+                hint = "`all-linear` and `attention` fit every supported model"
+                raise ConfigInvalid(f"the base model has no linear layer {target}", hint=hint, where="lora.targets")
+        if not chosen:
+            hint = "attention and MLP have to be linear layers; those of GPT-2 (Conv1D), for example, are not"
+            raise ConfigInvalid("the targets match no linear layer of the base model", hint=hint, where="lora.targets")
+        return chosen
+
+    def selects(self, module: str) -> bool:
+        """Whether the linear module of this dotted name is adapted."""
+        if module.rsplit(".", 1)[-1] in OUTPUT_HEADS:
+            return False
+        if self.targets == "all-linear":
+            return True
+        return any(_is(module, name) for name in (ATTENTION if self.targets == "attention" else self.targets))
+
     def trainable(self, shapes: Mapping[str, tuple[int, int]]) -> int:
         """Size of the adapter on linear modules of these (out, in) shapes; a frozen A does not count."""
         chosen = [shape for name, shape in shapes.items() if self.selects(name)]
         return sum(self.r * (out + (0 if self.freeze_a else into)) for out, into in chosen)
 
-    def selects(self, module: str) -> bool:
-        """Whether the linear module of this dotted name is adapted. The output head never is."""
-        if module.rsplit(".", 1)[-1] in OUTPUT_HEADS:
-            return False
-        if self.targets == "all-linear":
-            return True
-        wanted = ATTENTION if self.targets == "attention" else self.targets
-        return any(module == name or module.endswith("." + name) for name in wanted)
+
+def _is(module: str, target: str) -> bool:
+    return module == target or module.endswith("." + target)

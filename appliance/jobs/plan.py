@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from fractions import Fraction
 from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
@@ -12,10 +13,17 @@ from appliance.jobs.record import Record
 from appliance.values import Count, Positive, Value
 
 
+class UnitKind(StrEnum):
+    """Whose presence is hidden: that of a record, or of everything of one subject."""
+
+    RECORD = "record"
+    SUBJECT = "subject"
+
+
 class UnitOfPrivacy(Value):
     """Whose presence is hidden: one record, or all records of one subject, capped by a public rule."""
 
-    kind: Literal["record", "subject"] = "record"
+    kind: Annotated[UnitKind, Field(strict=False)] = UnitKind.RECORD
     key: str | None = None
     max_records: Count = 1
 

@@ -28,8 +28,11 @@ _SPENT = (
     "noise_multiplier sample_rate"
 )
 
-# `code` is the exit status of the refusal, `reason` a sentence of public values; epsilons, deltas and other numbers
-# that are not whole are decimal strings, a sample rate is "numerator/denominator".
+# `code` is the exit status of a refusal or failure, `error` its class, `reason` a sentence of public values (before
+# there was an `error` the class could stand there); epsilons, deltas and other numbers that are not whole are decimal
+# strings, a sample rate is "numerator/denominator".
+_REFUSED = _event("code reason", optional="error")
+
 EVENTS: dict[str, EventType] = {
     "ledger.created": _event("origin keys schema"),
     "ledger.upgraded": _event("revision schema"),
@@ -46,12 +49,12 @@ EVENTS: dict[str, EventType] = {
         optional="kept",
         nullable="unit_key",
     ),
-    "data.refused": _event("code reason"),
+    "data.refused": _REFUSED,
     "model.imported": _event(
         "model_id sha256 source_format source_sha256 architecture parameters licence has_chat_template isolation "
         "libraries"
     ),
-    "model.refused": _event("code reason"),
+    "model.refused": _REFUSED,
     "run.reserved": _event("run_id dataset_id model_id spec_sha256 plan epsilon_before epsilon_after cap"),
     "run.started": _event("run_id dataset_id attempts_left nonce", optional="ranks nnodes nodes"),
     "run.resumed": _event("run_id dataset_id attempts_left nonce", optional="ranks nnodes nodes"),
@@ -59,9 +62,9 @@ EVENTS: dict[str, EventType] = {
     "run.settled": _event(
         f"{_SPENT} steps adapter_sha256 isolation libraries", optional="epsilon_curve odds_bound phases"
     ),
-    "run.failed": _event(f"{_SPENT} code reason", optional="phases"),
+    "run.failed": _event(f"{_SPENT} code reason", optional="error phases"),
     "run.aborted": _event(_SPENT, optional="phases"),
-    "run.refused": _event("code reason"),
+    "run.refused": _REFUSED,
     "audit.selftest": _event("run_id spec_sha256 passed checks result_sha256 isolation libraries"),
     "watermark.keyed": _event("key_id commitment key_epoch"),
     "watermark.committed": _event("run_id key_id commitment model_sha256 algorithm_sha256"),
@@ -73,7 +76,7 @@ EVENTS: dict[str, EventType] = {
     "watermark.detected": _event(
         "run_id key_id suspect_sha256 suspect_kind score p_bound detected keys_tested certificate_sha256"
     ),
-    "watermark.refused": _event("code reason"),
+    "watermark.refused": _REFUSED,
     "evaluation.reserved": _event(
         "evaluation_id run_id dataset_id spec_sha256 declared_units clip_nat noise_multiplier epsilon delta "
         "sampler_delta epsilon_before epsilon_after cap"
@@ -83,11 +86,11 @@ EVENTS: dict[str, EventType] = {
         "evaluation_id run_id dataset_id epsilon_charged delta declared_units comparisons released public isolation "
         "libraries"
     ),
-    "evaluation.failed": _event("evaluation_id run_id dataset_id epsilon_charged delta code reason"),
-    "evaluation.refused": _event("code reason"),
+    "evaluation.failed": _event("evaluation_id run_id dataset_id epsilon_charged delta code reason", optional="error"),
+    "evaluation.refused": _REFUSED,
     "report.built": _event("report_id run_id tree_size root manifest_sha256"),
     "bundle.exported": _event("bundle_id run_id manifest_sha256 recipient released_sha256", nullable="recipient"),
-    "export.refused": _event("code reason"),
+    "export.refused": _REFUSED,
 }
 
 

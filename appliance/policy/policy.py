@@ -9,17 +9,17 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from appliance.errors import PolicyDenied
 from appliance.jobs.job import IsolationSpec
+from appliance.jobs.plan import UnitKind
 from appliance.policy.parse import parse_value
 from appliance.values import Count, Digest, Positive, Value
 
-UnitKind = Literal["record", "subject"]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
 class UnitRule(Value):
     """Which units of privacy may be chosen, and how many records one subject may contribute at most."""
 
-    kinds: Annotated[tuple[UnitKind, ...], Field(min_length=1, max_length=2)]
+    kinds: Annotated[tuple[Annotated[UnitKind, Field(strict=False)], ...], Field(min_length=1, max_length=2)]
     max_records: Count
 
 

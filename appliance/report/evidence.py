@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ArtefactMissing
 from appliance.events.logged import LoggedEvent
+from appliance.events.states import RUN_ENDS, RunState
 from appliance.report.figures import Figure
 
-ENDINGS = ("run.settled", "run.failed", "run.aborted")
+ENDINGS = tuple(RUN_ENDS)
 EVALUATION_ENDINGS = ("evaluation.settled", "evaluation.failed")
 ABOUT_RUN = (
     *("run.reserved", "run.started", "run.resumed", *ENDINGS),
@@ -98,12 +99,12 @@ class Evidence:
         return ending if ending is not None and ending.type == "run.settled" else None
 
     @property
-    def state(self) -> str:
-        """One of `reserved`, `running`, `finished`, `failed`, `aborted`."""
+    def state(self) -> RunState:
+        """How far the run had come."""
         ending = self.ending
         if ending is not None:
-            return {"run.settled": "finished", "run.failed": "failed", "run.aborted": "aborted"}[ending.type]
-        return "running" if self.first("run.started", "run.resumed") else "reserved"
+            return RUN_ENDS[ending.type]
+        return RunState.RUNNING if self.first("run.started", "run.resumed") else RunState.RESERVED
 
 
 def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evidence:
@@ -113,6 +114,25 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
       ArtefactMissing: no entry reserves the run.
     """
     known = sorted({event.index: event for event in events if event.index < head.size}.values(), key=_index)
+    own = concerning(run_id, known)
+    spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
+    datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
+    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
+    return Evidence(run_id, head, tuple(own), tuple(others))
+
+
+def concerning(run_id: str, known: Sequence[LoggedEvent]) -> list[LoggedEvent]:
+    """Choose the entries about a run, its base model and its policy, for report and bundle alike.
+
+    A detection counts where it was made on what the run released: what others were suspected of is not told.
+
+    Args:
+      run_id: the run.
+      known: entries of the ledger, oldest first.
+
+    Raises:
+      ArtefactMissing: no entry reserves the run.
+    """
     own = [event for event in known if event.type in ABOUT_RUN and event.facts.get("run_id") == run_id]
     reserved = next((event for event in own if event.type == "run.reserved"), None)
     if reserved is None:
@@ -123,13 +143,10 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
     chosen += [event for event in known if event.type == "watermark.keyed" and event.facts["key_id"] in keys]
     chosen += _newest(known, reserved, "model.imported", "model_id", reserved.facts["model_id"])
     chosen += _newest(known, reserved, "policy.activated", "sha256", reserved.policy_sha256)
-    spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
-    datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
-    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
-    return Evidence(run_id, head, tuple(sorted(chosen, key=_index)), tuple(others))
+    return sorted(chosen, key=_index)
 
 
-def _newest(known: list[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
+def _newest(known: Sequence[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
     """The newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
     found = [e for e in known if e.type == type_ and e.facts[name] == value and e.index < before.index]
     return found[-1:]

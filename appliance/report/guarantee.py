@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from appliance.events.logged import LoggedEvent
+from appliance.jobs.plan import UnitKind
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
@@ -28,7 +29,7 @@ def odds(ending: LoggedEvent) -> Figure | None:
 def unit_words(evidence: Evidence) -> Sentence:
     """The unit of privacy in words."""
     reserved = evidence.reserved
-    if reserved.facts["plan"]["unit"] == "record":
+    if reserved.facts["plan"]["unit"] == UnitKind.RECORD:
         return words("one record")
     return say("all records of one subject (at most ", fact(reserved, "/plan/max_records"), " of them were kept)")
 

@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 from appliance.events.logged import LoggedEvent
+from appliance.events.states import RunState
 from appliance.report.blocks import Finding, Tone, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, items, leaf_field, states
@@ -25,7 +26,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
 
 def headline(evidence: Evidence, found: tuple[Finding, ...]) -> tuple[Tone, Sentence]:
     """The verdict in a sentence, and its tone: the worst of its lines."""
-    if evidence.state in ("failed", "aborted"):
+    if evidence.state in (RunState.FAILED, RunState.ABORTED):
         return "caution", words(f"This run {evidence.state}. It released no adapter; what it spent is charged.")
     if evidence.settled is None:
         return "open", words("This run has not ended. It guarantees nothing yet and must not be relied on.")

@@ -94,6 +94,8 @@ def train(
     progress: Progress,
     unit_of: Sequence[str] | None = None,
     ranks: Ranks | None = None,
+    *,
+    confirm: Callable[[int], None] = lambda parameters: None,
 ) -> Trained:
     """Trains a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
 
@@ -108,6 +110,7 @@ def train(
       unit_of: the unit of privacy of each record; read from the records when it is None. Only used by plans whose
         unit is the subject: otherwise every record is its own unit.
       ranks: the processes that train together; None is this one alone.
+      confirm: shown the size of the adapter that was built, before a batch is sampled; raises to refuse it.
 
     Raises:
       ConfigInvalid: for a model or targets that cannot be trained exactly.
@@ -115,7 +118,9 @@ def train(
       IntegrityError: when snapshot, releases and journal contradict each other.
       Interrupted: another rank has ended.
     """
-    return Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
+    trainer = Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks)
+    confirm(trainer.parameters)
+    return trainer.run()
 
 
 class Trainer:
@@ -157,6 +162,11 @@ class Trainer:
         self._settings = _settings_digest(job)
         self._journal, self._snapshots = _kept(ranks, journal, snapshots)
         self._step = 0
+
+    @property
+    def parameters(self) -> int:
+        """Size of the adapter."""
+        return self._adapter.parameters
 
     def run(self) -> Trained:
         """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""

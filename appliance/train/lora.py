@@ -30,17 +30,6 @@ from appliance.errors import ConfigInvalid, GateFailed
 BLOCK = 1024
 """Rows of the gradient buffer are multiples of this many values; norms are summed over such blocks."""
 
-ATTENTION = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-)
-
 
 class GradientBuffer:
     """Per-record gradients of the micro-batch in flight, [max_rows, width], kept between micro-batches.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import IntegrityError
 from appliance.jobs.evaluate import EvaluateJob, EvaluateResult
+from appliance.jobs.plan import UnitKind
 from appliance.jobs.rundir import RunDir
 from appliance.privacy.evaluation import Statistic
 from appliance.store import container
@@ -75,7 +76,7 @@ def _release(job: EvaluateJob, tokenizer: Any, meter: Meter, records: DecodedRec
     from appliance.train.noise import DiscreteGaussian
 
     losses = record_losses(records, Encoder(tokenizer, job.train).encode, lambda part: meter.measure(part).numpy())
-    single = job.unit.kind == "record"
+    single = job.unit.kind == UnitKind.RECORD
     units = [str(index) if single else records[index].unit for index in range(len(records))]
     statistic = Statistic(comparisons=len(_adapters(job)), clip_nat=job.clip_nat)
     noise = DiscreteGaussian(statistic.noise_variance(job.noise_multiplier))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import GateFailed, WillNotFit
 from appliance.files import make_directory, staged_directory
 from appliance.isolation import sandbox
-from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import RankResult, Ticket
@@ -88,7 +88,10 @@ def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
     ):
         snapshots = _SealedSnapshots(run_dir.snapshots, key, job.run_id) if place.main else None
         records = DecodedRecords(opened)
-        return train(job, model, tokenizer, records, journal, snapshots, lambda public: None, ranks=ranks)
+        confirm = partial(_check_sampler, job.plan)
+        return train(
+            job, model, tokenizer, records, journal, snapshots, lambda public: None, ranks=ranks, confirm=confirm
+        )
 
 
 def _confirm(plan: PrivacyPlan) -> None:
@@ -107,9 +110,7 @@ def _base(job: TrainJob, place: Place) -> tuple[Any, Any]:
         if place.local >= torch.cuda.device_count():
             raise WillNotFit(f"rank {place.rank} has no GPU of its own", hint="`appliance train resume RUN --nproc`")
         torch.cuda.set_device(place.local)
-    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
-    _check_sampler(job.plan, job.lora, model)
-    return model, tokenizer
+    return load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
 
 
 def _journal(job: TrainJob, run_dir: RunDir) -> Journal:
@@ -117,12 +118,16 @@ def _journal(job: TrainJob, run_dir: RunDir) -> Journal:
     return Journal.open(run_dir.journal, job.run_id, plan_sha256)
 
 
-def _check_sampler(plan: PrivacyPlan, lora: LoraSpec, model: Any) -> None:
-    """The plan's share of delta for the noise sampler must suffice for the adapter that this model really gets."""
-    import torch
+def _check_sampler(plan: PrivacyPlan, parameters: int) -> None:
+    """Refuse an adapter for which the plan's share of delta for the noise sampler does not suffice.
 
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    parameters = lora.trainable({name: (m.out_features, m.in_features) for name, m in linear.items()})
+    Args:
+      plan: made for the adapter that was forecast from the catalog.
+      parameters: size of the adapter that was really built.
+
+    Raises:
+      GateFailed: it is larger than the plan's share of delta allows.
+    """
     needed = sampler_delta(parameters, plan.attempts, plan.epsilon, plan.noise_multiplier)
     if needed > plan.sampler_delta:
         raise GateFailed("the noise sampler costs more of delta than the plan set aside")

@@ -90,7 +90,7 @@ def fill(ledger: Ledger) -> None:
                 name="run",
                 dataset_id="ds-1",
                 model_id="m-1",
-                state="settled",
+                state="finished",
                 spec_sha256="44" * 32,
                 policy_sha256="11" * 32,
                 plan="{}",
@@ -151,6 +151,23 @@ def test_the_original_verifies(home: Path) -> None:
 
 
 SMALLEST = "(SELECT min(event_id) FROM entry)"
+
+
+def test_a_state_that_does_not_exist_can_neither_be_written_nor_read(home: Path) -> None:
+    def write() -> None:
+        with Ledger.open(configuration(home)) as ledger, ledger.transaction(ACTOR) as tx:
+            tx.runs.update("r-1", state="settled")
+            tx.append("key.locked", {})
+
+    with pytest.raises(ApplianceError, match="there is no RunState"):
+        write()
+    assert verify(home).problems == ()
+    attack(home, "UPDATE run SET state = 'settled'")
+    assert verify(home).problems == (f"run r-1 is not what entry {DATASET_AT + 2} says",)
+    with Ledger.open(configuration(home), writable=False) as ledger, ledger.read() as rows:
+        with pytest.raises(IntegrityError, match="there is no RunState"):
+            rows.runs.get("r-1")
+        assert rows.datasets.get("ds-1").state == "active"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 
 from appliance.export import verify as verifier
 from appliance.flows import ledger as ledger_flow
-from appliance.flows import report
 from appliance.flows.home import Home
+from appliance.flows.sealing import citable
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 
@@ -60,6 +60,6 @@ def test_its_runs_can_be_reported_from_its_ledger_alone(release: Path) -> None:
             head = ledger.head()
             assert head is not None
             signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
-            written = documents(run, report.citable(ledger), signed, version="0")
+            written = documents(run, citable(ledger), signed, version="0")
             assert run.encode() in written["report.json"]
     assert len(runs) == 2

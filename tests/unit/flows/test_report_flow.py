@@ -10,8 +10,8 @@ import pytest
 from appliance import __version__
 from appliance.errors import ArtefactMissing, UsageError
 from appliance.export.verify import INCOMPLETE, OK, TAMPERED, verify
-from appliance.flows.report import DOCUMENTS, citable, write
-from appliance.flows.sealing import Sealed
+from appliance.flows.report import DOCUMENTS, write
+from appliance.flows.sealing import Sealed, citable
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents

@@ -1,0 +1,37 @@
+"""Refusals: each is an entry that says code, class and sentence, and is signed before the error reaches anybody."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied
+from appliance.flows.refusals import LONGEST, error_facts, refusals_recorded
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+
+
+@pytest.mark.parametrize("type_", ["data.refused", "model.refused", "run.refused", "evaluation.refused"])
+def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, actor: Actor, type_: str) -> None:
+    refusal = PolicyDenied("the sentence", hint="a hint", where="/private/place")
+    with pytest.raises(PolicyDenied) as said, refusals_recorded(ledger, actor, type_, PolicyDenied):
+        raise refusal
+    assert said.value is refusal
+    (entry,) = ledger.entries(type_)
+    assert entry.leaf["facts"] == {"code": 4, "error": "PolicyDenied", "reason": "the sentence"}
+    head = ledger.head()
+    assert head is not None
+    assert head.size == entry.index + 1
+
+
+def test_other_errors_pass_without_an_entry(ledger: Ledger, actor: Actor) -> None:
+    with pytest.raises(BudgetExceeded), refusals_recorded(ledger, actor, "run.refused", PolicyDenied):
+        raise BudgetExceeded("no")
+    assert not list(ledger.entries("run.refused"))
+
+
+def test_a_message_that_quotes_a_foreign_file_stands_in_a_leaf(ledger: Ledger, actor: Actor) -> None:
+    long = ApplianceError(f"tensor \udcff{'x' * 100_000}")
+    assert len(error_facts(long)["reason"]) <= LONGEST + 5
+    with pytest.raises(ApplianceError), refusals_recorded(ledger, actor, "model.refused", ApplianceError):
+        raise long
+    assert len(list(ledger.entries("model.refused"))) == 1
