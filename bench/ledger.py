@@ -25,6 +25,7 @@ from figures import Figure, Report, arguments
 from sqlalchemy import text
 
 from appliance.errors import Busy
+from appliance.events.catalog import event
 from appliance.ledger import dialect
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
@@ -70,7 +71,7 @@ class Sides:
         key = uuid.uuid4().hex
         with self.ledger.transaction(ACTOR) as tx:
             tx.policies.add(PolicyRow(sha256=key, name="n", text="x" * 300, state="active"))
-            tx.append("policy.activated", {"name": "n", "sha256": key}, subject=key)
+            tx.append(event("policy.activated", {"name": "n", "sha256": key}))
 
     def plain_row(self) -> None:
         key = uuid.uuid4().hex
@@ -82,7 +83,7 @@ class Sides:
     def ledger_batch(self, count: int = 100) -> None:
         with self.ledger.transaction(ACTOR) as tx:
             for _ in range(count):
-                tx.append("key.unlocked", UNTIL)
+                tx.append(event("key.unlocked", UNTIL))
 
     def plain_batch(self) -> None:
         with self.plain.write() as connection:

@@ -80,11 +80,11 @@ def _cost_lines(cost: Cost) -> list[str]:
 
 
 def _document(done: Evaluated) -> dict[str, Any]:
-    return {**done.facts, "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
+    return {**done.settled.facts(), "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
 
 
 def _lines(done: Evaluated) -> list[str]:
-    facts = done.facts
+    facts = done.settled.facts()
     lines = [line for comparison in facts["comparisons"] for line in _gain_lines(comparison)]
     if len(facts["comparisons"]) == 1:
         lines.append("no watermark is embedded yet, so only the unmarked adapter was compared with the base")

@@ -38,7 +38,7 @@ def embed(context: typer.Context, run: RunArgument) -> None:
 
     chosen = settings.writing(context)
     home, run = chosen.home(), chosen.run(run)
-    facts = flow.embed(home, run, chosen.operator())
+    facts = flow.embed(home, run, chosen.operator()).facts()
     render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.run(run).released)))
 
 
@@ -53,7 +53,8 @@ def detect(
     from appliance.flows import watermark as flow
 
     chosen = settings.writing(context)
-    facts, certificate = flow.detect(chosen.home(), suspect, chosen.run(run), key, chosen.operator())
+    detected, certificate = flow.detect(chosen.home(), suspect, chosen.run(run), key, chosen.operator())
+    facts = detected.facts()
     document = {**facts, "certificate": str(certificate)}
     render.result(chosen, "watermark.detect", document, _detected_lines(facts, certificate))
 

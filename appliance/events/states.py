@@ -53,11 +53,3 @@ class Purpose(StrEnum):
 
     TRAINING = "training"
     EVALUATION = "evaluation"
-
-
-RUN_ENDS = {
-    "run.settled": RunState.FINISHED,
-    "run.failed": RunState.FAILED,
-    "run.aborted": RunState.ABORTED,
-}
-"""The entry that closes a run, and the state in which the run is then."""

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import rfc8785
 
 from appliance.errors import UsageError
+from appliance.events.event import Event
+from appliance.events.release import BundleExported, ReportBuilt
 from appliance.values import FileDigest
 
 SCHEMA = "appliance.manifest/1"
 NAME = "manifest.json"
 LEDGER = "ledger"
 Kind = Literal["bundle", "report"]
-EVENT_OF: dict[Kind, str] = {"bundle": "bundle.exported", "report": "report.built"}
+EVENT_OF: dict[Kind, type[Event]] = {"bundle": BundleExported, "report": ReportBuilt}
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?<!\.)")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)

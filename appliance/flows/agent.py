@@ -1,7 +1,7 @@
 """The key agent as a process: started by `key unlock`, it holds the root key until it is locked or its time is up.
 
 A key leaves it only against evidence: a signed tree head and an inclusion proof of a leaf that says what the key is
-about to be used for (`OPENS`). The leaf must be younger than the agent and than two minutes, and it is accepted once
+about to be used for (`Event.opens`). The leaf must be younger than the agent and than two minutes. It is accepted once
 (once from each rank on this machine, where the leaf says how many there are), so evidence found in an old run directory
 opens nothing. To a node the key is given only sealed, once, and only if the leaf names the node's key.
 """
@@ -23,19 +23,13 @@ from typing import Any
 import orjson
 
 from appliance.errors import ApplianceError, KeyUnavailable
+from appliance.events.catalog import catalog
 from appliance.flows.home import Home
 from appliance.ledger import proof
 from appliance.store.agent import ReleaseRequest, serve
 from appliance.store.keys import RootKey
 
 FRESH_S = 120.0
-OPENS = {
-    "run.started": "dataset_id",
-    "run.resumed": "dataset_id",
-    "evaluation.started": "dataset_id",
-    "watermark.started": "key_id",
-}
-"""Kinds of leaf that release a key, and the fact that names whose key."""
 
 
 @dataclass(slots=True)
@@ -60,8 +54,8 @@ class Gatekeeper:
         """Return if the request is backed by a fresh, unused, signed leaf; raise `KeyUnavailable` otherwise."""
         leaf = self._proven_leaf(request.evidence)
         facts = leaf.get("facts", {})
-        named = OPENS.get(str(leaf.get("type")))
-        if named is None or facts.get(named) != request.dataset_id:
+        kind = catalog().get(str(leaf.get("type")))
+        if kind is None or not kind.opens or facts.get(kind.opens) != request.dataset_id:
             raise KeyUnavailable("the evidence is not of a use of this key")
         started = datetime.fromisoformat(str(leaf["time"])).astimezone(UTC).timestamp()
         if leaf["index"] < self.since or self.clock() - started > FRESH_S:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.errors import ConfigInvalid
+from appliance.events.data import DataSealed
+from appliance.events.run import PhaseFacts, PhaseSpent
 from appliance.flows.budget import sample_rate_text
 from appliance.jobs.plan import Phase, PrivacyPlan
 from appliance.ledger.ledger import Ledger
@@ -53,7 +55,7 @@ def _phase(number: int, choice: PhaseChoice, steps: int, run: RunFile, declared_
 
 def kept_fields(ledger: Ledger, dataset: DatasetRow) -> list[str]:
     """The columns that were sealed beside every record of a dataset, as the ledger states them."""
-    sealed = next(ledger.entries(type="data.sealed", subject=dataset.id, limit=1), None)
+    sealed = next(ledger.entries(DataSealed, subject=dataset.id, limit=1), None)
     return [] if sealed is None else list(sealed.leaf["facts"].get("kept", []))
 
 
@@ -64,16 +66,16 @@ def planned_facts(plan: PrivacyPlan) -> dict[str, Any]:
     return {"phases": [_stated(phase) for phase in plan.phases]}
 
 
-def _stated(phase: Phase) -> dict[str, Any]:
-    where = {"field": phase.where.field, "values": list(phase.where.values)} if phase.where else {}
-    return {
-        "name": phase.name,
-        "steps": phase.steps,
-        "declared_units": phase.declared_units,
-        "expected_batch_size": phase.expected_batch_size,
-        "sample_rate": sample_rate_text(phase.sample_rate),
+def _stated(phase: Phase) -> PhaseFacts:
+    where: dict[str, Any] = {"field": phase.where.field, "values": list(phase.where.values)} if phase.where else {}
+    return PhaseFacts(
+        name=phase.name,
+        steps=phase.steps,
+        declared_units=phase.declared_units,
+        expected_batch_size=phase.expected_batch_size,
+        sample_rate=sample_rate_text(phase.sample_rate),
         **where,
-    }
+    )
 
 
 def spent_facts(plan: PrivacyPlan, attempts: int) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def spent_facts(plan: PrivacyPlan, attempts: int) -> dict[str, Any]:
     pairs = zip(plan.phases, counts, strict=True)
     return {
         "phases": [
-            {"name": phase.name, "sample_rate": sample_rate_text(phase.sample_rate), "attempts": count}
+            PhaseSpent(name=phase.name, sample_rate=sample_rate_text(phase.sample_rate), attempts=count)
             for phase, count in pairs
         ]
     }

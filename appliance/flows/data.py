@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from appliance.errors import ArtefactMissing, DataInvalid, IntegrityError, PolicyDenied, UsageError
+from appliance.events.data import DataRefused, DataSealed
 from appliance.events.states import CatalogState, Purpose
 from appliance.files import PARTIAL, commit, sweep, unswept
 from appliance.flows.home import Home, Operator, new_id
@@ -82,7 +83,7 @@ def ingest(
     with home.ledger() as ledger:
         actor = home.actor(operator)
         row, policy = active(ledger)
-        with refusals_recorded(ledger, actor, "data.refused", PolicyDenied, DataInvalid, policy_sha256=row.sha256):
+        with refusals_recorded(ledger, actor, DataRefused, PolicyDenied, DataInvalid, policy_sha256=row.sha256):
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
             with ledger.read() as rows:
                 known = rows.datasets.list()
@@ -97,7 +98,7 @@ def ingest(
                 listed = tx.datasets.list()
                 if len(listed) == len(known):
                     tx.datasets.add(dataset)
-                    tx.append("data.sealed", _facts(dataset, spec), subject=dataset.id)
+                    tx.append(_sealed(dataset, spec))
                     break
             known = listed  # somebody else ingested meanwhile: compare with that too
         ledger.sign()
@@ -198,24 +199,25 @@ def _overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, finge
     return found
 
 
-def _facts(dataset: DatasetRow, spec: IngestSpec) -> dict[str, object]:
-    kept = {"kept": list(spec.keep)} if spec.keep else {}
-    return kept | {
-        "dataset_id": dataset.id,
-        "name": dataset.name,
-        "purpose": dataset.purpose.value,
-        "class": dataset.class_,
-        "unit_kind": dataset.unit_kind.value,
-        "unit_key": dataset.unit_key,
-        "max_records": dataset.max_records,
-        "declared_units": dataset.declared_units,
-        "format": dataset.format,
-        "object_blake3": dataset.object_blake3,
-        "key_epoch": dataset.key_epoch,
-        "fingerprints_blake3": dataset.fingerprints_blake3,
-        "overlaps": orjson.loads(dataset.overlaps),
-        "source": dataset.source,
-    }
+def _sealed(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
+    kept: dict[str, Any] = {"kept": list(spec.keep)} if spec.keep else {}
+    return DataSealed(
+        dataset_id=dataset.id,
+        name=dataset.name,
+        purpose=dataset.purpose,
+        class_=dataset.class_,
+        unit_kind=dataset.unit_kind.value,
+        unit_key=dataset.unit_key,
+        max_records=dataset.max_records,
+        declared_units=dataset.declared_units,
+        format=dataset.format,
+        object_blake3=dataset.object_blake3,
+        key_epoch=dataset.key_epoch,
+        fingerprints_blake3=dataset.fingerprints_blake3,
+        overlaps=orjson.loads(dataset.overlaps),
+        source=dataset.source,
+        **kept,
+    )
 
 
 def datasets(home: Home) -> list[DatasetRow]:

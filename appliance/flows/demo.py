@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.events.run import RunSettled
 from appliance.flows.home import Home, fingerprint
 from appliance.flows.progress import guarantee
 from appliance.ledger.rows import RunRow
@@ -98,7 +99,7 @@ def known(home: Home) -> set[str]:
 def last_run(home: Home) -> RunRow:
     """The run that was settled last."""
     with home.ledger(writable=False) as ledger:
-        settled = [entry.leaf["subject"] for entry in ledger.entries(type="run.settled")]
+        settled = [entry.leaf["subject"] for entry in ledger.entries(RunSettled)]
         with ledger.read() as rows:
             return rows.runs.get(settled[-1])
 

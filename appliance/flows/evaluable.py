@@ -107,7 +107,7 @@ def find_evaluable(ledger: Ledger, home: Home, run_id: str, dataset: str, epsilo
     _check_held_out(run, chosen, books)
     job = _training_job(home, run, base)
     embedded = embedded_in(ledger, run.id)
-    released = None if embedded is None else str(embedded["released_sha256"])
+    released = None if embedded is None else embedded.released_sha256
     plan = _plan(policy, chosen, comparisons=1 if released is None else 2, epsilon=epsilon)
     return Evaluable(
         home=home,

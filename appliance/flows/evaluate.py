@@ -16,6 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, Interrupted, PolicyDenied
+from appliance.events.evaluation import (
+    Comparison,
+    EvaluationFailed,
+    EvaluationRefused,
+    EvaluationReserved,
+    EvaluationSettled,
+    EvaluationStarted,
+)
 from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
 from appliance.flows import budget, launch
@@ -36,8 +44,6 @@ from appliance.values import decimal, rounded_up
 PUBLIC_TOKENS = 8000
 """Next-token predictions on public text unless more are asked for."""
 
-REFUSED = "evaluation.refused"
-
 Watch = Callable[[], None]
 
 
@@ -47,14 +53,14 @@ class Evaluated:
 
     Attributes:
       row: as the ledger has it.
-      facts: of `evaluation.settled`.
+      settled: the entry that says what was found.
       before: lifetime epsilon of the dataset before it.
       after: and with it.
       cap: the dataset's cap.
     """
 
     row: EvaluationRow
-    facts: dict[str, Any]
+    settled: EvaluationSettled
     before: float
     after: float
     cap: float
@@ -101,7 +107,7 @@ def evaluate(
     with home.ledger() as ledger:
         actor = home.actor(operator)
         close_dead(home, ledger, actor)
-        with refusals_recorded(ledger, actor, REFUSED, PolicyDenied, BudgetExceeded):
+        with refusals_recorded(ledger, actor, EvaluationRefused, PolicyDenied, BudgetExceeded):
             found = find_evaluable(ledger, home, run_id, dataset, epsilon)
             budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
@@ -109,14 +115,17 @@ def evaluate(
         run_dir = home.run(new_id("eval"))
         make_directory(run_dir.path)
         with launch.supervising(run_dir):
-            with refusals_recorded(ledger, actor, REFUSED, PolicyDenied, BudgetExceeded), _removed_on_refusal(run_dir):
+            with (
+                refusals_recorded(ledger, actor, EvaluationRefused, PolicyDenied, BudgetExceeded),
+                _removed_on_refusal(run_dir),
+            ):
                 spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
                 before, after = _reserve(ledger, actor, run_dir, found, spec_sha256, operator.reason)
             result = _work(ledger, actor, run_dir, watch)
-            facts = _settle(ledger, actor, run_dir, found, result)
+            settled = _settle(ledger, actor, run_dir, found, result)
         with ledger.read() as rows:
             row = rows.evaluations.get(run_dir.name)
-    return Evaluated(row=row, facts=facts, before=before, after=after, cap=_cap(found))
+    return Evaluated(row=row, settled=settled, before=before, after=after, cap=_cap(found))
 
 
 def close_dead(home: Home, ledger: Ledger, actor: Actor) -> None:
@@ -169,11 +178,8 @@ def _reserve(
         with ledger.transaction(actor, reason=reason or None, policy_sha256=row.policy_sha256) as tx:
             if budget.Books.read(tx) == books:
                 tx.evaluations.add(row)
-                facts = _reserved_facts(row, found, spec_sha256)
-                facts |= {"epsilon_before": decimal(round(before, 9)), "epsilon_after": decimal(round(after, 9))}
-                tx.append("evaluation.reserved", facts, subject=row.run_id)
-                started = _names(row) | {"nonce": secrets.token_hex(16)}
-                index = tx.append("evaluation.started", started, subject=row.run_id)
+                tx.append(_reserved(row, found, spec_sha256, before, after))
+                index = tx.append(EvaluationStarted(**_names(row), nonce=secrets.token_hex(16)))
                 break
     ledger.sign()
     write_atomic(run_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
@@ -188,17 +194,22 @@ def _charged(row: EvaluationRow) -> dict[str, Any]:
     return _names(row) | {"epsilon_charged": row.epsilon, "delta": row.delta}
 
 
-def _reserved_facts(row: EvaluationRow, found: Evaluable, spec_sha256: str) -> dict[str, Any]:
-    return _names(row) | {
-        "spec_sha256": spec_sha256,
-        "declared_units": row.declared_units,
-        "clip_nat": decimal(found.plan.statistic.clip_nat),
-        "noise_multiplier": row.noise_multiplier,
-        "epsilon": row.epsilon,
-        "delta": row.delta,
-        "sampler_delta": row.sampler_delta,
-        "cap": decimal(_cap(found)),
-    }
+def _reserved(
+    row: EvaluationRow, found: Evaluable, spec_sha256: str, before: float, after: float
+) -> EvaluationReserved:
+    return EvaluationReserved(
+        **_names(row),
+        spec_sha256=spec_sha256,
+        declared_units=row.declared_units,
+        clip_nat=decimal(found.plan.statistic.clip_nat),
+        noise_multiplier=row.noise_multiplier,
+        epsilon=row.epsilon,
+        delta=row.delta,
+        sampler_delta=row.sampler_delta,
+        epsilon_before=decimal(round(before, 9)),
+        epsilon_after=decimal(round(after, 9)),
+        cap=decimal(_cap(found)),
+    )
 
 
 def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -> EvaluateJob:
@@ -250,34 +261,36 @@ def _fail(ledger: Ledger, actor: Actor, evaluation_id: str, failure: ApplianceEr
         if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
         tx.evaluations.update(row.id, state=EvaluationState.FAILED)
-        facts = _charged(row) | error_facts(failure)
-        tx.append("evaluation.failed", facts, subject=row.run_id)
+        tx.append(EvaluationFailed(**_charged(row), **error_facts(failure)))
     ledger.sign()
 
 
-def _settle(ledger: Ledger, actor: Actor, run_dir: RunDir, found: Evaluable, result: EvaluateResult) -> dict[str, Any]:
+def _settle(
+    ledger: Ledger, actor: Actor, run_dir: RunDir, found: Evaluable, result: EvaluateResult
+) -> EvaluationSettled:
     """Turn the noised sum into gains and intervals, and close the evaluation with them."""
     gains = read_release(found.plan, result.released)
     comparisons = [
-        {
-            "name": name,
-            "gain_nat": decimal(round(gain.gain, 6)),
-            "low": decimal(round(gain.low, 6)),
-            "high": decimal(round(gain.high, 6)),
-            "noise_std": decimal(round(found.plan.noise_nat, 6)),
-        }
+        Comparison(
+            name=name,
+            gain_nat=decimal(round(gain.gain, 6)),
+            low=decimal(round(gain.low, 6)),
+            high=decimal(round(gain.high, 6)),
+            noise_std=decimal(round(found.plan.noise_nat, 6)),
+        )
         for name, gain in zip(found.names, gains, strict=True)
     ]
     with ledger.transaction(actor, policy_sha256=found.policy.digest) as tx:
         row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
-        facts = _charged(row) | {
-            "declared_units": row.declared_units,
-            "comparisons": comparisons,
-            "released": list(result.released),
-            "public": dict(result.public),
-            "isolation": result.isolation.model_dump(),
-            "libraries": dict(result.libraries),
-        }
-        tx.append("evaluation.settled", facts, subject=row.run_id)
+        settled = EvaluationSettled(
+            **_charged(row),
+            declared_units=row.declared_units,
+            comparisons=comparisons,
+            released=list(result.released),
+            public=dict(result.public),
+            isolation=result.isolation.model_dump(),
+            libraries=dict(result.libraries),
+        )
+        tx.append(settled)
     ledger.sign()
-    return facts
+    return settled

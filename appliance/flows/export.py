@@ -16,6 +16,7 @@ from appliance.errors import (
     UsageError,
 )
 from appliance.events.logged import LoggedEvent
+from appliance.events.release import ExportRefused
 from appliance.events.states import RunState
 from appliance.export import verify as verifier
 from appliance.flows.home import Home, Operator, new_id
@@ -59,7 +60,7 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
     """
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with refusals_recorded(ledger, actor, "export.refused", PolicyDenied, GateFailed, IntegrityError):
+        with refusals_recorded(ledger, actor, ExportRefused, PolicyDenied, GateFailed, IntegrityError):
             release = _release(ledger, home, run_id)
         head = ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import UsageError
+from appliance.events.key import KeyCreated
 from appliance.export.bundle import verifier_source
 from appliance.files import make_directory, staged_directory, write_atomic
 from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
@@ -116,10 +117,11 @@ def _furnish(
     root_key.wipe()
     with Ledger.create(home.ledger_config(places.database_owner, places.database_eraser)) as ledger:
         actor = home.actor(operator)
-        facts = {"kind": "root", "slots": ["passphrase"], "epoch": 1}
-        facts["body_key_sha256"] = hashlib.sha256(body_key).hexdigest()
+        created = KeyCreated(
+            kind="root", slots=["passphrase"], epoch=1, body_key_sha256=hashlib.sha256(body_key).hexdigest()
+        )
         with ledger.transaction(actor, reason=operator.reason or None) as tx:
-            tx.append("key.created", facts)
+            tx.append(created)
         activate_in(ledger, actor, policy, operator.reason)
         ledger.sign()
         return ledger.verifier_keys, fingerprint(ledger.verifier_keys)

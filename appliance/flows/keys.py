@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from appliance.errors import IntegrityError, KeyUnavailable, UsageError
+from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.flows import agent
 from appliance.flows.home import Home, Operator, fingerprint
 from appliance.ledger.heads import TreeHead
@@ -28,7 +29,7 @@ def unlock(home: Home, passphrase: str, operator: Operator, *, ttl_s: int) -> Ag
     actor = home.actor(operator)
     with home.ledger() as ledger:
         with ledger.transaction(actor, reason=operator.reason or None) as tx:
-            tx.append("key.unlocked", {"until": _in(ttl_s)})
+            tx.append(KeyUnlocked(until=_in(ttl_s)))
         ledger.sign()
     try:
         agent.start(home, root, ttl_s=ttl_s, who=actor.name)
@@ -72,7 +73,7 @@ def lock(home: Home, operator: Operator) -> bool:
         return False
     client.lock()
     with home.ledger() as ledger, ledger.transaction(home.actor(operator), reason=operator.reason or None) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     return True
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError, ArtefactMissing, UsageError
+from appliance.events.model import ModelImported, ModelRefused
 from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
 from appliance.flows import launch
@@ -55,7 +56,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
             known = list(rows.models.list())
         run_dir = home.run(new_id("import"))
         try:
-            with refusals_recorded(ledger, actor, "model.refused", ApplianceError, policy_sha256=row.sha256):
+            with refusals_recorded(ledger, actor, ModelRefused, ApplianceError, policy_sha256=row.sha256):
                 result = _convert(run_dir, source, policy.rules().isolation)
                 same = [model for model in known if model.sha256 == result.sha256]
                 if same:
@@ -66,7 +67,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
                 _place(home, run_dir, result)
                 with ledger.transaction(actor, reason=operator.reason or None, policy_sha256=row.sha256) as tx:
                     tx.models.add(model)
-                    tx.append("model.imported", _facts(model, result), subject=model.id)
+                    tx.append(_imported(model, result))
         finally:
             shutil.rmtree(run_dir.path, ignore_errors=True)
     return Imported(model=model, already=False)
@@ -116,19 +117,19 @@ def _row(name: str, result: ImportResult) -> ModelRow:
     )
 
 
-def _facts(model: ModelRow, result: ImportResult) -> dict[str, object]:
-    return {
-        "model_id": model.id,
-        "sha256": model.sha256,
-        "source_format": model.source_format,
-        "source_sha256": model.source_sha256,
-        "architecture": model.architecture,
-        "parameters": model.parameters,
-        "licence": model.licence,
-        "has_chat_template": model.has_chat_template,
-        "isolation": result.isolation.model_dump(),
-        "libraries": dict(result.libraries),
-    }
+def _imported(model: ModelRow, result: ImportResult) -> ModelImported:
+    return ModelImported(
+        model_id=model.id,
+        sha256=model.sha256,
+        source_format=model.source_format,
+        source_sha256=model.source_sha256,
+        architecture=model.architecture,
+        parameters=model.parameters,
+        licence=model.licence,
+        has_chat_template=model.has_chat_template,
+        isolation=result.isolation.model_dump(),
+        libraries=dict(result.libraries),
+    )
 
 
 def models(home: Home) -> list[ModelRow]:

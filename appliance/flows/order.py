@@ -10,10 +10,13 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from appliance.errors import IntegrityError, PolicyDenied
+from appliance.events.event import Event
+from appliance.events.run import RunStarted
 from appliance.events.states import KeyState, RunState
+from appliance.events.watermark import WatermarkCommitted, WatermarkDetected, WatermarkEmbedded
 from appliance.flows import model
 from appliance.flows.home import Home
 from appliance.flows.train import find
@@ -24,6 +27,8 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import RunRow, WatermarkKeyRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.store.trees import tree_digest
+
+E = TypeVar("E", bound=Event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +62,15 @@ def current_key(rows: Reading | Transaction) -> WatermarkKeyRow | None:
     return next((row for row in rows.watermark_keys.list() if row.state == KeyState.CURRENT), None)
 
 
-def committed_facts(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> dict[str, Any]:
-    """The facts of `watermark.committed`."""
-    return {
-        "run_id": run_id,
-        "key_id": key.id,
-        "commitment": key.commitment,
-        "model_sha256": model_sha256,
-        "algorithm_sha256": algorithm_sha256(),
-    }
+def committed(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> WatermarkCommitted:
+    """Commit a run to a key, before it is trained."""
+    return WatermarkCommitted(
+        run_id=run_id,
+        key_id=key.id,
+        commitment=key.commitment,
+        model_sha256=model_sha256,
+        algorithm_sha256=algorithm_sha256(),
+    )
 
 
 def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
@@ -79,10 +84,10 @@ def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
     run = find(ledger, run_id)
     if run.state != RunState.FINISHED or run.adapter_sha256 is None:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be marked")
-    committed = _committed(ledger, run_id)
+    commitment = _commitment(ledger, run_id)
     run_dir = home.run(run_id)
     job = run_dir.reserved_job(TrainJob, run.spec_sha256)
-    if (job.model_sha256, algorithm_sha256()) != (committed["model_sha256"], committed["algorithm_sha256"]):
+    if (job.model_sha256, algorithm_sha256()) != (commitment.model_sha256, commitment.algorithm_sha256):
         hint = "use the release of the appliance with which the run was reserved"
         raise IntegrityError("base model or algorithm are not those the ledger committed to", hint=hint)
     if tree_digest(run_dir.adapter)[0] != run.adapter_sha256:
@@ -91,46 +96,45 @@ def order_of(ledger: Ledger, home: Home, run_id: str) -> Order:
         run=run,
         job=job,
         model_dir=_model_dir(ledger, home, run, job),
-        key=_key(ledger, committed),
+        key=_key(ledger, commitment),
         adapter_sha256=run.adapter_sha256,
-        algorithm_sha256=committed["algorithm_sha256"],
+        algorithm_sha256=commitment.algorithm_sha256,
     )
 
 
-def _committed(ledger: Ledger, run_id: str) -> dict[str, Any]:
-    """The facts of the run's one commitment, made before its first start."""
-    indices = [entry.index for entry in ledger.entries(type="watermark.committed", subject=run_id)]
-    started = [entry.index for entry in ledger.entries(type="run.started", subject=run_id)]
+def _commitment(ledger: Ledger, run_id: str) -> WatermarkCommitted:
+    """Prove the run's one commitment, made before its first start."""
+    indices = [entry.index for entry in ledger.entries(WatermarkCommitted, subject=run_id)]
+    started = [entry.index for entry in ledger.entries(RunStarted, subject=run_id)]
     if len(indices) != 1 or not started or indices[0] > started[0]:
         hint = "make a key with `appliance watermark keygen`, then train anew: a key chosen afterwards proves nothing"
         raise PolicyDenied(f"the ledger committed to no watermark key before run {run_id} was trained", hint=hint)
-    return _proven_facts(ledger, indices[0], "watermark.committed")
+    return _proven(ledger, indices[0], WatermarkCommitted)
 
 
-def embedded_in(ledger: Ledger, run_id: str) -> dict[str, Any] | None:
-    """The proven facts of the run's `watermark.embedded`, or None if it was not marked yet."""
-    first = next(ledger.entries(type="watermark.embedded", subject=run_id, limit=1), None)
-    return None if first is None else _proven_facts(ledger, first.index, "watermark.embedded")
+def embedded_in(ledger: Ledger, run_id: str) -> WatermarkEmbedded | None:
+    """Prove that the run was marked, and how; None if it was not yet."""
+    first = next(ledger.entries(WatermarkEmbedded, subject=run_id, limit=1), None)
+    return None if first is None else _proven(ledger, first.index, WatermarkEmbedded)
 
 
 def tried_on(ledger: Ledger, suspect_sha256: str) -> set[tuple[str, str]]:
     """The (run, key) pairs that were tried on a suspect before; each has signs of its own."""
-    facts = (entry.leaf["facts"] for entry in ledger.entries(type="watermark.detected"))
+    facts = (entry.leaf["facts"] for entry in ledger.entries(WatermarkDetected))
     return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}
 
 
-def _proven_facts(ledger: Ledger, index: int, type_: str) -> dict[str, Any]:
+def _proven(ledger: Ledger, index: int, kind: type[E]) -> E:
     leaf = proof.verify(ledger.prove(index), ledger.leaf(index), ledger.verifier_keys).leaf
-    if leaf["type"] != type_:
+    if leaf["type"] != kind.type:
         raise IntegrityError(f"entry {index} is not what its index says")
-    facts: dict[str, Any] = leaf["facts"]
-    return facts
+    return kind.of(leaf["facts"])
 
 
-def _key(ledger: Ledger, committed: dict[str, Any]) -> WatermarkKey:
+def _key(ledger: Ledger, commitment: WatermarkCommitted) -> WatermarkKey:
     with ledger.read() as rows:
-        row = rows.watermark_keys.get(committed["key_id"])
-    if row.commitment != committed["commitment"]:
+        row = rows.watermark_keys.get(commitment.key_id)
+    if row.commitment != commitment.commitment:
         raise IntegrityError(f"the watermark key {row.id} is not the one the ledger committed to")
     return WatermarkKey(key_id=row.id, commitment=row.commitment, wrapped_key=row.wrapped_key, key_epoch=row.key_epoch)
 

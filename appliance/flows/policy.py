@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, IntegrityError
+from appliance.events.policy import PolicyActivated
 from appliance.events.states import PolicyState
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import Actor
@@ -65,7 +66,7 @@ def activate_in(ledger: Ledger, actor: Actor, policy: Policy, reason: str) -> st
             tx.policies.add(row)
         else:
             tx.policies.update(policy.digest, state=PolicyState.ACTIVE)
-        tx.append("policy.activated", {"name": policy.name, "sha256": policy.digest}, subject=policy.digest)
+        tx.append(PolicyActivated(name=policy.name, sha256=policy.digest))
     return old[0].name if old else None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.events.run import PlanFacts, RunRefused, RunReserved
 from appliance.events.states import RunState
 from appliance.files import make_directory
 from appliance.flows import curriculum, forecast, model
 from appliance.flows.budget import Books, sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
-from appliance.flows.order import committed_facts, current_key
+from appliance.flows.order import committed, current_key
 from appliance.flows.plan import Resolved, afford, resolve
 from appliance.flows.refusals import refusals_recorded
 from appliance.jobs.job import EngineOptions, SealedObject
+from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.train import TrainJob
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -41,7 +42,7 @@ def reserve(
     """
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with refusals_recorded(ledger, actor, "run.refused", PolicyDenied, BudgetExceeded, WillNotFit):
+        with refusals_recorded(ledger, actor, RunRefused, PolicyDenied, BudgetExceeded, WillNotFit):
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
@@ -92,45 +93,46 @@ def _reserve(ledger: Ledger, actor: Actor, row: RunRow, resolved: Resolved, reas
         with ledger.transaction(actor, reason=reason or None, policy_sha256=row.policy_sha256) as tx:
             if Books.read(tx) == seen:
                 tx.runs.add(row)
-                tx.append("run.reserved", _reserved_facts(row, resolved, before, after), subject=row.id)
+                tx.append(_reserved(row, resolved, before, after))
                 if key := current_key(tx):  # before training: a key chosen afterwards would prove nothing
-                    facts = committed_facts(row.id, key, resolved.model.sha256)
-                    tx.append("watermark.committed", facts, subject=row.id)
+                    tx.append(committed(row.id, key, resolved.model.sha256))
                 break
     ledger.sign()
     return row
 
 
-def _reserved_facts(row: RunRow, resolved: Resolved, before: float, after: float) -> dict[str, Any]:
-    plan = resolved.plan
-    cap = resolved.policy.rules(resolved.dataset.class_).max_epsilon
-    return {
-        "run_id": row.id,
-        "dataset_id": row.dataset_id,
-        "model_id": row.model_id,
-        "spec_sha256": row.spec_sha256,
-        "plan": {
-            "unit": plan.unit.kind.value,
-            "max_records": plan.unit.max_records,
-            "neighbouring": plan.neighbouring,
-            "declared_units": plan.declared_units,
-            "expected_batch_size": plan.expected_batch_size,
-            "sample_rate": sample_rate_text(plan.sample_rate),
-            "steps": plan.steps,
-            "attempts": plan.attempts,
-            "max_grad_norm": decimal(plan.max_grad_norm),
-            "clipping": plan.clipping,
-            "noise_multiplier": decimal(plan.noise_multiplier),
-            "epsilon": decimal(plan.epsilon),
-            "delta": decimal(plan.delta),
-            "sampler_delta": decimal(plan.sampler_delta),
-            "accountant": plan.accountant,
-            **curriculum.planned_facts(plan),
-        },
-        "epsilon_before": decimal(round(before, 9)),
-        "epsilon_after": decimal(round(after, 9)),
-        "cap": decimal(cap),
-    }
+def _reserved(row: RunRow, resolved: Resolved, before: float, after: float) -> RunReserved:
+    return RunReserved(
+        run_id=row.id,
+        dataset_id=row.dataset_id,
+        model_id=row.model_id,
+        spec_sha256=row.spec_sha256,
+        plan=_planned(resolved.plan),
+        epsilon_before=decimal(round(before, 9)),
+        epsilon_after=decimal(round(after, 9)),
+        cap=decimal(resolved.policy.rules(resolved.dataset.class_).max_epsilon),
+    )
+
+
+def _planned(plan: PrivacyPlan) -> PlanFacts:
+    return PlanFacts(
+        unit=plan.unit.kind.value,
+        max_records=plan.unit.max_records,
+        neighbouring=plan.neighbouring,
+        declared_units=plan.declared_units,
+        expected_batch_size=plan.expected_batch_size,
+        sample_rate=sample_rate_text(plan.sample_rate),
+        steps=plan.steps,
+        attempts=plan.attempts,
+        max_grad_norm=decimal(plan.max_grad_norm),
+        clipping=plan.clipping,
+        noise_multiplier=decimal(plan.noise_multiplier),
+        epsilon=decimal(plan.epsilon),
+        delta=decimal(plan.delta),
+        sampler_delta=decimal(plan.sampler_delta),
+        accountant=plan.accountant,
+        **curriculum.planned_facts(plan),
+    )
 
 
 def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> TrainJob:

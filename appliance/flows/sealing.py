@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, Busy, IntegrityError, UsageError
+from appliance.events.catalog import types
+from appliance.events.event import Told
 from appliance.events.logged import LoggedEvent
 from appliance.export.bundle import VERIFIER, Assembly, verifier_source
 from appliance.export.evidence import Evidence, ProvenLeaf
@@ -23,15 +25,11 @@ from appliance.ledger.entries import Entry
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.report.evidence import WANTED, concerning
+from appliance.report.evidence import concerning
 from appliance.store.trees import tree_digest
 
 EARLIER_HEADS = 1000
 """For so many of the newest earlier sealed directories a new one proves that it continues their tree head."""
-
-NOT_TOLD = ("watermark.keyed", "watermark.started")
-"""Entries about a run that stay inside: a bundle needs no proof of them, and how often a mark was looked for is not
-the recipient's business."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +144,7 @@ def _record(ledger: Ledger, actor: Actor, manifest: Manifest, contents: Contents
         **contents.facts,
     }
     with ledger.transaction(actor, reason=reason or None, policy_sha256=contents.policy_sha256) as tx:
-        return tx.append(EVENT_OF[manifest.kind], facts, subject=manifest.id)
+        return tx.append(EVENT_OF[manifest.kind].of(facts))
 
 
 def _evidence(ledger: Ledger, manifest: Manifest, index: int, head: TreeHead) -> Evidence:
@@ -178,20 +176,20 @@ def _earlier_heads(ledger: Ledger) -> Iterator[int]:
 
 
 def run_events(ledger: Ledger, run_id: str) -> tuple[LoggedEvent, ...]:
-    """Choose what a bundle tells of a run, oldest first: the log's first entry, and what a report tells but `NOT_TOLD`.
+    """Choose what a bundle tells of a run, oldest first: the log's first entry, and what is told in a bundle.
 
     The entry about its data is left out: how the data were ingested is nobody's business outside.
 
     Raises:
       ArtefactMissing: there is no such run.
     """
-    own = [event for event in concerning(run_id, citable(ledger)) if event.type not in NOT_TOLD]
+    own = [event for event in concerning(run_id, citable(ledger)) if event.type in types(Told.BUNDLE)]
     return (logged(ledger.entry(0)), *own)
 
 
 def citable(ledger: Ledger) -> list[LoggedEvent]:
     """Read every entry of a kind that a report may cite, oldest first; which of them it does is its own choice."""
-    entries = [entry for type_ in WANTED for entry in ledger.entries(type_)]
+    entries = [entry for type_ in types(Told.REPORT) for entry in ledger.entries(type_)]
     return [logged(entry) for entry in sorted(entries, key=lambda entry: entry.index)]
 
 

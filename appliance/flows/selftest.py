@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import GateFailed
+from appliance.events.run import CheckFacts, SelfTested
 from appliance.flows import launch, model
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.plan import Resolved, resolve
@@ -95,24 +96,24 @@ def _test(
     directory.path.mkdir(mode=0o700, exist_ok=True)
     directory.write_job(job)
     result = launch.run_worker(directory, SelftestResult)
-    facts = {
-        "run_id": job.run_id,
-        "spec_sha256": spec_sha256,
-        "passed": result.passed and bool(result.checks) and all(check.passed for check in result.checks),
-        "checks": [check.model_dump() for check in result.checks],
-        "result_sha256": hashlib.sha256(directory.result.read_bytes()).hexdigest(),
-        "isolation": result.isolation.model_dump(),
-        "libraries": dict(result.libraries),
-    }
+    event = SelfTested(
+        run_id=job.run_id,
+        spec_sha256=spec_sha256,
+        passed=result.passed and bool(result.checks) and all(check.passed for check in result.checks),
+        checks=[CheckFacts(**check.model_dump()) for check in result.checks],
+        result_sha256=hashlib.sha256(directory.result.read_bytes()).hexdigest(),
+        isolation=result.isolation.model_dump(),
+        libraries=dict(result.libraries),
+    )
     with ledger.transaction(actor, policy_sha256=policy_sha256) as tx:
-        entry = tx.append("audit.selftest", facts, subject=job.run_id)
+        entry = tx.append(event)
     ledger.sign()
-    return _tested(entry, facts)
+    return _tested(entry, event.facts())
 
 
 def _counting(ledger: Ledger, run: RunRow) -> Tested | None:
     """The newest test of the run, if it passed, is of this very job, and software and boot are the same."""
-    for entry in ledger.entries(type="audit.selftest", subject=run.id, newest_first=True, limit=1):
+    for entry in ledger.entries(SelfTested, subject=run.id, newest_first=True, limit=1):
         leaf = proof.verify(ledger.prove(entry.index), ledger.leaf(entry.index), ledger.verifier_keys).leaf
         same = leaf["software"] == software() and leaf["boot_id"] == boot_id() != "unknown"
         if same and leaf["facts"]["passed"] is True and leaf["facts"]["spec_sha256"] == run.spec_sha256:
@@ -121,7 +122,7 @@ def _counting(ledger: Ledger, run: RunRow) -> Tested | None:
 
 
 def _latest(ledger: Ledger, run_id: str) -> Tested | None:
-    for entry in ledger.entries(type="audit.selftest", subject=run_id, newest_first=True, limit=1):
+    for entry in ledger.entries(SelfTested, subject=run_id, newest_first=True, limit=1):
         return _tested(entry.index, entry.leaf["facts"])
     return None
 

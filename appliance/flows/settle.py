@@ -9,7 +9,8 @@ import shutil
 from typing import Any
 
 from appliance.errors import ApplianceError, IntegrityError
-from appliance.events.states import RUN_ENDS, RunState
+from appliance.events.run import RunAborted, RunEnded, RunFailed, RunSettled
+from appliance.events.states import RunState
 from appliance.files import fsync_tree
 from appliance.flows import curriculum, launch
 from appliance.flows.budget import sample_rate_text
@@ -50,23 +51,20 @@ def settle(
     if result is not None and result.attempts > attempts:
         raise IntegrityError("the worker reports more attempts than its journal holds", where=run.id)
     spent = result.spent if result is not None and result.attempts == attempts else _account(home, plan, attempts)
-    kind = "run.settled" if result else "run.failed" if outcome else "run.aborted"
     _confirm(plan, spent)
     epsilon = charged_epsilon(spent.epsilon_pld, spent.epsilon_prv)
     adapter = _adapter_digest(run_dir, result)
-    facts = _spent_facts(run, plan, spent, epsilon) | _outcome_facts(outcome, adapter)
-    if result is not None:
-        facts |= _course_facts(plan, attempts, epsilon)
+    ended = _ended(run, plan, spent, epsilon, outcome)
     with ledger.transaction(actor, policy_sha256=run.policy_sha256) as tx:
         tx.runs.update(
             run.id,
-            state=RUN_ENDS[kind],
+            state=ended.state,
             charged_attempts=attempts,
             epsilon_charged=rounded_up(epsilon),
             epsilon_gap=decimal(max(0.0, spent.epsilon_prv - spent.epsilon_pld)),
             adapter_sha256=adapter,
         )
-        tx.append(kind, facts, subject=run.id)
+        tx.append(ended)
     ledger.sign()
     run_dir.clear(run_dir.tmp, run_dir.snapshots, run_dir.ranks, run_dir.tickets)
     with ledger.read() as rows:
@@ -121,8 +119,11 @@ def _adapter_digest(run_dir: RunDir, result: TrainResult | None) -> str | None:
     return digest
 
 
-def _spent_facts(run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: float) -> dict[str, Any]:
-    return {
+def _ended(
+    run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: float, outcome: TrainResult | ApplianceError | None
+) -> RunEnded:
+    """Say what the run was charged and what it came to."""
+    charged: dict[str, Any] = {
         "run_id": run.id,
         "dataset_id": run.dataset_id,
         "attempts": spent.attempts,
@@ -136,28 +137,19 @@ def _spent_facts(run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: f
         "sample_rate": sample_rate_text(plan.sample_rate),
         **curriculum.spent_facts(plan, spent.attempts),
     }
-
-
-def _course_facts(plan: PrivacyPlan, attempts: int, epsilon: float) -> dict[str, Any]:
-    """For reports: how epsilon grew, and by what factor its end lets odds rise."""
-    course = epsilon_curve(plan, attempts)
-    return {
-        "epsilon_curve": [[place, decimal(value)] for place, value in course],
-        "odds_bound": odds_bound(rounded_up(epsilon)),
-    }
-
-
-def _outcome_facts(outcome: TrainResult | ApplianceError | None, adapter: str | None) -> dict[str, Any]:
-    if isinstance(outcome, TrainResult):
-        return {
-            "steps": outcome.steps,
-            "adapter_sha256": adapter,
-            "isolation": outcome.isolation.model_dump(),
-            "libraries": dict(outcome.libraries),
-        }
-    if outcome is not None:
-        return error_facts(outcome)
-    return {}
+    if outcome is None:
+        return RunAborted(**charged)
+    if isinstance(outcome, ApplianceError):
+        return RunFailed(**charged, **error_facts(outcome))
+    return RunSettled(
+        **charged,
+        steps=outcome.steps,
+        adapter_sha256=outcome.adapter_sha256,
+        isolation=outcome.isolation.model_dump(),
+        libraries=dict(outcome.libraries),
+        epsilon_curve=[(place, decimal(value)) for place, value in epsilon_curve(plan, spent.attempts)],
+        odds_bound=odds_bound(rounded_up(epsilon)),
+    )
 
 
 def plan_of(run: RunRow) -> PrivacyPlan:

@@ -28,6 +28,7 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
+from appliance.events.run import RunCheckpointed, RunResumed, RunStarted
 from appliance.events.states import RunState
 from appliance.files import write_atomic
 from appliance.flows import launch, machines, selftest
@@ -220,14 +221,14 @@ def _mark_started(
         raise broken
     left = max(0, row.reserved_attempts - state.attempts)
     nonce = secrets.token_hex(16)
-    facts = {"run_id": row.id, "dataset_id": row.dataset_id, "attempts_left": left, "nonce": nonce, "ranks": ranks}
-    if others:
-        facts |= {"ranks": ranks * others.count, **others.facts()}
+    several = {"ranks": ranks * others.count, **others.facts()} if others else {"ranks": ranks}
+    kind = RunStarted if first else RunResumed
+    started = kind(run_id=row.id, dataset_id=row.dataset_id, attempts_left=left, nonce=nonce, **several)
     with ledger.transaction(actor, policy_sha256=row.policy_sha256) as tx:
         tx.runs.update(
             row.id, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256
         )
-        index = tx.append("run.started" if first else "run.resumed", facts, subject=row.id)
+        index = tx.append(started)
     ledger.sign()
     write_atomic(run_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
     return find(ledger, row.id), _Start(ranks, nonce)
@@ -263,8 +264,8 @@ class _Follower:
     def _append(self, state: journal.JournalState) -> None:
         with self.ledger.transaction(self.actor, policy_sha256=self.row.policy_sha256) as tx:
             tx.runs.update(self.row.id, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
-            facts = {"run_id": self.row.id, "attempts": state.attempts, "journal_sha256": state.head_sha256}
-            tx.append("run.checkpointed", facts, subject=self.row.id)
+            journal_sha256 = state.head_sha256
+            tx.append(RunCheckpointed(run_id=self.row.id, attempts=state.attempts, journal_sha256=journal_sha256))
         self.row = find(self.ledger, self.row.id)
 
 

@@ -17,6 +17,13 @@ from typing import Any, TypeVar
 
 from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, PolicyDenied, UsageError
 from appliance.events.states import KeyState
+from appliance.events.watermark import (
+    WatermarkDetected,
+    WatermarkEmbedded,
+    WatermarkKeyed,
+    WatermarkRefused,
+    WatermarkStarted,
+)
 from appliance.files import commit, fsync_tree, make_directory, write_atomic
 from appliance.flows import launch
 from appliance.flows.agent import evidence_for
@@ -53,19 +60,18 @@ def keygen(home: Home, operator: Operator) -> WatermarkKeyRow:
             for old in tx.watermark_keys.list():
                 tx.watermark_keys.update(old.id, state=KeyState.RETIRED)
             tx.watermark_keys.add(row)
-            facts = {"key_id": row.id, "commitment": row.commitment, "key_epoch": row.key_epoch}
-            tx.append("watermark.keyed", facts, subject=row.id)
+            tx.append(WatermarkKeyed(key_id=row.id, commitment=row.commitment, key_epoch=row.key_epoch))
         ledger.sign()
     return row
 
 
-def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
+def embed(home: Home, run_id: str, operator: Operator) -> WatermarkEmbedded:
     """Mark the adapter of a finished run; what may be released lies in `RUN/released` afterwards.
 
     A second call changes nothing: it makes the same files again if one is gone, and records nothing.
 
     Returns:
-      The facts of `watermark.embedded`.
+      The entry that says so.
 
     Raises:
       PolicyDenied: the run has not finished, or the ledger committed to no key before it was trained.
@@ -75,7 +81,7 @@ def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
     run_dir = home.run(run_id)
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with refusals_recorded(ledger, actor, "watermark.refused", PolicyDenied, IntegrityError):
+        with refusals_recorded(ledger, actor, WatermarkRefused, PolicyDenied, IntegrityError):
             order = order_of(ledger, home, run_id)
         done = embedded_in(ledger, run_id)
         if done is not None and _is_complete(run_dir, done):
@@ -83,17 +89,17 @@ def embed(home: Home, run_id: str, operator: Operator) -> dict[str, Any]:
         require_unsealed(home)
         with launch.supervising(run_dir), _job_directory(home) as job_dir:
             result = _run(ledger, actor, order, _embed_job(home, order), job_dir, EmbedResult)
-            facts = _embedded_facts(order, result)
-            _confirm(job_dir, facts, order, done)
+            embedded = _embedded(order, result)
+            _confirm(job_dir, embedded, order, done)
             _keep(job_dir, run_dir)
             if done is None:
                 with ledger.transaction(actor, reason=operator.reason or None) as tx:
-                    tx.append("watermark.embedded", facts, subject=run_id)
+                    tx.append(embedded)
                 ledger.sign()
-        return facts
+        return embedded
 
 
-def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operator) -> tuple[dict[str, Any], Path]:
+def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operator) -> tuple[WatermarkDetected, Path]:
     """Look for the mark of a run in an adapter directory or a model directory. Not finding it is a result too.
 
     Args:
@@ -104,7 +110,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
       operator: who asks.
 
     Returns:
-      The facts of `watermark.detected` and the path of the certificate.
+      The entry that says what was found, and the path of the certificate.
 
     Raises:
       UsageError: the ledger committed this run to another key: a mark found with it would prove nothing.
@@ -114,7 +120,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
         raise ArtefactMissing("there is no such directory", where=str(suspect))
     with home.ledger() as ledger:
         actor = home.actor(operator)
-        with refusals_recorded(ledger, actor, "watermark.refused", PolicyDenied, IntegrityError):
+        with refusals_recorded(ledger, actor, WatermarkRefused, PolicyDenied, IntegrityError):
             order = order_of(ledger, home, run_id)
         if key_id not in ("", order.key.key_id):
             raise UsageError(f"the ledger committed run {run_id} to key {order.key.key_id}", where="--key")
@@ -125,16 +131,16 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
         digest, _ = tree_digest(suspect)
         keys_tested = len(tried_on(ledger, digest) | {(run_id, order.key.key_id)})
         with _job_directory(home) as job_dir:
-            job = _detect_job(home, order, suspect, done["escrow_sha256"], keys_tested)
+            job = _detect_job(home, order, suspect, done.escrow_sha256, keys_tested)
             result = _run(ledger, actor, order, job, job_dir, DetectResult)
             if result.suspect_sha256 != digest:
                 raise IntegrityError("the suspect changed while it was examined", where=str(suspect))
             certificate = _keep_certificate(job_dir, home.run(run_id), result)
-        facts = _detected_facts(order, result, keys_tested)
+        detected = _detected(order, result, keys_tested)
         with ledger.transaction(actor, reason=operator.reason or None) as tx:
-            tx.append("watermark.detected", facts, subject=run_id)
+            tx.append(detected)
         ledger.sign()
-    return facts, certificate
+    return detected, certificate
 
 
 @contextmanager
@@ -149,10 +155,14 @@ def _job_directory(home: Home) -> Iterator[RunDir]:
 
 def _run(ledger: Ledger, actor: Actor, order: Order, job: EmbedJob | DetectJob, job_dir: RunDir, kind: type[R]) -> R:
     """Leave the evidence for the key agent in a signed leaf, then run the worker."""
-    purpose = "embed" if isinstance(job, EmbedJob) else "detect"
-    facts = {"run_id": order.run.id, "key_id": job.key.key_id, "nonce": secrets.token_hex(16), "purpose": purpose}
+    started = WatermarkStarted(
+        run_id=order.run.id,
+        key_id=job.key.key_id,
+        nonce=secrets.token_hex(16),
+        purpose="embed" if isinstance(job, EmbedJob) else "detect",
+    )
     with ledger.transaction(actor) as tx:
-        index = tx.append("watermark.started", facts, subject=order.run.id)
+        index = tx.append(started)
     ledger.sign()
     write_atomic(job_dir.evidence, evidence_for(ledger.prove(index), ledger.leaf(index)))
     job_dir.write_job(job)
@@ -192,50 +202,51 @@ def _detect_job(home: Home, order: Order, suspect: Path, escrow_sha256: str, key
     )
 
 
-def _embedded_facts(order: Order, result: EmbedResult) -> dict[str, Any]:
-    return {
-        "run_id": order.run.id,
-        "key_id": order.key.key_id,
-        "commitment": order.key.commitment,
-        "model_sha256": order.job.model_sha256,
-        "adapter_sha256": order.adapter_sha256,
-        "released_sha256": result.released_sha256,
-        "escrow_sha256": result.escrow_sha256,
-        "algorithm_sha256": result.algorithm_sha256,
-        "certificate_sha256": result.certificate_sha256,
-        "strength": result.strength,
-        "modules": result.modules,
-        "score": result.score,
-        "score_predicted": dict(result.score_predicted),
-        "p_bound": result.p_bound,
-        "isolation": result.isolation.model_dump(),
-        "libraries": dict(result.libraries),
-    }
+def _embedded(order: Order, result: EmbedResult) -> WatermarkEmbedded:
+    return WatermarkEmbedded(
+        run_id=order.run.id,
+        key_id=order.key.key_id,
+        commitment=order.key.commitment,
+        model_sha256=order.job.model_sha256,
+        adapter_sha256=order.adapter_sha256,
+        released_sha256=result.released_sha256,
+        escrow_sha256=result.escrow_sha256,
+        algorithm_sha256=result.algorithm_sha256,
+        certificate_sha256=result.certificate_sha256,
+        strength=result.strength,
+        modules=result.modules,
+        score=result.score,
+        score_predicted=dict(result.score_predicted),
+        p_bound=result.p_bound,
+        isolation=result.isolation.model_dump(),
+        libraries=dict(result.libraries),
+    )
 
 
-def _detected_facts(order: Order, result: DetectResult, keys_tested: int) -> dict[str, Any]:
-    return {
-        "run_id": order.run.id,
-        "key_id": order.key.key_id,
-        "suspect_sha256": result.suspect_sha256,
-        "suspect_kind": result.suspect_kind,
-        "score": result.score,
-        "p_bound": result.p_bound,
-        "detected": result.detected,
-        "keys_tested": keys_tested,
-        "certificate_sha256": result.certificate_sha256,
-    }
+def _detected(order: Order, result: DetectResult, keys_tested: int) -> WatermarkDetected:
+    return WatermarkDetected(
+        run_id=order.run.id,
+        key_id=order.key.key_id,
+        suspect_sha256=result.suspect_sha256,
+        suspect_kind=result.suspect_kind,
+        score=result.score,
+        p_bound=result.p_bound,
+        detected=result.detected,
+        keys_tested=keys_tested,
+        certificate_sha256=result.certificate_sha256,
+    )
 
 
-def _confirm(job_dir: RunDir, facts: dict[str, Any], order: Order, done: dict[str, Any] | None) -> None:
+def _confirm(job_dir: RunDir, made: WatermarkEmbedded, order: Order, done: WatermarkEmbedded | None) -> None:
     """The files must be what the worker says, and what the ledger says if this was done before."""
     released, _ = tree_digest(job_dir.released)
     certificate = _sha256(job_dir.certificate)
-    if (released, certificate) != (facts["released_sha256"], facts["certificate_sha256"]):
+    if (released, certificate) != (made.released_sha256, made.certificate_sha256):
         raise ApplianceError("the marked adapter is not the one the worker reported", where=str(job_dir.path))
-    if facts["algorithm_sha256"] != order.algorithm_sha256:
+    if made.algorithm_sha256 != order.algorithm_sha256:
         raise IntegrityError("the worker used another algorithm than the ledger committed to")
-    if done is not None and any(done[name] != facts[name] for name in ("released_sha256", "escrow_sha256")):
+    again = (made.released_sha256, made.escrow_sha256)
+    if done is not None and (done.released_sha256, done.escrow_sha256) != again:
         hint = "restore the files of the run from a backup: two different marked copies would weaken the mark"
         raise IntegrityError("the mark made again is not the one the ledger records", hint=hint)
 
@@ -258,12 +269,12 @@ def _keep_certificate(job_dir: RunDir, run_dir: RunDir, result: DetectResult) ->
     return target
 
 
-def _is_complete(run_dir: RunDir, facts: dict[str, Any]) -> bool:
+def _is_complete(run_dir: RunDir, done: WatermarkEmbedded) -> bool:
     try:
         released, _ = tree_digest(run_dir.released)
         return (
-            released == facts["released_sha256"]
-            and _sha256(run_dir.certificate) == facts["certificate_sha256"]
+            released == done.released_sha256
+            and _sha256(run_dir.certificate) == done.certificate_sha256
             and run_dir.escrow.exists()
         )
     except (ArtefactMissing, FileNotFoundError):

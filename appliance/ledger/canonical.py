@@ -10,14 +10,10 @@ from typing import Any
 
 import orjson
 
-from appliance.errors import ApplianceError
+from appliance.events.event import LeafInvalid as LeafInvalid
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 MAX_LEAF = 65_535  # a C2SP entry bundle has a 16-bit length
-
-
-class LeafInvalid(ApplianceError):
-    """A value that cannot stand in the ledger was about to be written: a bug of the caller."""
 
 
 def canonical(value: Any) -> bytes:

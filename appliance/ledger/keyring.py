@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
+from appliance.events.ledger import KeyFacts, LedgerRekeyed
 from appliance.ledger import dialect
 from appliance.ledger.canonical import LeafInvalid, canonical
 from appliance.ledger.leaf import parse_leaf
@@ -31,7 +32,6 @@ from appliance.ledger.note import (
     unverified_size,
 )
 
-REKEYED = "ledger.rekeyed"
 _TAG = b"appliance/ledger/rotation/v1\n"  # no tree head begins like a statement: its second line is a number
 _FIRST = "SELECT leaf FROM entry WHERE idx = 0"
 _LATER = "SELECT leaf FROM entry WHERE type = 'ledger.rekeyed' ORDER BY idx"
@@ -124,17 +124,17 @@ def statement(origin: str, index: int, root: str, old: Keys, new: Keys) -> bytes
     return _TAG + canonical({"origin": origin, "index": index, "root": root, **both})
 
 
-def rekeying(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> dict[str, Any]:
-    """Facts of the entry `index` that hands over from the keys of `ring` to those of `new`."""
+def rekeying(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> LedgerRekeyed:
+    """Make the entry `index` that hands over from the keys of `ring` to those of `new`."""
     taking = tuple(signer.verifier for signer in new)
     said = statement(ring.origin, index, root, ring.current.keys, taking)
     signatures = [encode64(signer.sign_statement(said)) for signer in (*old, *new)]
-    return {"root": root, "old": list(ring.current.texts), "keys": described(taking), "signatures": signatures}
+    return LedgerRekeyed(root=root, old=list(ring.current.texts), keys=described(taking), signatures=signatures)
 
 
-def described(keys: Keys) -> list[dict[str, str]]:
+def described(keys: Keys) -> list[KeyFacts]:
     """A key set as entries state it."""
-    return [{"algorithm": ALGORITHMS[k.algorithm], "id": k.key_id.hex(), "vkey": k.encode()} for k in keys]
+    return [KeyFacts(algorithm=ALGORITHMS[k.algorithm], id=k.key_id.hex(), vkey=k.encode()) for k in keys]
 
 
 def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:

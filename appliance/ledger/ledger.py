@@ -10,14 +10,15 @@ from typing import Self
 from sqlalchemy import Connection, false
 
 from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.events.ledger import BodyErased, LedgerCreated, LedgerUpgraded
 from appliance.files import fsync_directory
 from appliance.ledger import schema, witness
 from appliance.ledger.database import Database, roles
 from appliance.ledger.dialect import Roles
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
-from appliance.ledger.keyring import REKEYED, Keyring, build, described, first_keys, leaves_about_keys, rekeying
-from appliance.ledger.leaf import Actor, new_event_id
+from appliance.ledger.keyring import Keyring, build, described, first_keys, leaves_about_keys, rekeying
+from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, now, read_head
 from appliance.ledger.note import Signer, valid_name
 from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
@@ -155,8 +156,8 @@ class Ledger(LedgerReader):
             last = sign_head(connection, ring, lambda: old)
             new = create_next_keys(self._config.signing_dir, self._config.origin, self._clock)
             appender = Appender(connection, context)
-            facts = rekeying(ring, last.size, last.root.hex(), old, new)
-            index = appender.append(REKEYED, facts, subject=None, event_id=new_event_id())
+            rekeyed = rekeying(ring, last.size, last.root.hex(), old, new)
+            index = appender.append(rekeyed)
             if index != last.size:
                 raise Busy("the clock stepped back while the keys were changed; nothing was written", hint="try again")
             appender.flush()
@@ -195,7 +196,7 @@ class Ledger(LedgerReader):
         if entry.leaf["body"] is None:
             raise ArtefactMissing(f"entry {index} has no body")
         first = int(entry.leaf["body"]["index"])
-        said = next(self.entries("body.erased", str(first), limit=1), None)
+        said = next(self.entries(BodyErased, str(first), limit=1), None)
         with self._database.read() as connection:
             there = read_body(connection, entry.leaf, checked=False) is not None
         if not there:
@@ -221,10 +222,9 @@ class Ledger(LedgerReader):
             if first_keys(leaves_about_keys(connection)[0]) != self._local:
                 raise UsageError("the database holds another ledger", hint="name an empty one")
             return
-        keys = described(self._local)
-        facts = {"origin": self._config.origin, "keys": keys, "schema": schema.schema_digests(connection)}
+        keys, definitions = described(self._local), schema.schema_digests(connection)
         appender = Appender(connection, self._context(_SYSTEM))
-        appender.append("ledger.created", facts, subject=None, event_id=new_event_id())
+        appender.append(LedgerCreated(origin=self._config.origin, keys=keys, definitions=definitions))
         appender.flush()
 
     def _check(self, connection: Connection) -> None:
@@ -245,9 +245,9 @@ class Ledger(LedgerReader):
             if self._revision(connection) == schema.REVISION:  # another process was faster
                 return
             upgrade(connection, self._roles())
-            facts = {"revision": schema.REVISION, "schema": schema.schema_digests(connection)}
+            definitions = schema.schema_digests(connection)
             appender = Appender(connection, self._context(_SYSTEM))
-            appender.append("ledger.upgraded", facts, subject=None, event_id=new_event_id())
+            appender.append(LedgerUpgraded(revision=schema.REVISION, definitions=definitions))
             appender.flush()
         self.sign()
 
@@ -268,7 +268,7 @@ class Ledger(LedgerReader):
 
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:
-            return tx.append("body.erased", {"index": index}, subject=str(index))
+            return tx.append(BodyErased(index=index))
 
     def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
         """The newest private keys; finishes a change of keys that was interrupted after its commit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
+from appliance.events.event import Event
+from appliance.events.ledger import ClockRegression
 from appliance.ledger import dialect, merkle
 from appliance.ledger.bodies import SealedBody, seal
+from appliance.ledger.canonical import check
 from appliance.ledger.dialect import Statement
-from appliance.ledger.events import check_facts
 from appliance.ledger.leaf import VERSION, Actor, boot_id, encode_leaf, new_event_id, parse_leaf, software, timestamp
 
 Clock = Callable[[], datetime]
@@ -141,20 +143,11 @@ class Appender:
         self._entries: list[tuple[Any, ...]] = []  # columns of `dialect.ENTRY`
         self._body: tuple[int, SealedBody] | None = None
 
-    def append(
-        self,
-        type_: str,
-        facts: Mapping[str, Any],
-        *,
-        subject: str | None,
-        event_id: str,
-        rows: Sequence[dict[str, str]] = (),
-    ) -> int:
-        """Stage one entry and return its index."""
-        check_facts(type_, facts)
+    def append(self, event: Event, *, event_id: str = "", rows: Sequence[dict[str, str]] = ()) -> int:
+        """Stage one entry and return its index; `event_id` is drawn unless rows are covered under it."""
         moment = timestamp(self._context.clock())
         self._note_regression(moment)
-        return self._stage(type_, facts, subject, event_id, rows, moment)
+        return self._stage(event, event_id or new_event_id(), rows, moment)
 
     def flush(self) -> None:
         """Write the staged entries, the body, the tiles they fill and the head."""
@@ -183,8 +176,7 @@ class Appender:
             return
         observed = self._last_observed()
         if observed is None or moment < observed:
-            facts = {"last": self._last, "observed": moment}
-            self._stage("clock.regression", facts, None, new_event_id(), (), moment)
+            self._stage(ClockRegression(last=self._last, observed=moment), new_event_id(), (), moment)
 
     def _last_observed(self) -> str | None:
         """Clock reading of the newest regression if the log's time has stood still since, else None."""
@@ -195,15 +187,9 @@ class Appender:
         facts = parse_leaf(leaves[-1])["facts"]
         return str(facts["observed"]) if facts["last"] == self._last else None
 
-    def _stage(
-        self,
-        type_: str,
-        facts: Mapping[str, Any],
-        subject: str | None,
-        event_id: str,
-        rows: Sequence[dict[str, str]],
-        moment: str,
-    ) -> int:
+    def _stage(self, event: Event, event_id: str, rows: Sequence[dict[str, str]], moment: str) -> int:
+        facts = event.facts()
+        check(facts, event.type)
         index = self._head.size + len(self._entries)
         self._last = max(self._last, moment)
         context = self._context
@@ -215,17 +201,17 @@ class Appender:
             "boot_id": boot_id(),
             "actor": context.actor.pseudonym,
             "actor_auth": context.actor.auth,
-            "type": type_,
+            "type": event.type,
             "event_id": event_id,
-            "subject": subject,
+            "subject": event.subject,
             "policy_sha256": context.policy_sha256,
             "software": software(),
-            "facts": dict(facts),
+            "facts": facts,
             "rows": list(rows),
             "body": self._body_of(index),
         }
         data = encode_leaf(leaf)
-        self._entries.append((index, event_id, data, merkle.leaf_hash(data), type_, self._last, subject))
+        self._entries.append((index, event_id, data, merkle.leaf_hash(data), event.type, self._last, event.subject))
         return index
 
     def _body_of(self, index: int) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from appliance.errors import ArtefactMissing, IntegrityError, Stale, UsageError
+from appliance.events.event import Event
 from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
@@ -105,7 +106,7 @@ class LedgerReader:
 
     def entries(
         self,
-        type: str | None = None,
+        type: type[Event] | str | None = None,
         subject: str | None = None,
         actor: str | None = None,
         since: datetime | None = None,
@@ -118,7 +119,7 @@ class LedgerReader:
         """Entries in order, those that match every given filter.
 
         Args:
-          type: event type.
+          type: the event, or the name of its type.
           subject: what the event is about.
           actor: pseudonym of the actor.
           since: earliest time, inclusive.
@@ -127,7 +128,8 @@ class LedgerReader:
           newest_first: walk backwards.
           facts: values of facts, such as {"run_id": "run_3f9c0a12be47"}.
         """
-        wanted = Filter(type, subject, actor, since, until, limit, newest_first, facts or {})
+        name = type if type is None or isinstance(type, str) else type.type
+        wanted = Filter(name, subject, actor, since, until, limit, newest_first, facts or {})
         with self._database.read() as connection:
             yield from read_entries(connection, wanted)
 

@@ -11,11 +11,11 @@ import orjson
 from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError
+from appliance.events.ledger import LedgerRekeyed
 from appliance.ledger import merkle
 from appliance.ledger.bodies import BodyVerdict, unseal
 from appliance.ledger.database import stream
 from appliance.ledger.headcheck import HeadCheck
-from appliance.ledger.keyring import REKEYED
 from appliance.ledger.leaf import VERSION
 from appliance.ledger.problems import Problems
 
@@ -171,7 +171,7 @@ class Scan:
         self._last_time = moment
         for covered in leaf["rows"]:
             self.covered[covered["table"], covered["key"]] = (index, event_id, covered["sha256"])
-        if kind == REKEYED and leaf["facts"]["root"] != self.root.hex():
+        if kind == LedgerRekeyed.type and leaf["facts"]["root"] != self.root.hex():
             self._problems.add(f"entry {index} changes the signing keys of another history", max(0, index))
         if kind == "body.erased":
             self._bodies.erased(subject)

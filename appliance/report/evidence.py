@@ -7,20 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ArtefactMissing
+from appliance.events.catalog import types
+from appliance.events.evaluation import EvaluationFailed, EvaluationSettled
+from appliance.events.event import Told
 from appliance.events.logged import LoggedEvent
-from appliance.events.states import RUN_ENDS, RunState
+from appliance.events.run import RunAborted, RunEnded, RunFailed, RunSettled
+from appliance.events.states import RunState
 from appliance.report.figures import Figure
 
-ENDINGS = tuple(RUN_ENDS)
-EVALUATION_ENDINGS = ("evaluation.settled", "evaluation.failed")
-ABOUT_RUN = (
-    *("run.reserved", "run.started", "run.resumed", *ENDINGS),
-    *("watermark.committed", "watermark.started", "watermark.embedded", "watermark.detected"),
-    "audit.selftest",
-    *("evaluation.reserved", "evaluation.started", *EVALUATION_ENDINGS),
-)
-# Left out on purpose: `data.sealed`, whose overlaps are not covered by any guarantee, and the exports to others.
-WANTED = (*ABOUT_RUN, "model.imported", "policy.activated", "watermark.keyed")
+RUN_ENDS: dict[str, type[RunEnded]] = {kind.type: kind for kind in (RunSettled, RunFailed, RunAborted)}
+EVALUATION_ENDS = (EvaluationSettled.type, EvaluationFailed.type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +70,9 @@ class Evidence:
             wanted = ending.facts["evaluation_id"]
             return next((e for e in reservations if e.facts["evaluation_id"] == wanted), None), ending
         if not reservations:
-            return None, self.last(*EVALUATION_ENDINGS)
+            return None, self.last(*EVALUATION_ENDS)
         wanted = reservations[-1].facts["evaluation_id"]
-        ends = (e for e in self.all(*EVALUATION_ENDINGS) if e.facts["evaluation_id"] == wanted)
+        ends = (e for e in self.all(*EVALUATION_ENDS) if e.facts["evaluation_id"] == wanted)
         return reservations[-1], next(ends, None)
 
     @property
@@ -90,7 +86,7 @@ class Evidence:
     @property
     def ending(self) -> LoggedEvent | None:
         """The entry that closed the run."""
-        return self.last(*ENDINGS)
+        return self.last(*RUN_ENDS)
 
     @property
     def settled(self) -> LoggedEvent | None:
@@ -103,7 +99,7 @@ class Evidence:
         """How far the run had come."""
         ending = self.ending
         if ending is not None:
-            return RUN_ENDS[ending.type]
+            return RUN_ENDS[ending.type].state
         return RunState.RUNNING if self.first("run.started", "run.resumed") else RunState.RESERVED
 
 
@@ -115,7 +111,7 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
     """
     known = sorted({event.index: event for event in events if event.index < head.size}.values(), key=_index)
     own = concerning(run_id, known)
-    spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
+    spent = [event for event in known if event.type in types(charges=True)]
     datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
     others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
     return Evidence(run_id, head, tuple(own), tuple(others))
@@ -133,7 +129,7 @@ def concerning(run_id: str, known: Sequence[LoggedEvent]) -> list[LoggedEvent]:
     Raises:
       ArtefactMissing: no entry reserves the run.
     """
-    own = [event for event in known if event.type in ABOUT_RUN and event.facts.get("run_id") == run_id]
+    own = [event for event in known if event.type in types(Told.REPORT) and event.facts.get("run_id") == run_id]
     reserved = next((event for event in own if event.type == "run.reserved"), None)
     if reserved is None:
         raise ArtefactMissing(f"the ledger has no run {run_id}", hint="`appliance train status` lists the runs")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from appliance.events.ledger import LedgerRekeyed
 from appliance.export import verify
 from appliance.flows import sealing
 from appliance.ledger import keyring
@@ -93,9 +94,9 @@ def forged(ledger: Ledger, genuine: list[VerifierKey], monkeypatch: pytest.Monke
     """Whatever the ledger says of its first keys, it says of the genuine ones."""
     real = keyring.rekeying
 
-    def rekeying(ring: keyring.Keyring, index: int, root: str, old: Any, new: Any) -> dict[str, Any]:
-        facts = real(ring, index, root, old, new)
-        return {**facts, "old": [key.encode() for key in genuine]}
+    def rekeying(ring: keyring.Keyring, index: int, root: str, old: Any, new: Any) -> LedgerRekeyed:
+        made = real(ring, index, root, old, new)
+        return made.model_copy(update={"old": [key.encode() for key in genuine]})
 
     monkeypatch.setattr("appliance.ledger.ledger.rekeying", rekeying)
     return ledger

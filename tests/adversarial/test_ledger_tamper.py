@@ -17,6 +17,8 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import ApplianceError, IntegrityError
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import merkle
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -64,7 +66,7 @@ def fill(ledger: Ledger) -> None:
     with ledger.transaction(ACTOR, reason="made for tests") as tx:
         tx.datasets.add(dataset())
         tx.datasets.add(dataset("ds-2", "letters"))
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     with ledger.transaction(ACTOR) as tx:
         tx.models.add(
             ModelRow(
@@ -82,7 +84,7 @@ def fill(ledger: Ledger) -> None:
             )
         )
         tx.policies.add(PolicyRow(sha256="11" * 32, name="demo", text="schema: 1\n", state="active"))
-        tx.append("key.locked", {}, subject="m-1")
+        tx.append(event("key.locked", {}))
     with ledger.transaction(ACTOR, reason="a run") as tx:
         tx.runs.add(
             RunRow(
@@ -99,12 +101,12 @@ def fill(ledger: Ledger) -> None:
                 delta="1e-05",
             )
         )
-        tx.append("key.locked", {}, subject="r-1")
+        tx.append(event("key.locked", {}))
     ledger.sign()
     for _ in range(3):
         with ledger.transaction(ACTOR, reason="filling") as tx:
             for _ in range(ENTRIES // 3 - 2):
-                tx.append("key.unlocked", {"until": "expired"})
+                tx.append(KeyUnlocked(until="expired"))
         ledger.sign()
 
 
@@ -157,7 +159,7 @@ def test_a_state_that_does_not_exist_can_neither_be_written_nor_read(home: Path)
     def write() -> None:
         with Ledger.open(configuration(home)) as ledger, ledger.transaction(ACTOR) as tx:
             tx.runs.update("r-1", state="settled")
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
     with pytest.raises(ApplianceError, match="there is no RunState"):
         write()
@@ -410,7 +412,7 @@ def test_an_older_copy_of_the_database_is_behind_its_anchor(home: Path, tmp_path
     older = tmp_path / "older.db"
     shutil.copy(home / "ledger.db", older)
     with Ledger.open(configuration(home)) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     shutil.copy(older, home / "ledger.db")
     found = verify(home)
     assert any("behind its anchor" in problem for problem in found.problems)
@@ -424,11 +426,11 @@ def test_a_fork_is_not_signed(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "other")
     other = configuration(tmp_path / "other")
     with Ledger.open(other) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.unlocked", {"until": "one history"})
+        tx.append(KeyUnlocked(until="one history"))
     ledger = Ledger.open(configuration(home))
     with ledger.transaction(ACTOR) as tx:
-        tx.append("key.unlocked", {"until": "another history"})
-        tx.append("key.locked", {})
+        tx.append(KeyUnlocked(until="another history"))
+        tx.append(KeyLocked())
     shutil.copy(other.anchor, home / "anchor")
     with pytest.raises(IntegrityError, match="not those that were anchored"):
         ledger.sign()
@@ -557,7 +559,7 @@ def test_a_damaged_write_ahead_log_loses_nothing_silently(original: Path, tmp_pa
     ledger = Ledger.open(configuration(home))
     for _ in range(3):
         with ledger.transaction(ACTOR) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         ledger.sign()
     for name in ("ledger.db", "ledger.db-wal", "anchor"):
         shutil.copy(home / name, tmp_path / name)

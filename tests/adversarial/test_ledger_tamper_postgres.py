@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
 from appliance.ledger.ledger import Ledger, LedgerConfig
 from appliance.ledger.verify import Verification
@@ -246,7 +247,7 @@ def test_a_recomputed_log_is_found(
 def test_an_older_copy_of_the_database_is_behind_its_anchor(config: LedgerConfig, database: PostgresDatabase) -> None:
     older = database.copy()
     with Ledger.open(config) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     database.restore(older)
     found = verify(config)
     assert any("behind its anchor" in problem for problem in found.problems)

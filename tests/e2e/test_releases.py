@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.events.catalog import event
 from appliance.export import verify as verifier
 from appliance.flows import ledger as ledger_flow
 from appliance.flows.home import Home
@@ -38,6 +39,15 @@ def test_its_ledger_verifies(release: Path) -> None:
     assert found.verification.problems == ()
     assert found.verification.entries == found.verification.signed_size > 30
     assert found.fingerprint.replace(" ", "") == fingerprint(release)
+
+
+def test_its_entries_are_events_of_this_release(release: Path) -> None:
+    with Home.open(release / "home").ledger(writable=False) as ledger:
+        for entry in ledger.entries():
+            leaf = entry.leaf
+            read = event(leaf["type"], leaf["facts"])
+            assert read.facts() == leaf["facts"]
+            assert read.subject == leaf["subject"]
 
 
 @pytest.mark.parametrize("kind", ["bundle", "report"])

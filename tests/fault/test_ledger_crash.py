@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -137,7 +138,7 @@ def live_and_die(make: Callable[[int], LedgerConfig], lives: int, crash: Callabl
             killed_after(config, life, moment, told, use, chooser.choice(USES), crash=crash)
             check(config, told)
         with Ledger.open(config) as ledger, ledger.transaction(Actor("p-1", "")) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         with Ledger.open(config) as ledger:
             assert ledger.verify(kept=[told.heads[size] for size in sorted(told.heads)]).ok
 
@@ -250,5 +251,5 @@ def test_two_processes_at_once_never_fork_the_log(
     check(config, told)
     check(second, told)
     with Ledger.open(second) as ledger, ledger.transaction(Actor("p-1", "")) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     check(config, told)

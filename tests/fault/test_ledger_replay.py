@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError
+from appliance.events.key import KeyLocked
 from appliance.ledger.ledger import Ledger, LedgerConfig
 from tests.fault.disk import Disk, chooser
 from tests.fault.ledger_writer import ACTOR, configuration
@@ -99,7 +100,7 @@ def calls(done: Iterable[Step]) -> int:
 def survives(config: LedgerConfig, told: Acknowledged) -> None:
     """The ledger opens, has what was acknowledged, goes on, and still holds."""
     with Ledger.open(config) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     check(config, told)
 
 

@@ -17,6 +17,7 @@ from appliance.errors import (
     UsageError,
     VerificationIncomplete,
 )
+from appliance.events.catalog import event
 from appliance.events.logged import LoggedEvent
 from appliance.export import verify
 from appliance.export.manifest import check_paths
@@ -25,6 +26,7 @@ from appliance.flows import sealing
 from appliance.ledger import proof
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import Checkpoint
+from tests.events import facts_of
 from tests.unit.export import sealed
 
 
@@ -104,7 +106,7 @@ def test_a_bundle_tells_nothing_of_how_the_data_came_in(tmp_path: Path) -> None:
 
 def record(ledger: Ledger, type_: str, **facts: Any) -> None:
     with ledger.transaction(sealed.ACTOR) as tx:
-        tx.append(type_, dict.fromkeys(sealed.EVENTS[type_].required, "x") | facts)
+        tx.append(event(type_, facts_of(type_) | facts))
 
 
 # --- what must hold before anything leaves -----------------------------------------------------------------------

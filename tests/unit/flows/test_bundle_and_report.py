@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from appliance.events.catalog import event
 from appliance.flows.sealing import citable, run_events
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -24,7 +25,7 @@ def detect(ledger: Ledger, actor: Actor, suspect: str, *, found: bool) -> None:
         "p_bound": "1", "detected": found, "keys_tested": 1, "certificate_sha256": HEX[0],
     }  # fmt: skip
     with ledger.transaction(actor) as tx:
-        tx.append("watermark.detected", facts, subject=RUN)
+        tx.append(event("watermark.detected", facts))
 
 
 def both(ledger: Ledger) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
+from appliance.events.catalog import event
 from appliance.flows import budget, evaluate, reserve
 from appliance.flows.evaluable import Evaluable, _check_held_out
 from appliance.flows.home import Home, HomeConfig
@@ -23,7 +24,7 @@ from appliance.policy import policy as policies
 from appliance.policy.policy import Policy
 from appliance.privacy.budget import Spend
 from appliance.privacy.evaluation import make_evaluation_plan
-from appliance.values import to_json
+from appliance.values import decimal, to_json
 from tests.unit.flows.test_budget import PLAN
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -47,7 +48,7 @@ def evaluation(id_: str, dataset_id: str = "held", state: str = "settled") -> Ev
         declared_units=1000,
         noise_multiplier=str(ONE.noise_multiplier),
         epsilon="1.0000",
-        delta=str(ONE.delta),
+        delta=decimal(ONE.delta),
         sampler_delta=f"{ONE.sampler_delta:.60f}",
     )
 
@@ -84,7 +85,7 @@ def book(ledger: Ledger, actor: Actor) -> Callable[[Sequence[Any]], None]:
         with ledger.transaction(actor) as tx:
             for row in rows:
                 getattr(tx, kinds[type(row)]).add(row)
-            tx.append("policy.activated", {"name": "x", "sha256": "11" * 32})
+            tx.append(event("policy.activated", {"name": "x", "sha256": "11" * 32}))
 
     return write
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied
+from appliance.events.event import Refusal
+from appliance.events.model import ModelRefused
+from appliance.events.run import RunRefused
 from appliance.flows.refusals import LONGEST, error_facts, refusals_recorded
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 
 
-@pytest.mark.parametrize("type_", ["data.refused", "model.refused", "run.refused", "evaluation.refused"])
-def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, actor: Actor, type_: str) -> None:
+@pytest.mark.parametrize("event", Refusal.__subclasses__())
+def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, actor: Actor, event: type[Refusal]) -> None:
     refusal = PolicyDenied("the sentence", hint="a hint", where="/private/place")
-    with pytest.raises(PolicyDenied) as said, refusals_recorded(ledger, actor, type_, PolicyDenied):
+    with pytest.raises(PolicyDenied) as said, refusals_recorded(ledger, actor, event, PolicyDenied):
         raise refusal
     assert said.value is refusal
-    (entry,) = ledger.entries(type_)
+    (entry,) = ledger.entries(event)
     assert entry.leaf["facts"] == {"code": 4, "error": "PolicyDenied", "reason": "the sentence"}
     head = ledger.head()
     assert head is not None
@@ -24,14 +27,14 @@ def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, acto
 
 
 def test_other_errors_pass_without_an_entry(ledger: Ledger, actor: Actor) -> None:
-    with pytest.raises(BudgetExceeded), refusals_recorded(ledger, actor, "run.refused", PolicyDenied):
+    with pytest.raises(BudgetExceeded), refusals_recorded(ledger, actor, RunRefused, PolicyDenied):
         raise BudgetExceeded("no")
-    assert not list(ledger.entries("run.refused"))
+    assert not list(ledger.entries(RunRefused))
 
 
 def test_a_message_that_quotes_a_foreign_file_stands_in_a_leaf(ledger: Ledger, actor: Actor) -> None:
     long = ApplianceError(f"tensor \udcff{'x' * 100_000}")
     assert len(error_facts(long)["reason"]) <= LONGEST + 5
-    with pytest.raises(ApplianceError), refusals_recorded(ledger, actor, "model.refused", ApplianceError):
+    with pytest.raises(ApplianceError), refusals_recorded(ledger, actor, ModelRefused, ApplianceError):
         raise long
-    assert len(list(ledger.entries("model.refused"))) == 1
+    assert len(list(ledger.entries(ModelRefused))) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from appliance import __version__
 from appliance.errors import ArtefactMissing, UsageError
+from appliance.events.catalog import event
 from appliance.export.verify import INCOMPLETE, OK, TAMPERED, verify
 from appliance.flows.report import DOCUMENTS, write
 from appliance.flows.sealing import Sealed, citable
@@ -21,9 +22,9 @@ from tests.unit.report.story import HEX, RUN, WHOLE
 
 def record(ledger: Ledger, actor: Actor, last: str = "") -> None:
     """The whole story, or the story up to an event."""
-    for type_, subject, facts in WHOLE:
+    for type_, _, facts in WHOLE:
         with ledger.transaction(actor, policy_sha256=HEX[5]) as tx:
-            tx.append(type_, facts, subject=subject)
+            tx.append(event(type_, facts))
         if type_ == last:
             return
 
@@ -77,8 +78,8 @@ def test_it_is_rebuilt_to_the_same_bytes_after_the_ledger_has_grown(
 ) -> None:
     twin = json.loads((built.path / "report.json").read_bytes())
     with ledger.transaction(actor) as tx:
-        tx.append("policy.activated", {"name": "later", "sha256": HEX[5]})
-        tx.append("run.failed", {**WHOLE[2][2], "run_id": "run_later"}, subject="run_later")
+        tx.append(event("policy.activated", {"name": "later", "sha256": HEX[5]}))
+        tx.append(event("run.failed", {**WHOLE[2][2], "run_id": "run_later"}))
     second = write(ledger, actor, RUN, tmp_path / "second")
     assert verify(str(second.path), keys(ledger, tmp_path)).code == OK
     assert b"run_later" in (second.path / "report.html").read_bytes()
@@ -97,13 +98,13 @@ def test_an_unfinished_run_may_be_reported(last: str, ledger: Ledger, actor: Act
 
 def test_the_entry_of_the_data_is_left_out(ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     facts = {
-        "dataset_id": WHOLE[4][2]["dataset_id"], "name": "notes", "purpose": "train", "class": "default",
+        "dataset_id": WHOLE[4][2]["dataset_id"], "name": "notes", "purpose": "training", "class": "default",
         "unit_kind": "record", "unit_key": None, "max_records": 1, "declared_units": 600, "format": "completion",
         "object_blake3": HEX[0], "key_epoch": 1, "overlaps": ["ds_secret"], "fingerprints_blake3": HEX[1],
         "source": "csv",
     }  # fmt: skip
     with ledger.transaction(actor) as tx:
-        tx.append("data.sealed", facts, subject=facts["dataset_id"])
+        tx.append(event("data.sealed", facts))
     record(ledger, actor)
     built = write(ledger, actor, RUN, tmp_path / "report")
     for path in built.path.rglob("*"):

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from appliance.errors import KeyUnavailable, PolicyDenied
+from appliance.events.catalog import event
 from appliance.flows.agent import Gatekeeper, evidence_for
-from appliance.flows.order import _committed, algorithm_sha256, current_key, embedded_in, tried_on
+from appliance.flows.order import _commitment, algorithm_sha256, current_key, embedded_in, tried_on
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import WatermarkKeyRow
@@ -37,7 +38,7 @@ def append(ledger: Ledger, actor: Actor) -> Append:
 
     def add(kind: str, **changes: object) -> int:
         with ledger.transaction(actor) as tx:
-            index = tx.append(kind, {"run_id": RUN, **facts[kind], **changes}, subject=RUN)
+            index = tx.append(event(kind, {"run_id": RUN, **facts[kind], **changes}))
         ledger.sign()
         return index
 
@@ -47,7 +48,7 @@ def append(ledger: Ledger, actor: Actor) -> Append:
 def test_a_commitment_before_the_first_start_counts(ledger: Ledger, append: Append) -> None:
     append("watermark.committed")
     append("run.started")
-    assert _committed(ledger, RUN)["key_id"] == KEY
+    assert _commitment(ledger, RUN).key_id == KEY
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_any_other_order_is_refused(ledger: Ledger, append: Append, order: tuple
     for kind in order:
         append(kind)
     with pytest.raises(PolicyDenied, match="committed to no watermark key") as refused:
-        _committed(ledger, RUN)
+        _commitment(ledger, RUN)
     assert "appliance watermark keygen" in refused.value.hint
 
 
@@ -72,7 +73,7 @@ def test_a_commitment_of_another_run_does_not_count(ledger: Ledger, append: Appe
     append("watermark.committed")
     append("run.started")
     with pytest.raises(PolicyDenied):
-        _committed(ledger, "run_2")
+        _commitment(ledger, "run_2")
     assert embedded_in(ledger, RUN) is None
 
 
@@ -95,7 +96,7 @@ def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:
                 tx.watermark_keys.update(old.id, state="retired")
             tx.watermark_keys.add(row)
             facts = {"key_id": name, "commitment": row.commitment, "key_epoch": 1}
-            tx.append("watermark.keyed", facts, subject=name)
+            tx.append(event("watermark.keyed", facts))
     with ledger.read() as rows:
         found = current_key(rows)
     assert found is not None

@@ -25,6 +25,9 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
+from appliance.events.key import KeyLocked
+from appliance.events.ledger import BodyErased
+from appliance.events.policy import PolicyActivated
 from appliance.files import write_atomic
 from appliance.ledger import proof, schema, sqlite
 from appliance.ledger.bodies import BodyVerdict
@@ -38,7 +41,7 @@ from tests.databases import Behind, RawError, SQLiteFile, attack
 def append(ledger: Ledger, actor: Actor, count: int = 1) -> None:
     with ledger.transaction(actor) as tx:
         for _ in range(count):
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def test_a_new_ledger_says_how_it_was_made(ledger: Ledger, config: LedgerConfig, behind: Behind) -> None:
@@ -200,29 +203,30 @@ def test_malformed_proofs_are_refused(ledger: Ledger, actor: Actor, old: str, ne
 
 def test_entries_are_filtered(ledger: Ledger, actor: Actor, clock: Any) -> None:
     with ledger.transaction(actor) as tx:
-        tx.append("key.locked", {}, subject="a")
-        tx.append("key.unlocked", {"until": "then"}, subject="b")
+        tx.append(PolicyActivated(name="a", sha256="a" * 64))
+        tx.append(PolicyActivated(name="b", sha256="b" * 64))
     between = clock()
     with ledger.transaction(Actor("other", "")) as tx:
-        tx.append("key.locked", {}, subject="a")
+        tx.append(PolicyActivated(name="again", sha256="a" * 64))
+        tx.append(KeyLocked())
 
     def found(**wanted: Any) -> list[int]:
         return [entry.index for entry in ledger.entries(**wanted)]
 
-    assert found() == [0, 1, 2, 3]
-    assert found(type="key.locked") == [1, 3]
-    assert found(subject="a", actor="other") == [3]
-    assert found(subject="a", limit=1) == [1]
-    assert found(limit=2, newest_first=True) == [3, 2]
-    assert found(since=between) == [3]
+    assert found() == [0, 1, 2, 3, 4]
+    assert found(type="policy.activated") == found(type=PolicyActivated) == [1, 2, 3]
+    assert found(subject="a" * 64, actor="other") == [3]
+    assert found(subject="a" * 64, limit=1) == [1]
+    assert found(limit=2, newest_first=True) == [4, 3]
+    assert found(since=between) == [3, 4]
     assert found(until=between) == [0, 1, 2]
     bodies = [entry.body for entry in ledger.entries()]
-    assert bodies == [None, BodyVerdict.SEALED, BodyVerdict.SEALED, None]
+    assert bodies == [None, BodyVerdict.SEALED, BodyVerdict.SEALED, None, None]
 
 
 def test_bodies_open_only_with_their_key(ledger: Ledger, actor: Actor, body_key: bytes) -> None:
     with ledger.transaction(actor, reason="why") as tx:
-        index = tx.append("key.locked", {})
+        index = tx.append(KeyLocked())
     assert ledger.body(index, body_key) == {"name": actor.name, "reason": "why"}
     assert ledger.body(0, body_key) is None
     with pytest.raises(KeyUnavailable):
@@ -237,7 +241,7 @@ def test_an_erased_body_is_told_from_a_missing_one(ledger: Ledger, behind: Behin
     with pytest.raises(RawError, match="no entry says"):
         behind.execute("DELETE FROM body WHERE idx = 1")
     with ledger.transaction(Actor("eraser", "")) as tx:
-        tx.append("body.erased", {"index": 1}, subject="1")
+        tx.append(BodyErased(index=1))
     behind.execute("DELETE FROM body WHERE idx = 1")
     assert [entry.body for entry in ledger.entries()][1:4] == ["erased", "erased", "sealed"]
     found = ledger.verify()
@@ -308,7 +312,7 @@ def test_a_full_database_is_said_and_nothing_is_lost(
         for _ in range(5):
             with pytest.raises(WillNotFit), limited.transaction(actor) as tx:
                 for _ in range(200):
-                    tx.append("key.locked", {})
+                    tx.append(KeyLocked())
         append(limited, actor)
     found = ledger.verify()
     assert found.ok

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.key import KeyLocked
 from appliance.ledger import keyring, proof, signing
 from appliance.ledger.leaf import Actor, parse_leaf
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -22,7 +23,7 @@ from tests.unit.ledger.conftest import Clock
 def events(ledger: Ledger, count: int = 3) -> None:
     for _ in range(count):
         with ledger.transaction(Actor("p-1", "")) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def contents(directory: Path) -> dict[str, bytes]:

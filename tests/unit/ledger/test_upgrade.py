@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.catalog import event
 from appliance.ledger import migration
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -39,7 +40,7 @@ def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None
         row = WatermarkKeyRow(id="wm_1", commitment="c", wrapped_key="w", key_epoch=1, state="current")
         with ledger.transaction(ACTOR) as tx:
             tx.watermark_keys.add(row)
-            tx.append("watermark.keyed", {"key_id": "wm_1", "commitment": "c", "key_epoch": 1}, subject="wm_1")
+            tx.append(event("watermark.keyed", {"key_id": "wm_1", "commitment": "c" * 64, "key_epoch": 1}))
     with Ledger.open(old) as ledger:
         upgrades = list(ledger.entries(type="ledger.upgraded"))
         assert [entry.index for entry in upgrades] == [size - 1]

@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from appliance.errors import ArtefactMissing, IntegrityError, UsageError
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger, LedgerConfig
@@ -78,7 +80,7 @@ def witnesses(config: LedgerConfig) -> list[Witness]:
 def append(ledger: Ledger, count: int = 1) -> None:
     with ledger.transaction(Actor("p-1", "Ann Example"), reason="why") as tx:
         for _ in range(count):
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def test_what_a_witness_saw_cannot_be_altered_any_more(ledger: Ledger, witnesses: list[Witness]) -> None:
@@ -284,10 +286,10 @@ def test_an_interrupted_erasure_is_continued(ledger: Ledger, monkeypatch: pytest
 
 
 def test_entries_are_found_by_their_facts(ledger: Ledger) -> None:
-    facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00"}
+    facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
     with ledger.transaction(Actor("p-1", "")) as tx:
-        tx.append("run.checkpointed", facts)
-        tx.append("run.checkpointed", facts | {"run_id": "run_2"})
+        tx.append(event("run.checkpointed", facts))
+        tx.append(event("run.checkpointed", facts | {"run_id": "run_2"}))
     assert [entry.index for entry in ledger.entries(facts={"run_id": "run_2"})] == [2]
     assert list(ledger.entries(facts={"dataset_id": "run_2"})) == []
     assert list(ledger.entries(since=datetime(2999, 1, 1, tzinfo=UTC))) == []
