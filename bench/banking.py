@@ -27,7 +27,7 @@ from figures import ROOT, Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
-from appliance.flows.plan import Wish, settings
+from appliance.flows.run.plan import PlanRequest, settings
 from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
@@ -92,7 +92,7 @@ def model_directory(media: Path, target: Path) -> Path:
 
 def planned(model_dir: Path, epsilon: float, units: int) -> tuple[PrivacyPlan, LoraSpec, TrainSpec]:
     """What `train plan` chooses for so many declared units, at this epsilon and with nothing else set."""
-    chosen = settings(Wish(epsilon=epsilon, name="bench"), units)
+    chosen = settings(PlanRequest(epsilon=epsilon, name="bench"), units)
     lora, choice, privacy = LoraSpec(**chosen["lora"]), chosen["train"], chosen["privacy"]
     parameters = lora.trainable(inspect(model_dir).shapes)
     counts = {key: choice[key] for key in ("expected_batch_size", "steps", "spare_steps")}

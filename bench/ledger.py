@@ -27,9 +27,11 @@ from sqlalchemy import text
 from appliance.errors import Busy
 from appliance.events.catalog import event
 from appliance.ledger import dialect
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import PolicyRow
 from tests import postgres
 
@@ -377,7 +379,7 @@ def verify_child(home: Path) -> None:
     config = LedgerConfig(
         f"sqlite:///{home / 'ledger.db'}", "bench.example/ledger", home / "signing", home / "anchor", bytes(32)
     )
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         wall, cpu = time.perf_counter(), time.process_time()
         found = ledger.verify(deep=False)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

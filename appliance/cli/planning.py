@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from appliance.cli import render
-
-if TYPE_CHECKING:
-    from appliance.flows.forecast import Forecast
-    from appliance.jobs.plan import PrivacyPlan
+from appliance.flows.run.forecast import Forecast
+from appliance.jobs.plan import PrivacyPlan
 
 Row = tuple[float, int, int, float, float]
 

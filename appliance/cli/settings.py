@@ -36,9 +36,10 @@ class Settings:
 
     def run(self, named: str) -> str:
         """The id of a run that is named by its id or, where that is unique, by its name."""
-        from appliance.flows.train import identify
+        from appliance.flows.catalog import identify_run
 
-        return identify(self.home(), named)
+        with self.home().rows() as rows:
+            return identify_run(rows, named)
 
     def operator(self) -> Operator:
         """On whose behalf this invocation runs."""

@@ -22,9 +22,9 @@ HEAD = """\
 Written from `appliance/events/` by `make docs`; a test compares the two.
 
 Every entry of the ledger is one of these events: its `type` and its `facts`, which are public for ever. An entry states
-every fact that its event has, but for those that are *optional*, and no other. No fact is null unless it says *or null*.
-What an event is about is the leaf's `subject`. Beside the ledger an event is told in the documents that are named here:
-a report is read by auditors, a bundle by whoever is given it. A fact is never renamed or removed; it may be older than
+every fact that its event has but those that are *optional*, and no other. No fact is null unless it says *or null*.
+What an event is about is the leaf's `subject`. Beside the ledger an event is told in the documents named below it: a
+report is read by auditors, a bundle by whoever is given it. A fact is never renamed or removed; it may be older than
 its type, so a reader MUST take what an old ledger states.
 
 Types: *decimal text* is a number in decimal digits without an exponent, such as "0.00001"; *fraction* is two whole

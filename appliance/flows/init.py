@@ -11,6 +11,7 @@ from appliance.errors import UsageError
 from appliance.events.key import KeyCreated
 from appliance.export.bundle import verifier_source
 from appliance.files import make_directory, staged_directory, write_atomic
+from appliance.flows.desk import Desk
 from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
 from appliance.flows.policy import activate_in
 from appliance.ledger.ledger import Ledger
@@ -116,12 +117,10 @@ def _furnish(
     body_key = body_public_key(root_key)
     root_key.wipe()
     with Ledger.create(home.ledger_config(places.database_owner, places.database_eraser)) as ledger:
-        actor = home.actor(operator)
+        desk = Desk(home, ledger, home.actor(operator), operator.reason)
         created = KeyCreated(
             kind="root", slots=["passphrase"], epoch=1, body_key_sha256=hashlib.sha256(body_key).hexdigest()
         )
-        with ledger.transaction(actor, reason=operator.reason or None) as tx:
-            tx.append(created)
-        activate_in(ledger, actor, policy, operator.reason)
-        ledger.sign()
+        desk.record(created)
+        activate_in(desk, policy)
         return ledger.verifier_keys, fingerprint(ledger.verifier_keys)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Against:
+class VerifyOptions:
     """What a verifier brings along.
 
     Attributes:
@@ -49,23 +50,46 @@ class Against:
     indexes: bool = True
 
 
-def verify(home: Home, progress: Callable[[int, int], None], against: Against | None = None) -> Verified:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which entries to list; None is all.
+
+    Attributes:
+      type: their type.
+      subject: what they are about.
+      actor: pseudonym of who acted.
+      since: their earliest time.
+      until: their latest time.
+      last: at most so many, the newest.
+      facts: facts that they state.
+    """
+
+    type: str | None = None
+    subject: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    last: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def verify(home: Home, progress: Callable[[int, int], None], options: VerifyOptions | None = None) -> Verified:
     """Check the whole ledger against itself, its signatures, its anchor and what the verifier brings along.
 
     Raises:
       IntegrityError: it is not signed by the keys of the pinned fingerprint, or too damaged to be read.
       KeyUnavailable: bodies are to be opened and the store is sealed.
     """
-    against = against or Against()
-    body_key = home.agent().body_key() if against.body_keys else None
-    pinned = against.pinned
-    with home.ledger(writable=False, checked=False) as ledger:
+    options = options or VerifyOptions()
+    body_key = home.agent().body_key() if options.body_keys else None
+    pinned = options.pinned
+    with home.reader(checked=False) as ledger:
         found = ledger.verify(
             progress,
             body_key=body_key,
-            deep=against.indexes,
-            witnesses=against.witnesses,
-            kept=[_read(path) for path in against.heads],
+            deep=options.indexes,
+            witnesses=options.witnesses,
+            kept=[_read(path) for path in options.heads],
         )
     sets = [(keys.since, fingerprint(keys.texts)) for keys in found.key_sets]
     if pinned and pinned.replace(" ", "").lower() not in [printed.replace(" ", "") for _, printed in sets]:
@@ -91,9 +115,19 @@ def exposure(home: Home, signed: int) -> str:
     )
 
 
+def log(home: Home, wanted: Wanted) -> list[Entry]:
+    """The entries that match, oldest first."""
+    with home.reader() as ledger:
+        times = {"since": wanted.since, "until": wanted.until}
+        found = ledger.entries(
+            wanted.type, wanted.subject, wanted.actor, **times, limit=wanted.last, newest_first=True, facts=wanted.facts
+        )
+        return list(found)[::-1]
+
+
 def show(home: Home, index: int) -> tuple[Entry, dict[str, Any] | None]:
     """One entry and, while the store is unsealed, its body."""
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         entry = ledger.entry(index)
         try:
             body = ledger.body(index, home.agent().body_key())
@@ -122,6 +156,12 @@ def sign(home: Home) -> TreeHead:
         return ledger.sign()
 
 
+def head(home: Home) -> tuple[str, tuple[str, ...]]:
+    """Sign the log's end; its note, and the keys that check it."""
+    with home.ledger() as ledger:
+        return ledger.sign().note, ledger.verifier_keys
+
+
 def witness_request(home: Home, old_size: int | None) -> str:
     """What a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
     with home.ledger() as ledger:
@@ -136,7 +176,7 @@ def add_cosignatures(home: Home, answer: Path) -> list[Cosigned]:
 
 def export(home: Home, directory: Path) -> tuple[TreeHead, int]:
     """Write the log for auditors into a new directory; returns the tree head it ends with and the number of files."""
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         return ledger.export(directory.absolute())
 
 

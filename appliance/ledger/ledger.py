@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 from sqlalchemy import Connection, false
 
@@ -13,16 +11,16 @@ from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityErro
 from appliance.events.ledger import BodyErased, LedgerCreated, LedgerUpgraded
 from appliance.files import fsync_directory
 from appliance.ledger import schema, witness
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database, roles
 from appliance.ledger.dialect import Roles
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
-from appliance.ledger.keyring import Keyring, build, described, first_keys, leaves_about_keys, rekeying
+from appliance.ledger.keyring import Keyring, described, first_keys, leaves_about_keys, rekeying
 from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, now, read_head
 from appliance.ledger.note import Signer, valid_name
 from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
-from appliance.ledger.reading import LedgerConfig as LedgerConfig
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
@@ -31,7 +29,7 @@ _SYSTEM = Actor("system", "")
 
 
 class Ledger(LedgerReader):
-    """An open ledger. Made by `create` or `open`; a context manager that signs what is unsigned when it is left."""
+    """An open ledger that can be written. Made by `create` or `open`; signs what is unsigned when it is closed."""
 
     @classmethod
     def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
@@ -47,57 +45,41 @@ class Ledger(LedgerReader):
             raise UsageError("there is a ledger already", where=str(config.anchor))
         create_keys(config.signing_dir, config.origin)
         database = Database(config.url, writable=True, create=True)
-        ledger = cls(config, database, clock, writable=True)
-        try:
+        ledger = cls(config, database, clock)
+        with ledger._closed_on_error():
             with ledger._owner() as owner, owner.define() as connection:
                 ledger._begin(connection)
             if database.file is not None:
                 fsync_directory(database.file.parent)
             ledger.sign()
-        except BaseException:
-            database.close()
-            raise
         return ledger
 
     @classmethod
-    def open(cls, config: LedgerConfig, *, writable: bool = True, checked: bool = True, clock: Clock = now) -> Ledger:
-        """Open a ledger.
+    def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> Ledger:
+        """Open a ledger for writing. It is always checked first, as a reader's is.
 
-        It is checked first: its tables and guards must be those that it states, and it must continue what was
-        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
-        A ledger of an older revision is upgraded when it is opened for writing, and an entry says so. Where another
-        role owns the tables, that needs its URL in the configuration.
+        A ledger of an older revision is upgraded, and an entry says so. Where another role owns the tables, that
+        needs its URL in the configuration.
 
         Raises:
           ArtefactMissing: there is no ledger.
           IntegrityError: it is damaged, was altered or is behind its anchor.
         """
-        ledger = cls(config, Database(config.url, writable=writable), clock, writable=writable)
-        if writable or checked:
-            try:
-                with ledger._database.read() as connection:
-                    ledger._check(connection)
-                    old = ledger._revision(connection) != schema.REVISION
-                if writable and old:
-                    ledger._upgrade()
-            except BaseException:
-                ledger._database.close()
-                raise
+        ledger = cls(config, Database(config.url, writable=True), clock)
+        with ledger._closed_on_error():
+            with ledger._database.read() as connection:
+                ring = ledger._check(connection)
+                old = ledger._revision(connection) != schema.REVISION
+            if not promote(config.signing_dir, ring.current.keys):
+                raise IntegrityError(FOREIGN_KEYS, where=str(config.signing_dir))
+            if old:
+                ledger._upgrade()
         return ledger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Sign and anchor what is not signed yet, and close the database."""
         try:
-            if self._writable:
-                self.sign()
+            self.sign()
         finally:
             self._database.close()
 
@@ -112,7 +94,6 @@ class Ledger(LedgerReader):
           Busy: another process held the database for too long.
           WillNotFit: the disk is full.
         """
-        self._need_writable()
         context = self._context(actor, reason, policy_sha256)
         with self._database.write() as connection:
             transaction = Transaction(connection, context)
@@ -124,7 +105,6 @@ class Ledger(LedgerReader):
 
         Raises `IntegrityError` when the log is not a continuation of what was signed and anchored.
         """
-        self._need_writable()
         with self._database.write() as connection:
             ring = self._keyring(connection)
             if self._anchor.path.exists() or read_head(connection).size > 1:
@@ -146,7 +126,6 @@ class Ledger(LedgerReader):
           IntegrityError: the log is not a continuation of what was signed and anchored.
           Busy: the clock stepped back at that moment, or another process held the database for too long.
         """
-        self._need_writable()
         with self._database.write() as connection:
             ring = self._keyring(connection)
             check_against_anchor(connection, self._anchor, ring)
@@ -176,7 +155,6 @@ class Ledger(LedgerReader):
 
     def add_cosignatures(self, text: str) -> list[Cosigned]:
         """Store the cosignature lines of a witness's answer; see `witness.add`."""
-        self._need_writable()
         with self._database.write() as connection:
             return witness.add(connection, text, self._witnesses(None))
 
@@ -227,16 +205,6 @@ class Ledger(LedgerReader):
         appender.append(LedgerCreated(origin=self._config.origin, keys=keys, definitions=definitions))
         appender.flush()
 
-    def _check(self, connection: Connection) -> None:
-        problems = schema.schema_problems(connection, self._stated(connection))
-        if problems:
-            raise IntegrityError(problems[0], where=self._database.where)
-        ring = build(leaves_about_keys(connection), self._local)
-        check_against_anchor(connection, self._anchor, ring)
-        self._keyring(connection)
-        if self._writable and not promote(self._config.signing_dir, ring.current.keys):
-            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
-
     def _upgrade(self) -> None:
         """Bring an older database to this revision, in one transaction with the entry that says so."""
         from appliance.ledger.migration import upgrade
@@ -279,7 +247,3 @@ class Ledger(LedgerReader):
     def _context(self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None) -> Context:
         key = self._config.body_public_key
         return Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
-
-    def _need_writable(self) -> None:
-        if not self._writable:
-            raise UsageError("the ledger is open for reading only")

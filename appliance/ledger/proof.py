@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from appliance.errors import IntegrityError
 from appliance.ledger import merkle
 from appliance.ledger.leaf import parse_leaf
@@ -23,6 +25,21 @@ class ProvenEntry:
     index: int
     leaf: dict[str, Any]
     checkpoint: Checkpoint
+
+
+def evidence(text: str, leaf: bytes) -> bytes:
+    """Put a proof and the leaf it is about into one document: what a worker shows to the key agent."""
+    return orjson.dumps({"proof": text, "leaf": encode64(leaf)})
+
+
+def verify_evidence(document: bytes, trusted: Sequence[str]) -> ProvenEntry:
+    """Check such a document as `verify` does. Raises `IntegrityError`."""
+    try:
+        shown = orjson.loads(document)
+        text, leaf = str(shown["proof"]), decode64(shown["leaf"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        raise IntegrityError("not the evidence of an entry") from None
+    return verify(text, leaf, trusted)
 
 
 def encode(index: int, path: Sequence[bytes], note: str) -> str:

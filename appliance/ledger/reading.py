@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from sqlalchemy import Connection, select
 
@@ -15,13 +16,14 @@ from appliance.events.event import Event
 from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, first_head_over, last_tree_head
+from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
-from appliance.ledger.log import Clock, StoredTree
+from appliance.ledger.log import Clock, StoredTree, now
 from appliance.ledger.note import VerifierKey
 from appliance.ledger.signing import load_verifiers
 from appliance.ledger.snapshot import write_snapshot
@@ -31,42 +33,48 @@ from appliance.ledger.verify import Verification, stated, verify_ledger
 FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerConfig:
-    """Where a ledger lives.
+class LedgerReader:
+    """An open ledger that cannot be changed: it has nothing that writes, and its connection refuses to.
 
-    Attributes:
-      url: SQLAlchemy URL of the database, `sqlite:////absolute/path` or `postgresql+psycopg://ROLE@/DATABASE?host=...`.
-      origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
-      signing_dir: directory of the log's signing keys.
-      anchor: file of the last signed tree head; best on another volume than the database.
-      body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
-      owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
-      eraser_url: the same database as the role that may delete bodies; empty where `url` may.
-      witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
+    Made by `open`; a context manager. `ledger.Ledger` is one that can be changed.
     """
 
-    url: str
-    origin: str
-    signing_dir: Path
-    anchor: Path
-    body_public_key: bytes
-    owner_url: str = ""
-    eraser_url: str = ""
-    witnesses: Path | None = None
-
-
-class LedgerReader:
-    """What can be done with an open ledger without changing it; see `ledger.Ledger`."""
-
-    def __init__(self, config: LedgerConfig, database: Database, clock: Clock, *, writable: bool) -> None:
+    def __init__(self, config: LedgerConfig, database: Database, clock: Clock) -> None:
         self._config = config
         self._database = database
         self._clock = clock
-        self._writable = writable
         self._local = load_verifiers(config.signing_dir)
         self._built: tuple[tuple[bytes, ...], Keyring] | None = None
         self._anchor = Anchor(config.anchor)
+
+    @classmethod
+    def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> LedgerReader:
+        """Open a ledger for reading.
+
+        It is checked first: its tables and guards must be those that it states, and it must continue what was
+        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+
+        Raises:
+          ArtefactMissing: there is no ledger.
+          IntegrityError: it is damaged, was altered or is behind its anchor.
+        """
+        ledger = LedgerReader(config, Database(config.url, writable=False), clock)
+        if checked:
+            with ledger._closed_on_error(), ledger._database.read() as connection:
+                ledger._check(connection)
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
 
     @property
     def verifier_keys(self) -> tuple[str, ...]:
@@ -235,6 +243,23 @@ class LedgerReader:
                 raise Stale("nothing was signed yet", hint="appliance ledger sign")
             cosignatures = witness.lines(connection, head.size)
             return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check(self, connection: Connection) -> Keyring:
+        """The keys of a ledger that is what it states and continues its anchor."""
+        problems = schema.schema_problems(connection, self._stated(connection))
+        if problems:
+            raise IntegrityError(problems[0], where=self._database.where)
+        ring = build(leaves_about_keys(connection), self._local)
+        check_against_anchor(connection, self._anchor, ring)
+        return self._keyring(connection)
 
     def _keyring(self, connection: Connection) -> Keyring:
         """The keys of the log as this transaction sees it; ours must be among them."""

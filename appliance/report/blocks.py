@@ -112,6 +112,9 @@ def words(text: str) -> Sentence:
     return (text,)
 
 
+NOT_PERFORMED = words("not performed")
+
+
 def pairs(caption: str, rows: list[tuple[str, Sentence]], head: tuple[str, str] = ("What", "Value")) -> Table:
     """A table of names and values."""
     return Table(caption, head, tuple(((name,), value) for name, value in rows))

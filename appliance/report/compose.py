@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from appliance.report import guarantee, results
-from appliance.report.blocks import Block, Listing, Paragraph, Report, Section, Table, pairs, say, words
+from appliance.report import guarantee, results, watermark
+from appliance.report.blocks import NOT_PERFORMED, Block, Listing, Paragraph, Report, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, leaf_field
 from appliance.report.verdict import findings, headline
@@ -50,7 +50,7 @@ def compose(evidence: Evidence) -> Report:
         guarantee.spending_section(evidence),
         guarantee.budget_section(evidence),
         results.selftest_section(evidence),
-        results.watermark_section(evidence),
+        watermark.watermark_section(evidence),
         results.utility_section(evidence),
         results.isolation_section(evidence),
         performed_section(evidence),
@@ -65,8 +65,8 @@ def performed_section(evidence: Evidence) -> Section:
     rows: list[tuple[str, Sentence]] = []
     for what, type_ in BY_EVENT:
         event = evidence.last(type_)
-        rows.append((what, say("entry ", leaf_field(event, "/index")) if event else results.NOT_PERFORMED))
-    rows += [(what, results.NOT_PERFORMED) for what, _ in NEVER_RUN]
+        rows.append((what, say("entry ", leaf_field(event, "/index")) if event else NOT_PERFORMED))
+    rows += [(what, NOT_PERFORMED) for what, _ in NEVER_RUN]
     return Section(
         "performed",
         "What was performed and what was not",

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from appliance.errors import GateFailed
 from appliance.train.engines import Several
+from appliance.train.journaling import Journal
 from appliance.train.snapshot import Snapshots
-
-if TYPE_CHECKING:
-    from appliance.train.loop import Journal
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from appliance.errors import GateFailed, IntegrityError
 from appliance.jobs.train import TrainJob
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
+from appliance.train.journaling import Journal
 from appliance.train.mechanism import assemble
 from appliance.train.members import Records, members
 from appliance.train.optimizer import Noise
@@ -39,41 +39,6 @@ from appliance.train.trained import Trained, collect
 from appliance.values import to_json
 
 Progress = Callable[[dict[str, int]], None]
-
-
-class JournalState(Protocol):
-    """What the loop reads of a journal's state."""
-
-    @property
-    def attempts(self) -> int:
-        """Attempts made so far, those of earlier processes included."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """The highest step whose release was journaled."""
-        ...
-
-
-class Journal(Protocol):
-    """The write-ahead journal, see `appliance.privacy.journal`."""
-
-    @property
-    def state(self) -> JournalState:
-        """What has been journaled."""
-        ...
-
-    def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals that a batch is about to be sampled; durable when it returns."""
-        ...
-
-    def released(self, step: int, sha256: str) -> None:
-        """Journals a release before it is applied."""
-        ...
-
-    def checkpointed(self, step: int, sha256: str) -> None:
-        """Journals a snapshot."""
-        ...
 
 
 class Sampler(Protocol):

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.events.ledger import LedgerRekeyed
 from appliance.export import verify
-from appliance.flows import sealing
+from appliance.flows.release import sealing
 from appliance.ledger import keyring
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey

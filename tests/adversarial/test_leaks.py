@@ -177,7 +177,7 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
     }.items():
         assert any(place in name and words in data for name, data in seen.items()), f"no {words!r} in {place}"
     assert any(b"evaluation_id" in data for name, data in seen.items() if "result.json" in name)
-    assert any(b"appliance.flows.agent" in data for name, data in seen.items() if name.endswith("command"))
+    assert any(b"appliance.keyagent" in data for name, data in seen.items() if name.endswith("command"))
 
     assert unseen(lived / "traces", lived.with_suffix(".partial") / "input") == []
     assert leaks([lived / "scanned", Path("/dev/shm")], lived / "traces", token_ids) == {}

@@ -20,8 +20,10 @@ from appliance.errors import ApplianceError, IntegrityError
 from appliance.events.catalog import event
 from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow, row_digest
 from appliance.ledger.verify import Verification
 
@@ -126,7 +128,7 @@ def home(original: Path, tmp_path: Path) -> Path:
 
 
 def verify(home: Path) -> Verification:
-    with Ledger.open(configuration(home), writable=False, checked=False) as ledger:
+    with LedgerReader.open(configuration(home), checked=False) as ledger:
         return ledger.verify()
 
 
@@ -166,7 +168,7 @@ def test_a_state_that_does_not_exist_can_neither_be_written_nor_read(home: Path)
     assert verify(home).problems == ()
     attack(home, "UPDATE run SET state = 'settled'")
     assert verify(home).problems == (f"run r-1 is not what entry {DATASET_AT + 2} says",)
-    with Ledger.open(configuration(home), writable=False) as ledger, ledger.read() as rows:
+    with LedgerReader.open(configuration(home)) as ledger, ledger.read() as rows:
         with pytest.raises(IntegrityError, match="there is no RunState"):
             rows.runs.get("r-1")
         assert rows.datasets.get("ds-1").state == "active"
@@ -456,10 +458,10 @@ def test_a_replaced_key_is_found(home: Path, tmp_path: Path) -> None:
     assert not verify(home).ok
     # A whole other home is perfect in itself; only a key pinned elsewhere tells.
     assert verify(tmp_path).ok
-    with Ledger.open(configuration(home), writable=False, checked=False) as ours:
+    with LedgerReader.open(configuration(home), checked=False) as ours:
         trusted = ours.verifier_keys
     assert trusted != pinned
-    with Ledger.open(configuration(tmp_path), writable=False) as ledger:
+    with LedgerReader.open(configuration(tmp_path)) as ledger:
         assert ledger.verify(trusted=pinned).ok
         assert not ledger.verify(trusted=trusted).ok
 

@@ -109,7 +109,7 @@ def carried(control: Appliance, ticket: Path, directory: Path) -> tuple[str, ...
 def data_key(appliance: Appliance) -> bytes:
     root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE)
     home = Home.open(appliance.home)
-    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+    with home.rows() as rows:
         (row,) = rows.datasets.list()
     return KeyRing(root, home.epoch_keys).unwrap(row.wrapped_key, row.id, row.key_epoch)
 

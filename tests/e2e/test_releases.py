@@ -14,7 +14,7 @@ from appliance.events.catalog import event
 from appliance.export import verify as verifier
 from appliance.flows import ledger as ledger_flow
 from appliance.flows.home import Home
-from appliance.flows.sealing import citable
+from appliance.flows.release.told import citable
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 
@@ -42,7 +42,7 @@ def test_its_ledger_verifies(release: Path) -> None:
 
 
 def test_its_entries_are_events_of_this_release(release: Path) -> None:
-    with Home.open(release / "home").ledger(writable=False) as ledger:
+    with Home.open(release / "home").reader() as ledger:
         for entry in ledger.entries():
             leaf = entry.leaf
             read = event(leaf["type"], leaf["facts"])
@@ -64,7 +64,7 @@ def test_its_sealed_directories_verify(release: Path, kind: str) -> None:
 
 def test_its_runs_can_be_reported_from_its_ledger_alone(release: Path) -> None:
     home = Home.open(release / "home")
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         runs = [entry.leaf["facts"]["run_id"] for entry in ledger.entries("run.reserved")]
         for run in runs:
             head = ledger.head()

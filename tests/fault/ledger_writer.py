@@ -14,9 +14,10 @@ from itertools import count, cycle
 from pathlib import Path
 
 from appliance.events.catalog import event
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import PolicyRow
 
 ORIGIN = "hospital.example/appliance"

@@ -17,7 +17,8 @@ import pytest
 
 from appliance.errors import ApplianceError
 from appliance.events.key import KeyLocked
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.config import LedgerConfig
+from appliance.ledger.ledger import Ledger
 from tests.fault.disk import Disk, chooser
 from tests.fault.ledger_writer import ACTOR, configuration
 from tests.fault.test_ledger_crash import REPOSITORY, Acknowledged, check

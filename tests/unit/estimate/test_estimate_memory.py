@@ -19,9 +19,9 @@ from appliance.estimate.activations import layer_bytes
 from appliance.estimate.memory import Asked, footprint, micro_batch
 from appliance.estimate.pace import operations, run_seconds
 from appliance.estimate.shape import Shape, shape_of
-from appliance.flows.forecast import MARGIN, largest_fitting
 from appliance.flows.launch import KERNEL_CACHES
-from appliance.flows.machine import has_fast_bfloat16
+from appliance.flows.run.forecast import MARGIN, largest_fitting
+from appliance.flows.run.hardware import has_fast_bfloat16
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.train import engine, lora, loss

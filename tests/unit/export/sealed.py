@@ -13,10 +13,13 @@ import rfc8785
 
 from appliance.events.catalog import event
 from appliance.events.event import Event
-from appliance.flows.sealing import Contents, Sealed, run_events, seal_directory
+from appliance.flows.release.sealing import Contents, Sealed, seal_directory
+from appliance.flows.release.told import run_events
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.store.trees import tree_digest
+from tests.desks import desk_at
 from tests.events import facts_of
 
 ACTOR = Actor("p-1", "")
@@ -168,7 +171,7 @@ def export(ledger: Ledger, directory: Path, run_id: str, name: str = "bundle", *
         "facts": {"recipient": None, "released_sha256": released},
         "copies": {"adapter": (source, released)}, "tree_sizes": [size],
     }  # fmt: skip
-    return seal_directory(ledger, ACTOR, directory / name, Contents(**contents | more))
+    return seal_directory(desk_at(ledger, ACTOR), directory / name, Contents(**contents | more))
 
 
 def make_bundle(directory: Path, run_id: str = "run_1") -> None:

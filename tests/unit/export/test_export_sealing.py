@@ -21,8 +21,8 @@ from appliance.events.catalog import event
 from appliance.events.logged import LoggedEvent
 from appliance.export import verify
 from appliance.export.manifest import check_paths
-from appliance.flows import export as flow
-from appliance.flows import sealing
+from appliance.flows.release import bundle as flow
+from appliance.flows.release.told import run_events
 from appliance.ledger import proof
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import Checkpoint
@@ -55,7 +55,7 @@ def test_a_refused_directory_leaves_no_entry_and_no_file(tmp_path: Path) -> None
         with pytest.raises(UsageError):
             sealed.export(ledger, tmp_path, "run_1", "odd", documents={"../up": b""})
         with pytest.raises(ArtefactMissing):
-            sealing.run_events(ledger, "run_2")
+            run_events(ledger, "run_2")
         assert sum(1 for _ in ledger.entries()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "released", "taken"]
 
@@ -99,7 +99,7 @@ def test_a_bundle_tells_nothing_of_how_the_data_came_in(tmp_path: Path) -> None:
     with sealed.make_ledger(tmp_path / "home") as ledger:
         sealed.record_run(ledger, "run_1", released)
         record(ledger, "data.sealed", dataset_id="ds_0a")
-        types = {event.type for event in sealing.run_events(ledger, "run_1")}
+        types = {event.type for event in run_events(ledger, "run_1")}
         assert "data.sealed" not in types
         assert {"ledger.created", "policy.activated", "model.imported", "watermark.committed", "run.settled"} <= types
 

@@ -14,9 +14,11 @@ import pytest
 
 from appliance.errors import KeyUnavailable
 from appliance.events.catalog import event
-from appliance.flows.agent import FRESH_S, Gatekeeper, evidence_for
+from appliance.keyagent.gatekeeper import FRESH_S, Gatekeeper
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.proof import evidence as evidence_for
 from appliance.store.agent import ReleaseRequest
 from tests.unit.ledger.conftest import Clock
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from appliance.events.catalog import event
-from appliance.flows.sealing import citable, run_events
+from appliance.flows.release.told import citable, run_events
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents

@@ -13,9 +13,10 @@ import yaml
 
 from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
 from appliance.events.catalog import event
-from appliance.flows import budget, evaluate, reserve
-from appliance.flows.evaluable import Evaluable, _check_held_out
-from appliance.flows.home import Home, HomeConfig
+from appliance.flows import budget
+from appliance.flows.evaluation import evaluate
+from appliance.flows.evaluation.evaluable import Evaluable, _check_held_out
+from appliance.flows.run import reserve
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -25,6 +26,7 @@ from appliance.policy.policy import Policy
 from appliance.privacy.budget import Spend
 from appliance.privacy.evaluation import make_evaluation_plan
 from appliance.values import decimal, to_json
+from tests.desks import bare_home, desk_at
 from tests.unit.flows.test_budget import PLAN
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -162,7 +164,7 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
 
 def evaluable(tmp_path: Path, dataset: DatasetRow, cap: float) -> Evaluable:
     return Evaluable(
-        home=Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x")),
+        home=bare_home(tmp_path),
         run=run_on("trained"),
         job=None,  # type: ignore[arg-type]
         model=None,  # type: ignore[arg-type]
@@ -205,7 +207,7 @@ def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
         held = rows.datasets.get("held")
     interloper(other)
     with pytest.raises(BudgetExceeded):
-        evaluate._reserve(ledger, actor, RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32, "")
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32)
     with ledger.read() as rows:
         assert rows.evaluations.find("eval-1") is None
     assert not list(ledger.entries(type="evaluation.started"))
@@ -219,8 +221,8 @@ def test_where_the_budget_suffices_for_both_the_second_check_reserves(
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
-    before, after = evaluate._reserve(
-        ledger, actor, RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32, ""
+    before, after = evaluate._book(
+        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32
     )
     assert len(checks) == 2
     assert (before, after) == (pytest.approx(1.0, abs=1e-3), pytest.approx(1.46, abs=0.1))
@@ -244,7 +246,7 @@ def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
     interloper(evaluation("eval-1"))
     row = dataclasses.replace(run_on("trained", "run-9"), state="reserved")
     with pytest.raises(BudgetExceeded):
-        reserve._reserve(ledger, actor, row, resolved, "")
+        reserve._book(desk_at(ledger, actor), row, resolved)
     with ledger.read() as rows:
         assert rows.runs.find("run-9") is None
 
@@ -256,10 +258,10 @@ def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
 def test_closing_dead_evaluations_charges_them_once_and_twice_changes_nothing(
     ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
 ) -> None:
-    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
+    desk = desk_at(ledger, actor, tmp_path)
     book([evaluation("eval-1", state="reserved"), evaluation("eval-2")])
     for _ in range(2):
-        evaluate.close_dead(home, ledger, actor)
+        evaluate.close_dead(desk)
         with ledger.read() as rows:
             assert [row.state for row in rows.evaluations.list()] == ["failed", "settled"]
         (entry,) = ledger.entries(type="evaluation.failed")
@@ -271,13 +273,13 @@ def test_closing_dead_evaluations_charges_them_once_and_twice_changes_nothing(
 def test_an_evaluation_that_is_being_supervised_is_not_closed(
     ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
 ) -> None:
-    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
-    (home.runs / "eval-1").mkdir(parents=True)
-    with evaluate.launch.supervising(home.run("eval-1")):
+    desk = desk_at(ledger, actor, tmp_path)
+    (desk.home.runs / "eval-1").mkdir(parents=True)
+    with evaluate.launch.supervising(desk.home.run("eval-1")):
         book([evaluation("eval-1", state="reserved")])
-        evaluate.close_dead(home, ledger, actor)
+        evaluate.close_dead(desk)
         with ledger.read() as rows:
             assert rows.evaluations.get("eval-1").state == "reserved"
-    evaluate.close_dead(home, ledger, actor)
+    evaluate.close_dead(desk)
     with ledger.read() as rows:
         assert rows.evaluations.get("eval-1").state == "failed"

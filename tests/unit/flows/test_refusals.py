@@ -8,15 +8,16 @@ from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied
 from appliance.events.event import Refusal
 from appliance.events.model import ModelRefused
 from appliance.events.run import RunRefused
-from appliance.flows.refusals import LONGEST, error_facts, refusals_recorded
+from appliance.flows.desk import LONGEST, error_facts
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from tests.desks import desk_at
 
 
 @pytest.mark.parametrize("event", Refusal.__subclasses__())
 def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, actor: Actor, event: type[Refusal]) -> None:
     refusal = PolicyDenied("the sentence", hint="a hint", where="/private/place")
-    with pytest.raises(PolicyDenied) as said, refusals_recorded(ledger, actor, event, PolicyDenied):
+    with pytest.raises(PolicyDenied) as said, desk_at(ledger, actor).refusals(event, PolicyDenied):
         raise refusal
     assert said.value is refusal
     (entry,) = ledger.entries(event)
@@ -27,7 +28,7 @@ def test_a_refusal_is_recorded_and_signed_before_it_is_said(ledger: Ledger, acto
 
 
 def test_other_errors_pass_without_an_entry(ledger: Ledger, actor: Actor) -> None:
-    with pytest.raises(BudgetExceeded), refusals_recorded(ledger, actor, RunRefused, PolicyDenied):
+    with pytest.raises(BudgetExceeded), desk_at(ledger, actor).refusals(RunRefused, PolicyDenied):
         raise BudgetExceeded("no")
     assert not list(ledger.entries(RunRefused))
 
@@ -35,6 +36,6 @@ def test_other_errors_pass_without_an_entry(ledger: Ledger, actor: Actor) -> Non
 def test_a_message_that_quotes_a_foreign_file_stands_in_a_leaf(ledger: Ledger, actor: Actor) -> None:
     long = ApplianceError(f"tensor \udcff{'x' * 100_000}")
     assert len(error_facts(long)["reason"]) <= LONGEST + 5
-    with pytest.raises(ApplianceError), refusals_recorded(ledger, actor, ModelRefused, ApplianceError):
+    with pytest.raises(ApplianceError), desk_at(ledger, actor).refusals(ModelRefused, ApplianceError):
         raise long
     assert len(list(ledger.entries(ModelRefused))) == 1

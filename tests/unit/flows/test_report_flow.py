@@ -11,12 +11,14 @@ from appliance import __version__
 from appliance.errors import ArtefactMissing, UsageError
 from appliance.events.catalog import event
 from appliance.export.verify import INCOMPLETE, OK, TAMPERED, verify
-from appliance.flows.report import DOCUMENTS, write
-from appliance.flows.sealing import Sealed, citable
+from appliance.flows.release.report import DOCUMENTS, write
+from appliance.flows.release.sealing import Sealed
+from appliance.flows.release.told import citable
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
+from tests.desks import desk_at
 from tests.unit.report.story import HEX, RUN, WHOLE
 
 
@@ -39,7 +41,7 @@ def keys(ledger: Ledger, directory: Path) -> list[str]:
 def built(ledger: Ledger, actor: Actor, tmp_path: Path) -> Sealed:
     """The report of the whole story."""
     record(ledger, actor)
-    return write(ledger, actor, RUN, tmp_path / "report")
+    return write(desk_at(ledger, actor), RUN, tmp_path / "report")
 
 
 def test_the_stand_alone_verifier_accepts_it(built: Sealed, ledger: Ledger, tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_it_is_rebuilt_to_the_same_bytes_after_the_ledger_has_grown(
     with ledger.transaction(actor) as tx:
         tx.append(event("policy.activated", {"name": "later", "sha256": HEX[5]}))
         tx.append(event("run.failed", {**WHOLE[2][2], "run_id": "run_later"}))
-    second = write(ledger, actor, RUN, tmp_path / "second")
+    second = write(desk_at(ledger, actor), RUN, tmp_path / "second")
     assert verify(str(second.path), keys(ledger, tmp_path)).code == OK
     assert b"run_later" in (second.path / "report.html").read_bytes()
     head = SignedHead(origin=twin["origin"], size=twin["tree_size"], root=twin["root"], note="")
@@ -91,7 +93,7 @@ def test_it_is_rebuilt_to_the_same_bytes_after_the_ledger_has_grown(
 @pytest.mark.parametrize("last", ["run.reserved", "run.started"])
 def test_an_unfinished_run_may_be_reported(last: str, ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     record(ledger, actor, last)
-    built = write(ledger, actor, RUN, tmp_path / "report")
+    built = write(desk_at(ledger, actor), RUN, tmp_path / "report")
     assert verify(str(built.path), keys(ledger, tmp_path)).code == OK
     assert json.loads((built.path / "report.json").read_bytes())["verdict"]["tone"] == "open"
 
@@ -106,7 +108,7 @@ def test_the_entry_of_the_data_is_left_out(ledger: Ledger, actor: Actor, tmp_pat
     with ledger.transaction(actor) as tx:
         tx.append(event("data.sealed", facts))
     record(ledger, actor)
-    built = write(ledger, actor, RUN, tmp_path / "report")
+    built = write(desk_at(ledger, actor), RUN, tmp_path / "report")
     for path in built.path.rglob("*"):
         assert path.is_dir() or b"ds_secret" not in path.read_bytes()
 
@@ -114,8 +116,8 @@ def test_the_entry_of_the_data_is_left_out(ledger: Ledger, actor: Actor, tmp_pat
 def test_refusals_leave_nothing(built: Sealed, ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     size = ledger.sign().size
     with pytest.raises(ArtefactMissing):
-        write(ledger, actor, "run_none", tmp_path / "none")
+        write(desk_at(ledger, actor), "run_none", tmp_path / "none")
     with pytest.raises(UsageError):
-        write(ledger, actor, RUN, built.path)
+        write(desk_at(ledger, actor), RUN, built.path)
     assert ledger.sign().size == size
     assert not (tmp_path / "none").exists()

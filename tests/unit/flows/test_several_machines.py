@@ -21,7 +21,8 @@ from appliance.errors import (
     KeyUnavailable,
     UsageError,
 )
-from appliance.flows import launch, machines, node
+from appliance.flows import launch, node
+from appliance.flows.run.partners import choose_partners
 from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
@@ -53,13 +54,13 @@ KEYS = [nodes.NodeKey(bytes([number]) * 32).line for number in (1, 2)]
 )
 def test_options_that_do_not_fit_together_are_refused(nnodes: int, rendezvous: str, keys: list[str]) -> None:
     with pytest.raises(UsageError):
-        machines.chosen(nnodes, rendezvous, keys, 60.0)
+        choose_partners(nnodes, rendezvous, keys, 60.0)
 
 
 def test_options_name_the_machines(tmp_path: Path) -> None:
-    assert machines.chosen(1, "", [], 60.0) is None
+    assert choose_partners(1, "", [], 60.0) is None
     (tmp_path / "node.pub").write_text(KEYS[1] + "\n")
-    chosen = machines.chosen(3, "[fd00::1]:29400", [KEYS[0], str(tmp_path / "node.pub")], 60.0)
+    chosen = choose_partners(3, "[fd00::1]:29400", [KEYS[0], str(tmp_path / "node.pub")], 60.0)
     assert chosen is not None
     assert [key.line for key in chosen.nodes] == KEYS
     assert (chosen.host, chosen.port, chosen.count) == ("fd00::1", 29400, 3)

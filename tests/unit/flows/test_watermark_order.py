@@ -9,10 +9,11 @@ import pytest
 
 from appliance.errors import KeyUnavailable, PolicyDenied
 from appliance.events.catalog import event
-from appliance.flows.agent import Gatekeeper, evidence_for
-from appliance.flows.order import _commitment, algorithm_sha256, current_key, embedded_in, tried_on
+from appliance.flows.watermark.markable import _commitment, algorithm_sha256, current_key, embedded_in, tried_on
+from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from appliance.ledger.proof import evidence as evidence_for
 from appliance.ledger.rows import WatermarkKeyRow
 from appliance.store.agent import ReleaseRequest
 from tests.unit.ledger.conftest import Clock

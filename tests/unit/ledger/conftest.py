@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, PolicyRow
 from tests.databases import KINDS, Behind, SQLiteFile
 from tests.events import facts_of

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import inspect
 
 from appliance.errors import (
+    ApplianceError,
     ArtefactMissing,
     ConfigInvalid,
     IntegrityError,
@@ -31,10 +32,12 @@ from appliance.events.policy import PolicyActivated
 from appliance.files import write_atomic
 from appliance.ledger import proof, schema, sqlite
 from appliance.ledger.bodies import BodyVerdict
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.reading import LedgerReader
 from tests.databases import Behind, RawError, SQLiteFile, attack
 
 
@@ -120,7 +123,7 @@ def test_closing_signs_what_is_unsigned(config: LedgerConfig, actor: Actor) -> N
     with Ledger.create(config) as ledger:
         append(ledger, actor, 3)
         assert ledger.verify().signed_size == 1
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         head = ledger.head()
         assert head is not None
         assert head.size == 4
@@ -274,11 +277,12 @@ def test_an_anchor_beside_the_database_bounds_nothing(ledger: Ledger) -> None:
 
 
 def test_a_ledger_for_reading_writes_nothing(ledger: Ledger, config: LedgerConfig, actor: Actor) -> None:
-    with Ledger.open(config, writable=False) as reader:
-        with pytest.raises(UsageError), reader.transaction(actor):
-            pass
-        with pytest.raises(UsageError):
-            reader.sign()
+    with LedgerReader.open(config) as reader:
+        for writing in ("transaction", "sign", "rotate", "erase", "add_cosignatures"):
+            assert hasattr(ledger, writing)
+            assert not hasattr(reader, writing)
+        with pytest.raises(ApplianceError), reader._database.write() as connection:  # nor does its connection
+            connection.exec_driver_sql("DELETE FROM tree_head")
         assert reader.verify().ok
 
 
@@ -334,10 +338,11 @@ def test_the_migration_makes_the_tables_the_program_knows(ledger: Ledger, config
 def test_verify_answers_within_a_second_of_starting(ledger: Ledger, config: LedgerConfig) -> None:
     """CPU time of a fresh process, imports included; the wall clock of a shared machine would test the machine."""
     code = (
-        "import resource, sys; from pathlib import Path; from appliance.ledger.ledger import Ledger, LedgerConfig\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from appliance.ledger.config import LedgerConfig; from appliance.ledger.reading import LedgerReader\n"
         "p = Path(sys.argv[1])\n"
         "c = LedgerConfig(sys.argv[2], 'hospital.example/appliance', p/'signing', p/'anchor', bytes(32))\n"
-        "with Ledger.open(c, writable=False) as ledger: assert ledger.verify().ok\n"
+        "with LedgerReader.open(c) as ledger: assert ledger.verify().ok\n"
         "assert 'alembic' not in sys.modules and 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
         "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
     )

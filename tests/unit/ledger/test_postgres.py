@@ -24,8 +24,10 @@ from appliance.events.key import KeyLocked
 from appliance.events.ledger import BodyErased
 from appliance.events.policy import PolicyActivated
 from appliance.ledger import dialect, postgres
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import PolicyRow
 from tests.databases import PostgresDatabase
 from tests.postgres import APPLICATION, ERASER, OWNER
@@ -202,7 +204,7 @@ def test_a_server_that_could_lose_entries_is_refused(
     behind.execute(f"ALTER ROLE {APPLICATION} IN DATABASE {behind.name} SET session_replication_role = replica")
     with pytest.raises(ConfigInvalid, match="session_replication_role"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().ok
 
 

@@ -13,9 +13,11 @@ import pytest
 from appliance.errors import IntegrityError
 from appliance.events.key import KeyLocked
 from appliance.ledger import keyring, proof, signing
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor, parse_leaf
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.reading import LedgerReader
 from tests.databases import Behind, attack
 from tests.unit.ledger.conftest import Clock
 
@@ -100,7 +102,7 @@ def test_a_crash_after_the_commit_is_continued(
         with pytest.raises(KeyboardInterrupt):
             ledger.rotate(actor)
     assert config.anchor.read_bytes() == anchored
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().problems == ()
     with Ledger.open(config) as again:
         events(again, 1)
@@ -150,7 +152,7 @@ def test_keys_from_before_a_change_do_not_open_it_for_writing(
     shutil.copytree(tmp_path / "kept", config.signing_dir)
     with pytest.raises(IntegrityError, match="signing keys are not those"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().ok
 
 
@@ -167,7 +169,7 @@ def test_a_database_from_before_the_change_is_behind_its_anchor(
     behind.restore(copy)
     with pytest.raises(IntegrityError, match="it was rolled back or cut off"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False, checked=False) as reader:
+    with LedgerReader.open(config, checked=False) as reader:
         assert not reader.verify().ok
 
 
@@ -223,7 +225,7 @@ def test_a_log_signed_anew_with_rogue_keys_fails(config: LedgerConfig, behind: B
     changed = leaf.replace(vkey.encode(), rogue.encode())
     value = f"X'{changed.hex()}'" if behind.kind == "sqlite" else f"'\\x{changed.hex()}'"
     attack(behind, f"UPDATE entry SET leaf = {value} WHERE idx = {index}")
-    with Ledger.open(config, writable=False, checked=False) as reader:
+    with LedgerReader.open(config, checked=False) as reader:
         found = reader.verify(trusted=pinned)
     assert f"entry {index} changes the signing keys, but the old and the new did not both sign it" in found.problems
     assert found.first_bad == index

@@ -15,8 +15,9 @@ from appliance.errors import ApplianceError, ArtefactMissing, Busy, UsageError
 from appliance.events.catalog import event
 from appliance.events.key import KeyLocked
 from appliance.ledger.canonical import LeafInvalid
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
 from appliance.values import Private
 from tests.databases import Behind, PostgresDatabase
@@ -216,7 +217,7 @@ def test_the_name_of_an_actor_is_in_no_file_in_clear(
 
 def test_a_held_lock_is_busy(ledger: Ledger, config: LedgerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.ledger.dialect.BUSY_SECONDS", 0.05)
-    second = Ledger.open(config, writable=True)
+    second = Ledger.open(config)
     with ledger._database.write(), pytest.raises(Busy):
         second.sign()
     second.close()

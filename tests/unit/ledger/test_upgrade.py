@@ -10,8 +10,10 @@ import pytest
 from appliance.errors import IntegrityError
 from appliance.events.catalog import event
 from appliance.ledger import migration
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import WatermarkKeyRow
 from tests.databases import KINDS, Behind, RawError
 
@@ -28,7 +30,7 @@ def old(config: LedgerConfig, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Le
 
 
 def test_reading_leaves_an_old_ledger_as_it_is(old: LedgerConfig, behind: Behind) -> None:
-    with Ledger.open(old, writable=False) as ledger:
+    with LedgerReader.open(old) as ledger:
         assert ledger.verify().ok
     with pytest.raises(RawError, match="evaluation"):
         behind.rows("SELECT * FROM evaluation")
@@ -70,5 +72,5 @@ def test_the_definitions_in_force_are_those_of_the_upgrade(
     behind.execute(tampering[behind.kind])
     with pytest.raises(IntegrityError):
         Ledger.open(old).close()
-    with Ledger.open(old, writable=False, checked=False) as ledger:
+    with LedgerReader.open(old, checked=False) as ledger:
         assert not ledger.verify().ok

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from appliance.events.catalog import event
 from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import log, merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import PolicyRow, row_digest, to_columns
 
 BODY_KEY = bytes(range(32))

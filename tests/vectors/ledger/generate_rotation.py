@@ -18,8 +18,9 @@ from typing import Any
 from appliance.events.key import KeyLocked
 from appliance.ledger import log
 from appliance.ledger.canonical import canonical
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 
 ORIGIN = "vectors.example/ledger-2"
 ACTOR = Actor("p-1", "")
