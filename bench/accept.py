@@ -78,7 +78,8 @@ def exact(machine: Machine, **how: Any) -> str:
     """The proofs of the start of a run: exact per-record gradients, no record coupled to another one."""
     made = machine.engine(**how)
     prove(made)
-    return "no row count needed" if made.fixed_rows is None else f"with {made.fixed_rows} rows at a time"
+    counts = made.counts.proved if made.counts else {}
+    return "rows: " + ", ".join(f"{length}: {max(found)}" for length, found in sorted(counts.items()))
 
 
 def checkpointing(machine: Machine) -> str:

@@ -20,6 +20,7 @@ from appliance.errors import GateFailed
 from appliance.records import PrivacyPlan, Record
 from appliance.train.encode import Encoded
 from appliance.train.mechanism import Assembled
+from appliance.train.rows import RowCounts
 
 Row = Callable[[NDArray[np.float32]], None]
 """Writes one per-record gradient into a vector of zeros, float32 [P]."""
@@ -74,11 +75,13 @@ class ReleaseTap:
     ) -> NDArray[np.float32]:
         """One logical step on synthetic records, through tokenizer, forward and backward pass."""
         engine, encode = self._assembled.engine, self._assembled.encoder.encode
-        kept, engine.fixed_rows = engine.fixed_rows, _ROWS
+        kept, batch = engine.counts, [[encode(record) for record in unit] for unit in units]
+        if kept is None:  # nothing is proved yet
+            engine.counts = RowCounts({engine.padded(record.length): (_ROWS,) for unit in batch for record in unit})
         try:
-            engine.accumulate([[encode(record) for record in unit] for unit in units])
+            engine.accumulate(batch)
         finally:
-            engine.fixed_rows = kept
+            engine.counts = kept
         return self._released(noise)
 
     def draw(self) -> NDArray[np.int64]:
@@ -89,7 +92,7 @@ class ReleaseTap:
     def _given(self, rows: Sequence[Row]) -> Iterator[None]:
         engine = self._assembled.engine
 
-        def gradients(batch: Sequence[Encoded]) -> Tensor:
+        def gradients(batch: Sequence[Encoded], *_: Any) -> Tensor:
             data = engine.buffer.data[: len(batch)]
             for target, record in zip(data, batch, strict=True):
                 values = np.zeros(self.parameters, dtype=np.float32)
@@ -97,7 +100,7 @@ class ReleaseTap:
                 target[: self.parameters] = torch.from_numpy(values)
             return data
 
-        engine.gradients = gradients  # type: ignore[method-assign]
+        engine.gradients = gradients  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

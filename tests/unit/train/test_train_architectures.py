@@ -15,7 +15,8 @@ import torch
 from appliance.errors import ConfigInvalid
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
-from appliance.train.proofs import coupled, prove, reference_gradient
+from appliance.train.coupling import coupled
+from appliance.train.proofs import prove, reference_gradient
 from tests.conftest import TINY_VOCABULARY, _save_model
 from tests.unit.train.rig import encoded, engine
 

@@ -30,11 +30,11 @@ def limit(monkeypatch: pytest.MonkeyPatch, engine: Any, rows: int, error: Callab
     """No more rows than these fit, at the allocation of either end of the computation; the sizes that were tried."""
     begin, gradient, tried = engine.buffer.begin, engine_module.hidden_gradient, []
 
-    def limited_begin(physical: int, sites: int) -> None:
+    def limited_begin(physical: int, *rest: Any) -> None:
         tried.append(physical)
         if physical > rows and len(tried) % 2:
             raise error()
-        begin(physical, sites)
+        begin(physical, *rest)
 
     def limited_gradient(hidden: Any, *rest: Any, **more: Any) -> Any:
         if len(hidden) > rows:

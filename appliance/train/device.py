@@ -1,0 +1,40 @@
+"""What differs between a CPU and a GPU in how the engine computes: repeatability, room for gradients, transfers."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+_CPU_GRADIENTS = 1 << 28
+_SHARE = 16  # of a GPU's memory, for per-record gradients that exist at once
+
+
+def make_repeatable(device: torch.device) -> None:
+    """Make a GPU give the same bits for the same work, in this process from now on.
+
+    Attention's backward pass adds up in an order that changes from run to run unless it is told not to; cuBLAS needs
+    a workspace of fixed size; products in float32 are exact to float32, sums of bfloat16 products are kept in float32.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+
+
+def gradient_bytes(device: torch.device) -> int:
+    """Room for the per-record gradients of one micro-batch; of a GPU it follows from its total memory."""
+    if device.type != "cuda":
+        return _CPU_GRADIENTS
+    return int(torch.cuda.get_device_properties(device).total_memory) // _SHARE
+
+
+def send(numbers: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device for which the host does not wait."""
+    if device.type != "cuda":
+        return numbers
+    return numbers.pin_memory().to(device, non_blocking=True)
