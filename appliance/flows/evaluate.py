@@ -101,7 +101,7 @@ def evaluate(
             budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
         found.check_files()
-        gpus.require(found.job.engine)
+        gpus.require(found.job.engine, processes=1)
         run_dir = home.runs / new_id("eval")
         make_directory(run_dir)
         with jobs.supervising(run_dir):

@@ -49,12 +49,13 @@ class Step:
     needed: bool = True
 
 
-def require(engine: EngineOptions, root: Path = _ROOT) -> None:
+def require(engine: EngineOptions, root: Path = _ROOT, *, processes: int | None = None) -> None:
     """Refuse a job on GPUs that its worker could not use, while nothing is reserved and no key is asked for.
 
     Args:
       engine: of the job; one on the CPU is always right.
       root: where /dev, /proc and /sys lie; for tests.
+      processes: how many of this machine get a GPU each; None is what the job says.
 
     Raises:
       WillNotFit: something is missing, or the driver does not work in the sandbox.
@@ -62,7 +63,7 @@ def require(engine: EngineOptions, root: Path = _ROOT) -> None:
     if engine.device != "cuda":
         return
     gpu.require(root)
-    for step in _probe(root, ordinal=engine.nproc - 1):
+    for step in _probe(root, ordinal=(processes or engine.nproc) - 1):
         if step.needed and not step.ok:
             raise WillNotFit(f"the GPU cannot be used: {step.name}: {step.detail}", hint=step.hint)
 
@@ -149,6 +150,7 @@ def _probe(root: Path, *arguments: str, without: str = "", ordinal: int = 0) -> 
         try:
             done = subprocess.run(
                 [*command, *left_out, *arguments],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,

@@ -158,7 +158,7 @@ def environment(run_dir: Path) -> dict[str, str]:
     """The environment of a worker on `run_dir`: little of this process' own, and caches only in the run directory."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     scratch = run_dir / "tmp"
-    fixed = {
+    return kept | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -174,7 +174,6 @@ def environment(run_dir: Path) -> dict[str, str]:
         **{name: str(scratch / name.lower()) for name in GPU_CACHES},
         **KERNEL_CACHES,
     }
-    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **kept, **fixed}
 
 
 def _spawn(run_dir: Path, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:

@@ -18,9 +18,7 @@ from appliance.errors import WillNotFit
 _ROOT = Path("/")
 _CONTROL, _MEMORY = "nvidiactl", "nvidia-uvm"  # of the driver, and of its unified memory
 _READ = ("proc/driver/nvidia", "sys/bus/pci/devices", "sys/devices", "etc/nvidia", "run/nvidia-persistenced")
-_MAKE_NODES = (
-    "run `nvidia-modprobe -u -c=0` as root (at every start of the machine), or pass the node into the container"
-)
+_MAKE_NODES = "as root run `nvidia-modprobe -u -c=0`, or any CUDA program once; into a container pass the node"
 
 
 @dataclass(frozen=True, slots=True)

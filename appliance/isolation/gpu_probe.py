@@ -24,6 +24,7 @@ from appliance.isolation import cuda, gpu_trial, landlock, process, sandbox, sec
 from appliance.isolation.gpu import Gpu, gpu
 from appliance.records import IsolationSpec
 
+_LIBRARIES = ("torch", "transformers", "peft", "opacus", "safetensors")
 LAYERS = ("everything", "files", "sockets", "closing", "hardening")
 """What can be left out; "closing" is the filter after the driver's start, "hardening" the denial of core dumps."""
 
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--also", type=Path, action="append", default=[])
     chosen = parser.parse_args(arguments)
     found = gpu(None if chosen.nodes else chosen.ordinal, chosen.root)
-    torch = importlib.util.find_spec("torch")
+    libraries = {name: _origin(name) for name in _LIBRARIES}
     write = [chosen.directory, Path("/dev/null"), *chosen.also]
     if not _tell("sandbox" if chosen.nodes else "start", partial(_enter, found, write, chosen.without)):
         return
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     driver = cuda.Driver()
     for name, step, needed in gpu_trial.steps(driver, chosen.ordinal):
         _tell(name, step, needed=needed)
-    _tell("torch", lambda: _readable(torch.origin if torch else None), needed=False)
+    _tell("libraries", partial(_read, libraries), needed=False)
     _tell("done", lambda: "")
 
 
@@ -92,11 +93,22 @@ def _open(node: Path) -> str:
     return "opens for reading and writing"
 
 
-def _readable(origin: str | None) -> str:
-    if origin is None:
-        raise ApplianceError("is not installed where a worker looks")
-    Path(origin).read_bytes()
-    return origin
+def _origin(library: str) -> str | None:
+    """Where a library lies; it is not imported."""
+    found = importlib.util.find_spec(library)
+    return found.origin if found else None
+
+
+def _read(origins: dict[str, str | None]) -> str:
+    """Whether what a worker imports is installed where it looks, and where it may read."""
+    for name, origin in origins.items():
+        if origin is None:
+            raise ApplianceError(f"{name} is not installed where a worker looks: PYTHONPATH does not reach it")
+        try:
+            Path(origin).read_bytes()
+        except OSError as error:
+            raise ApplianceError(f"{origin} may not be read in the sandbox ({error.strerror})") from None
+    return f"torch is {origins['torch']}"
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False
     """
     with tempfile.TemporaryDirectory(prefix="leakers-") as directory, Targets(Path(directory)) as targets:
         how = "--rank" if rank else "--inside" if sandboxed else "--unhindered"
-        plan = targets.plan() | {"tcp": rank, "gpu": gpu}
+        plan = targets.plan() | {"tcp": rank, "gpu": gpu, "gpus": [str(path) for path in gpus.gpu(None).devices]}
         try:
             done = subprocess.run(
                 [sys.executable, *_MODULE, how, json.dumps(plan)],

@@ -17,15 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appliance.isolation import gpu as gpus
 from appliance.isolation import kernel
 
 SECONDS_EACH = 8
 
 Plan = dict[str, Any]
 """Where the targets are: token, tcp4, tcp6, udp, dns (ports), unix, outside, secret (paths), pid, descriptor; and tcp,
-gpu: whether the sandbox is that of a rank, of a job on a GPU."""
-_DEVICES = ("full", "mem", "port", "kvm", "fuse", "vsock", "net/tun", "nvidia-modeset", "nvidia-caps/nvidia-cap1")
+gpu: whether the sandbox is that of a rank, of a job on a GPU; gpus: the device nodes of such a job."""
+_DEVICES = (
+    *("full", "mem", "port", "kvm", "fuse", "vsock", "net/tun", "loop0", "sda", "vda", "nvme0n1", "dri/card0"),
+    *("dri/renderD128", "nvidia-modeset", "nvidia-caps/nvidia-cap1", "nvidia-caps-imex-channels/channel0"),
+)
 """Device nodes that no job opens; the first is on every machine, and open to everybody."""
 
 
@@ -139,10 +141,8 @@ def _read_memory(plan: Plan) -> bool:
 
 def _device(plan: Plan) -> bool:
     """Any device node but those of the job: disks, memory, other drivers; without a GPU also the GPUs."""
-    own = set() if not plan["gpu"] else {*gpus.gpu(None).devices}
-    others = [*(Path("/dev", name) for name in _DEVICES), *Path("/dev/dri").glob("*"), *gpus.gpu(None).devices]
-    disks = [path for path in Path("/dev").glob("*") if path.is_block_device()]
-    return any(_opens(path) for path in (*others, *disks) if path not in own)
+    gpus = [] if plan["gpu"] else [Path(name) for name in plan["gpus"]]
+    return any(_opens(path) for path in (*(Path("/dev", name) for name in _DEVICES), *gpus))
 
 
 def _opens(path: Path) -> bool:

@@ -47,7 +47,7 @@ def test_a_gpu_that_works_is_told_of_in_full(stand_in: standin.StandIn, monkeypa
     assert "libcuda.so.1 for CUDA 13.0" in steps["GPU library"].detail
     assert steps["GPU models"].detail == "0: Stand-in GPU, 81920 MiB, capability 9.0, at 0000:01:00.0"
     assert steps["GPU free memory"].detail == "80896 MiB of 81920 MiB on GPU 0"
-    assert {"GPU device memory", "GPU pinned memory", "GPU compiled kernel", "GPU torch"} <= set(steps)
+    assert {"GPU device memory", "GPU pinned memory", "GPU compiled kernel", "GPU libraries"} <= set(steps)
     assert steps["GPU compiled kernel"].ok, "the cache for compiled kernels lies where a worker may write"
     assert steps["GPU sockets"].detail == "no new one; the driver holds 1"
     assert "cuda-standin" in steps["GPU threads"].detail
@@ -156,6 +156,7 @@ def test_a_driver_whose_library_is_missing_is_told_of(
 def test_more_processes_than_gpus_are_refused(stand_in: standin.StandIn) -> None:
     with pytest.raises(WillNotFit, match="process 1 of this machine has no GPU of its own"):
         gpus.require(EngineOptions(device="cuda", nproc=2), stand_in.root)
+    gpus.require(EngineOptions(device="cuda", nproc=2), stand_in.root, processes=1)  # an evaluation is one process
 
 
 def test_a_probe_that_cannot_run_is_not_taken_for_one_that_found_nothing(
