@@ -403,6 +403,20 @@ def test_what_is_let_through_is_needed(
     assert (said == "started") != refused
 
 
+@needs_landlock
+def test_torch_works_behind_a_started_driver(run: Script, stand_in: standin.StandIn, tmp_path: Path) -> None:
+    body = """
+    os.environ |= {"TMPDIR": sys.argv[2], "OMP_NUM_THREADS": "2"}
+    enter(gpu.gpu(0, ROOT))
+    import torch
+    torch.set_num_threads(2)
+    layer = torch.nn.Linear(700, 700)
+    layer(torch.ones(700, 700)).sum().backward()
+    print(layer.weight.grad[0, 0].item(), len(os.listdir("/proc/self/task")) > 2)
+    """
+    assert run(ENTER + _undented(body), stand_in.root, tmp_path / "inside") == "700.0 True"
+
+
 def test_a_process_too_many_is_told_so(run: Script, stand_in: standin.StandIn, tmp_path: Path) -> None:
     body = """
     from appliance.errors import WillNotFit
