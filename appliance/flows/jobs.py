@@ -158,25 +158,22 @@ def environment(run_dir: Path) -> dict[str, str]:
     """The environment of a worker on `run_dir`: little of this process' own, and caches only in the run directory."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     scratch = run_dir / "tmp"
-    return (
-        kept
-        | {
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "DO_NOT_TRACK": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "BITSANDBYTES_NOWELCOME": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "TMPDIR": str(scratch),
-            "HF_HOME": str(scratch),
-            "APPLIANCE_SUPERVISOR": str(os.getpid()),
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without a workspace of its own cuBLAS may not repeat its sums
-            "CUDA_MPS_PIPE_DIRECTORY": "/proc/no-mps",  # nobody can make it: no daemon outside of the sandbox computes for it
-            **{name: str(scratch / name.lower()) for name in GPU_CACHES},
-            **KERNEL_CACHES,
-        }
-    )
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(scratch),
+        "HF_HOME": str(scratch),
+        "APPLIANCE_SUPERVISOR": str(os.getpid()),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without a workspace of its own cuBLAS may not repeat its sums
+        "CUDA_MPS_PIPE_DIRECTORY": "/proc/no-mps",  # cannot be made: no daemon outside computes for it
+        **{name: str(scratch / name.lower()) for name in GPU_CACHES},
+        **KERNEL_CACHES,
+    }
 
 
 def _spawn(run_dir: Path, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
