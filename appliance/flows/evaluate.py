@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, Interrupted, PolicyDenied
-from appliance.flows import budget, jobs
+from appliance.flows import budget, gpus, jobs
 from appliance.flows.agent import evidence_for
 from appliance.flows.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
@@ -101,6 +101,7 @@ def evaluate(
             budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
         found.check_files()
+        gpus.require(found.job.engine, processes=1)
         run_dir = home.runs / new_id("eval")
         make_directory(run_dir)
         with jobs.supervising(run_dir):

@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 from appliance.errors import ApplianceError, BudgetExceeded, PolicyDenied, WillNotFit
-from appliance.flows import curriculum, forecast, model
+from appliance.flows import curriculum, forecast, gpus, model
 from appliance.flows.budget import Books, sample_rate_text
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.keys import require_unsealed
@@ -43,6 +43,7 @@ def reserve(
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
             forecast.forecast(home, resolved, engine, memory)
+            gpus.require(engine)
         except (PolicyDenied, BudgetExceeded, WillNotFit) as refusal:
             _record_refusal(ledger, actor, refusal)
             raise

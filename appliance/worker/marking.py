@@ -23,6 +23,7 @@ from appliance.worker import sandboxed
 from appliance.worker.opening import load_base
 
 if TYPE_CHECKING:
+    from appliance.isolation.gpu import Gpu
     from appliance.watermark.detection import Residual
     from appliance.watermark.release import Marked, Prepared
 
@@ -34,8 +35,10 @@ _CHARACTERS = 40_000  # of public text: more than the tokens that are measured
 
 def run(job: EmbedJob | DetectJob, run_dir: Path) -> EmbedResult | DetectResult:
     """Embed or detect; what is made lies in `run_dir` when this returns."""
-    master = _release_key(job, run_dir)
-    return _embed(job, run_dir, master) if isinstance(job, EmbedJob) else _detect(job, run_dir, master)
+    if isinstance(job, DetectJob):
+        return _detect(job, run_dir, _release_key(job, run_dir))
+    gpu = sandboxed.gpu_of(job.engine)
+    return _embed(job, run_dir, _release_key(job, run_dir), gpu)
 
 
 def _release_key(job: EmbedJob | DetectJob, run_dir: Path) -> bytes:
@@ -47,9 +50,9 @@ def _release_key(job: EmbedJob | DetectJob, run_dir: Path) -> bytes:
     return master
 
 
-def _embed(job: EmbedJob, run_dir: Path, master: bytes) -> EmbedResult:
+def _embed(job: EmbedJob, run_dir: Path, master: bytes, gpu: Gpu | None) -> EmbedResult:
     adapter_dir = Path(job.adapter_dir)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir)
+    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir, gpu=gpu)
     from appliance.watermark import certificate, escrow, keys, release
     from appliance.watermark.adapters import read_adapter
 
@@ -134,6 +137,7 @@ def _residual(job: EmbedJob | DetectJob, suspect: Path, references: Any) -> tupl
 
 
 def _detect(job: DetectJob, run_dir: Path, master: bytes) -> DetectResult:
+    """Compare weights with a reference; nothing is computed on a GPU, so none is opened, whatever the run had."""
     suspect = Path(job.suspect)
     isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), suspect, Path(job.escrow))
     from appliance.watermark import certificate, escrow, keys

@@ -12,7 +12,8 @@ from appliance.worker.opening import load_base
 
 def run(job: SelftestJob, run_dir: Path) -> SelftestResult:
     """Examine the mechanism that a run of this job would train with."""
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir))
+    gpu = sandboxed.gpu_of(job.engine)
+    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), gpu=gpu)
     checks = _examine(job)
     return SelftestResult(
         schema="appliance.result/1",
