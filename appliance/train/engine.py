@@ -24,7 +24,6 @@ from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient
 from appliance.train.memory import give_back, ran_out
 
-_GRADIENT_BYTES = 1 << 28  # per-record gradients that exist at once
 _MAX_ROWS = 256
 _SMALL_PRODUCT = 16**3
 
@@ -38,7 +37,7 @@ class Engine:
     Args:
       adapter: the model and its LoRA sites.
       plan: clip norm and clipping rule.
-      options: physical_tokens, gradient checkpointing and the dtype of the per-record gradients.
+      options: physical_tokens, gradient checkpointing, and dtype and room of the per-record gradients.
       pad: token id that fills a row up to its bucket.
 
     Attributes:
@@ -60,7 +59,8 @@ class Engine:
         # A model in bfloat16 computes its per-record gradients in bfloat16: a wider buffer would hold the same values.
         coarse = torch.bfloat16 in (self._head.weight.dtype, getattr(torch, options.gradient_dtype))
         dtype = torch.bfloat16 if coarse else torch.float32
-        rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (dtype.itemsize * adapter.parameters)))
+        room = options.gradient_bytes // (dtype.itemsize * adapter.parameters)
+        rows = max(1, min(_MAX_ROWS, self._tokens // 8, room))
         self.buffer = GradientBuffer(adapter.parameters, rows, self._device, dtype)
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
