@@ -11,67 +11,33 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from appliance.estimate import gpu_memory
 from appliance.estimate.activations import attends_plainly
 from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, WORKSPACE, host_bytes
 from appliance.estimate.memory import footprint
 from appliance.estimate.parts import Asked, buffer_rows, micro_batch
-from appliance.estimate.shape import Shape, shape_of
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train import adapting
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
 from appliance.train.optimizer import ExactDPOptimizer
+from tests.shapes import MODELS, numbers, on_meta
 from tests.unit.estimate.live import Live, fused_attention
 from tests.unit.train.rig import NoNoise, plan
 
 
-def llama(hidden: int, layers: int, inner: int, vocabulary: int, heads: int, kv: int, **more: Any) -> dict[str, Any]:
-    return {
-        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner,
-        "vocab_size": vocabulary, "num_attention_heads": heads, "num_key_value_heads": kv,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False, **more,
-    }  # fmt: skip
-
-
-MODELS = {
-    "135m": llama(576, 30, 1536, 49152, 9, 3, tie_word_embeddings=True),
-    "1b": llama(2048, 16, 8192, 128256, 32, 8, tie_word_embeddings=True, head_dim=64),
-    "equal heads": llama(2048, 4, 5504, 32000, 16, 16),
-    "qwen3": llama(1024, 28, 3072, 151936, 16, 8, model_type="qwen3", head_dim=128),
-    "8b": llama(4096, 32, 14336, 128256, 32, 8),
-    "deepseek": llama(
-        1024, 4, 3072, 32000, 16, 16, model_type="deepseek_v3", q_lora_rank=384, kv_lora_rank=128, qk_rope_head_dim=32,
-        qk_nope_head_dim=64, v_head_dim=64, first_k_dense_replace=4, n_routed_experts=8, n_group=2, topk_group=1,
-        num_experts_per_tok=2, moe_intermediate_size=384,
-    ),
-}  # fmt: skip
-
-
-def shape(name: str) -> tuple[Any, Shape]:
-    """A model on the device "meta", and its numbers."""
-    config = dict(MODELS[name])
-    made = AutoConfig.for_model(config.pop("model_type"), **config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
-    linear = {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    return made, shape_of(made.to_dict(), linear, sum(p.numel() for p in model.parameters()), 0)
-
-
 def wanted(name: str, lora: LoraSpec, max_tokens: int, **options: Any) -> tuple[Any, Asked]:
-    config, found = shape(name)
-    options = {"device": "cuda", "dtype": "bfloat16", "gradient_bytes": 5 << 30, **options}
-    return config, Asked(shape=found, lora=lora, engine=EngineOptions(**options), max_tokens=max_tokens)
+    """A model on the device "meta", and a run of it."""
+    engine = EngineOptions(**{"device": "cuda", "dtype": "bfloat16", "gradient_bytes": 5 << 30, **options})
+    model = on_meta(MODELS[name], getattr(torch, engine.dtype))
+    return model, Asked(shape=numbers(model), lora=lora, engine=engine, max_tokens=max_tokens)
 
 
-def allocated(config: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> int:
+def allocated(model: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> int:
     """The most bytes that the engine holds while it computes the largest micro-batch of a run."""
     monkeypatch.setattr(adapting, "_refuse_shared", lambda *_: None)  # it compares addresses, and here are none
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, asked.engine.dtype))
     plain = attends_plainly(asked.shape, asked.element, "cuda")
     live = Live()
     with nullcontext() if plain else fused_attention():  # on "meta" torch takes the plain path by itself
@@ -104,7 +70,7 @@ CASES = [
     ("1b", FROZEN, 512, {"physical_tokens": 8192}),
     ("1b", LoraSpec(), 2048, {"physical_tokens": 8192, "gradient_checkpointing": True}),
     ("1b", LoraSpec(), 512, {"dtype": "float32", "physical_tokens": 4096}),
-    ("equal heads", LoraSpec(), 512, {"dtype": "float32", "physical_tokens": 4096}),
+    ("equal-heads", LoraSpec(), 512, {"dtype": "float32", "physical_tokens": 4096}),
     ("qwen3", LoraSpec(), 512, {"physical_tokens": 8192}),
     ("8b", FROZEN, 512, {"physical_tokens": 8192, "gradient_checkpointing": True}),
     ("8b", LoraSpec(), 1024, {"physical_tokens": 4096}),
@@ -117,24 +83,22 @@ CASES = [
 def test_what_the_engine_allocates_is_counted_to_a_few_percent(
     name: str, lora: LoraSpec, max_tokens: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, asked = wanted(name, lora, max_tokens, **options)
-    seen, said = allocated(config, asked, monkeypatch), counted(asked)
+    model, asked = wanted(name, lora, max_tokens, **options)
+    seen, said = allocated(model, asked, monkeypatch), counted(asked)
     assert said == pytest.approx(seen, rel=0.015)
 
 
 @pytest.mark.parametrize("term", ["layer_bytes", "_backward", "_inputs"])
 def test_a_term_that_is_missing_would_be_noticed(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, asked = wanted("8b", FROZEN, 512, physical_tokens=8192, gradient_checkpointing=True)
-    seen = allocated(config, asked, monkeypatch)
+    model, asked = wanted("8b", FROZEN, 512, physical_tokens=8192, gradient_checkpointing=True)
+    seen = allocated(model, asked, monkeypatch)
     monkeypatch.setattr(gpu_memory, term, lambda *_: 0.0)
     assert counted(asked) < 0.98 * seen
 
 
 def test_adding_noise_takes_what_is_counted_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapting, "_refuse_shared", lambda *_: None)
-    config, asked = wanted("135m", LoraSpec(r=128), 64, physical_tokens=64)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model, asked = wanted("135m", LoraSpec(r=128), 64, physical_tokens=64)
     adapter, live = adapt(model, asked.lora, 1), Live()
     with live:
         engine = Engine(adapter, plan(), asked.engine, 0)
