@@ -33,7 +33,7 @@ def lines(expected: Forecast) -> list[str]:
         ("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"),
     ]
     if time is None:
-        fields.append(("time", "not known before the first self-test on this GPU, which every run begins with"))
+        fields.append(("time", "not known before a self-test has measured this GPU; every run begins with one"))
     else:
         spoken = f"{_duration(time.least)} to {_duration(time.most)}"
         fields.append(("time", f"{spoken}, if every record has the greatest length"))

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appliance.errors import WillNotFit
+from appliance.errors import WillNotFit, ran_out
 from appliance.records import EngineOptions, PrivacyPlan
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, norms
 from appliance.train.encode import Encoded
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient
-from appliance.train.memory import give_back, ran_out
+from appliance.train.memory import give_back
 
 _MAX_ROWS = 256
 _SMALL_PRODUCT = 16**3

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from appliance.errors import ApplianceError, Busy, ConfigInvalid
+from appliance.errors import ApplianceError, Busy, ConfigInvalid, ran_out
 from appliance.isolation import process
 from appliance.records import (
     AccountJob,
@@ -32,7 +32,6 @@ from appliance.records import (
     to_json,
 )
 from appliance.store.files import write_atomic
-from appliance.train.memory import ran_out
 from appliance.worker.place import here
 
 Job = TrainJob | ImportJob | AccountJob | SelftestJob | EmbedJob | DetectJob | EvaluateJob

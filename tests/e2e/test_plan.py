@@ -59,7 +59,7 @@ def test_a_gpu_is_planned_for_by_what_its_driver_says(sealed: Appliance, tmp_pat
     assert said["physical_tokens"] == 8192
     # Without torch nobody can measure a GPU here; the first self-test on it does.
     assert said["seconds"] is None
-    assert "not known before the first self-test on this GPU" in shown
+    assert "not known before a self-test has measured this GPU" in shown
     rates.keep(Home.open(sealed.home), GpuRate(name=H100.name, dtype="bfloat16", gigaflops=500000.0))
     least, most = sealed.json(*CUDA)["seconds"]
     assert 0 < least < most

@@ -16,6 +16,7 @@ from appliance.estimate import gpu_memory
 from appliance.estimate.activations import attends_plainly
 from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, WORKSPACE, host_bytes
 from appliance.estimate.memory import footprint
+from appliance.estimate.pace import START_S, gpu_seconds
 from appliance.estimate.parts import Asked, buffer_rows, micro_batch
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train import adapting
@@ -115,6 +116,14 @@ def test_adding_noise_takes_what_is_counted_for_it(monkeypatch: pytest.MonkeyPat
     without = footprint(large).total
     monkeypatch.undo()
     assert footprint(large).total == without
+
+
+def test_each_process_has_a_gpu_of_its_own_and_takes_its_share_of_the_time() -> None:
+    _, one = wanted("135m", FROZEN, 512)
+    four = replace(one, engine=one.engine.model_copy(update={"nproc": 4}))
+    assert footprint(four) == footprint(one)
+    alone, together = (gpu_seconds(asked, 1e9, 1e5).most - START_S[1] for asked in (one, four))
+    assert together == pytest.approx(alone / 4)
 
 
 def test_weights_pass_through_the_hosts_memory_and_a_quantised_base_does_not() -> None:

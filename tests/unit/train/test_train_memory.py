@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import WillNotFit
+from appliance.errors import WillNotFit, ran_out
 from appliance.records import EngineOptions
 from appliance.train import engine as engine_module
 from appliance.train.loop import Trainer
-from appliance.train.memory import ran_out
 from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
