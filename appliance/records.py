@@ -305,13 +305,19 @@ class TrainSpec(Value):
 
 
 class EngineOptions(Value):
-    """How the computation is done. By construction none of these can change the privacy plan."""
+    """How the computation is done. By construction none of these can change the privacy plan.
+
+    Attributes:
+      gradient_bytes: of per-record gradients that exist at once. It is public and stands in the job, so it is the same
+        whenever and wherever the run goes on: the row count of a micro-batch follows from it.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "float32"
     physical_tokens: Count = 4096
     gradient_checkpointing: bool = False
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_bytes: Count = 1 << 28
     threads: Annotated[int, Field(ge=0)] = 0
     nproc: Count = 1
 
@@ -506,6 +512,14 @@ class SelftestJob(Value):
     model_sha256: Digest
 
 
+class GpuRate(Value):
+    """What a GPU reached: its name as the driver has it, and 10^9 operations per second of a product in a dtype."""
+
+    name: str
+    dtype: Literal["bfloat16", "float32"]
+    gigaflops: Positive
+
+
 class SelftestResult(Value):
     """`result.json` of a self-test. Everything in it comes from synthetic data."""
 
@@ -516,6 +530,7 @@ class SelftestResult(Value):
     checks: tuple[Check, ...]
     isolation: IsolationReport
     libraries: dict[str, str]
+    rate: GpuRate | None = None
 
 
 class WatermarkKey(Value):

@@ -190,7 +190,7 @@ def build(name: str, directory: Path) -> None:
 
 def measure(case: Case, directory: Path) -> dict[str, int]:
     """Peaks of one case, in a process of its own with the environment and the threads of a worker."""
-    from appliance.estimate.memory import buffer_rows
+    from appliance.estimate.parts import buffer_rows
     from appliance.flows.jobs import KERNEL_CACHES
 
     filled = replace(case, short=buffer_rows(asked(case, directory)))
@@ -217,7 +217,7 @@ def shape(directory: Path) -> Any:
 
 def asked(case: Case, directory: Path) -> Any:
     """A case as the estimate sees it."""
-    from appliance.estimate.memory import Asked
+    from appliance.estimate.parts import Asked
     from appliance.records import EngineOptions, LoraSpec
 
     options = EngineOptions(
@@ -296,6 +296,18 @@ def figures(quick: bool) -> list[Any]:
     return found
 
 
+def on_a_gpu(*, native: bool) -> None:
+    """The cases of bench/gpu_memory.py, in this process, with a worker's environment from before torch is loaded."""
+    from appliance.flows.jobs import GPU_ENVIRONMENT
+
+    os.environ |= GPU_ENVIRONMENT
+    if native:
+        del os.environ["PYTORCH_ALLOC_CONF"]
+    import gpu_memory
+
+    gpu_memory.main()
+
+
 def main() -> None:
     import argparse
 
@@ -304,7 +316,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--native", action="store_true", help="on a GPU: torch's allocator with its own defaults")
     options = parser.parse_args()
+    if options.device == "cuda":
+        on_a_gpu(native=options.native)
+        return
     report = Report(bench="memory", quick=options.quick)
     report.figures = figures(options.quick)
     report.print(as_json=options.json)

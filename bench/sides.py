@@ -38,8 +38,9 @@ class Ours:
         spec = LoraSpec(r=options.pop("r", 8), targets=targets, freeze_a=options.pop("freeze_a", False))
         self.adapter = adapt(model.to(device), spec, 1)
         random_b(site.b for site in self.adapter.sites)
-        engine_module._GRADIENT_BYTES, engine_module._MAX_ROWS = ROOM, options.pop("rows", 256)
-        chosen = EngineOptions(physical_tokens=tokens, dtype=dtype, device=device, **options)  # type: ignore[arg-type]
+        engine_module._MAX_ROWS = options.pop("rows", 256)
+        options |= {"physical_tokens": tokens, "gradient_bytes": ROOM}
+        chosen = EngineOptions(dtype=dtype, device=device, **options)  # type: ignore[arg-type]
         self.engine = Engine(self.adapter, plan(clipping="normalised"), chosen, 0)
 
     def step(self, batch: Batch) -> None:

@@ -28,7 +28,8 @@ RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if n
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 MemoryOption = Annotated[
-    float | None, typer.Option(min=0, help="GiB of memory to count on. Default: what this machine has free.")
+    float | None,
+    typer.Option(min=0, help="GiB of memory to count on, with --device cuda of each GPU's. Default: what is free."),
 ]
 
 
@@ -62,10 +63,11 @@ def plan(
         epsilon=epsilon, name=name, steps=steps, expected_batch_size=batch, lr=lr, max_tokens=max_tokens, rank=rank
     )
     run = flow.draft(home, dataset, model, wish)
-    engine, limit = _engine(device, dtype, None, 0, run), _bytes(memory)
+    limit = _bytes(memory)
+    engine = _engine(device, dtype, None, 0, run, memory=limit)
     run = forecast.sized(home, run, engine, limit)
     resolved, before, after = flow.preview(home, run)
-    expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run), limit)
+    expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=limit), limit)
     text = run_file.render(run)
     if out is not None and not chosen.dry_run:
         out.write_text(text)
@@ -106,7 +108,7 @@ def start(
 
     chosen = settings.of(context)
     home, run = chosen.home(), plan.load(run_file)
-    engine = _engine(device, dtype, physical_tokens, threads, run, nproc)
+    engine = _engine(device, dtype, physical_tokens, threads, run, nproc, _bytes(memory))
     others = machines.chosen(nnodes, rendezvous, node, join_timeout)
     if others and detach:
         raise UsageError("a run on several machines does not detach", hint="its tickets have to be carried meanwhile")
@@ -212,12 +214,18 @@ def _bytes(gib: float | None) -> int | None:
 
 
 def _engine(
-    device: str, dtype: str, physical_tokens: int | None, threads: int, run: RunFile, nproc: int = 1
+    device: str,
+    dtype: str,
+    physical_tokens: int | None,
+    threads: int,
+    run: RunFile,
+    nproc: int = 1,
+    memory: int | None = None,
 ) -> EngineOptions:
     from appliance.flows.machine import engine_options
 
     return engine_options(
-        device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc, choice=run.engine
+        device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc, choice=run.engine, memory=memory
     )
 
 

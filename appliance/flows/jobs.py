@@ -30,8 +30,11 @@ Watch = Callable[[], None]
 
 KEPT_ENVIRONMENT = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
-    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PYTORCH_CUDA_ALLOC_CONF"),
+    "CUDA_VISIBLE_DEVICES",
 )
+GPU_ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""GPUs are numbered as by nvidia-smi. torch's allocator grows its blocks in place: with fixed blocks it would hold up
+to 1.4 times of what is live, because sizes follow the lengths of records, and the forecast could not tell how much."""
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """torch keeps a kernel of about 0.6 MiB for every size of bfloat16 product that it has met, 1024 by default, and sizes
 follow the lengths of records: a long run would grow by 600 MiB. Making one anew takes about 0.6 ms."""
@@ -173,6 +176,7 @@ def environment(run_dir: Path) -> dict[str, str]:
         "CUDA_MPS_PIPE_DIRECTORY": "/proc/no-mps",  # cannot be made: no daemon outside computes for it
         **{name: str(scratch / name.lower()) for name in GPU_CACHES},
         **KERNEL_CACHES,
+        **GPU_ENVIRONMENT,
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import GateFailed
-from appliance.flows import jobs, model
+from appliance.flows import jobs, model, rates
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.plan import Resolved, resolve
 from appliance.ledger import proof
@@ -53,9 +53,8 @@ def ensure(home: Home, ledger: Ledger, actor: Actor, run: RunRow) -> Tested | No
     job = TrainJob.model_validate_json(data)
     shared = {name: getattr(job, name) for name in SelftestJob.model_fields if name not in ("schema_", "kind")}
     directory = home.runs / run.id / "selftest"
-    tested = _test(
-        ledger, actor, SelftestJob(schema="appliance.job/1", **shared), directory, run.spec_sha256, run.policy_sha256
-    )
+    asked = SelftestJob(schema="appliance.job/1", **shared)
+    tested = _test(home, ledger, actor, asked, directory, run.spec_sha256, run.policy_sha256)
     if not tested.passed:
         raise _failed(tested)
     return tested
@@ -74,7 +73,7 @@ def on_demand(home: Home, run: RunFile, engine: EngineOptions, operator: Operato
         model.check_files(home, resolved.model)
         job = _job(home, directory.name, resolved, engine)
         spec = hashlib.sha256(to_json(job)).hexdigest()
-        tested = _test(ledger, home.actor(operator), job, directory, spec, resolved.policy.digest)
+        tested = _test(home, ledger, home.actor(operator), job, directory, spec, resolved.policy.digest)
     if not tested.passed:
         raise _failed(tested)
     return tested
@@ -95,11 +94,12 @@ def summary(tested: Tested) -> str:
 
 
 def _test(
-    ledger: Ledger, actor: Actor, job: SelftestJob, directory: Path, spec_sha256: str, policy_sha256: str
+    home: Home, ledger: Ledger, actor: Actor, job: SelftestJob, directory: Path, spec_sha256: str, policy_sha256: str
 ) -> Tested:
     directory.mkdir(mode=0o700, exist_ok=True)
     write_atomic(directory / "job.json", to_json(job))
     result = jobs.run_worker(directory, SelftestResult)
+    rates.keep(home, result.rate)
     facts = {
         "run_id": job.run_id,
         "spec_sha256": spec_sha256,

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from appliance.errors import ConfigInvalid, GateFailed
+from appliance.errors import ConfigInvalid, GateFailed, ran_out
 from appliance.train.encode import Encoded, buckets
 from appliance.train.engine import Engine
-from appliance.train.memory import give_back, ran_out
+from appliance.train.memory import give_back
 from appliance.train.rows import Counts, RowCounts, candidates
 from appliance.train.shortened import shortened
 

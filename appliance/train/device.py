@@ -1,4 +1,4 @@
-"""What differs between a CPU and a GPU in how the engine computes: repeatability, room for gradients, transfers."""
+"""What differs between a CPU and a GPU in how the engine computes: repeatability and transfers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 
 import torch
 from torch import Tensor
-
-_CPU_GRADIENTS = 1 << 28
-_SHARE = 16  # of a GPU's memory, for per-record gradients that exist at once
 
 
 def make_repeatable(device: torch.device) -> None:
@@ -24,13 +21,6 @@ def make_repeatable(device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-
-
-def gradient_bytes(device: torch.device) -> int:
-    """Room for the per-record gradients of one micro-batch; of a GPU it follows from its total memory."""
-    if device.type != "cuda":
-        return _CPU_GRADIENTS
-    return int(torch.cuda.get_device_properties(device).total_memory) // _SHARE
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:

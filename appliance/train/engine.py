@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from appliance.errors import WillNotFit
+from appliance.errors import WillNotFit, ran_out
 from appliance.records import EngineOptions, PrivacyPlan
 from appliance.train import device
 from appliance.train.adapting import body
@@ -24,7 +24,7 @@ from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient, supervised
-from appliance.train.memory import give_back, ran_out
+from appliance.train.memory import give_back
 from appliance.train.pointwise import RecordByRecord, follow_place
 from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
 
@@ -41,7 +41,7 @@ class Engine:
     Args:
       adapter: the model and its LoRA sites.
       plan: clip norm and clipping rule.
-      options: physical_tokens, gradient checkpointing and the dtype of the per-record gradients.
+      options: physical_tokens, gradient checkpointing, and dtype and room of the per-record gradients.
       pad: token id that fills a row up to its bucket.
 
     Attributes:
@@ -67,10 +67,9 @@ class Engine:
         # A model in bfloat16 computes its per-record gradients in bfloat16: a wider buffer would hold the same values.
         coarse = torch.bfloat16 in (self._head.weight.dtype, getattr(torch, options.gradient_dtype))
         dtype = torch.bfloat16 if coarse else torch.float32
-        room = device.gradient_bytes(self._device) // (dtype.itemsize * adapter.parameters)
-        self.buffer = GradientBuffer(
-            adapter.parameters, max(1, min(_MAX_ROWS, self._tokens // 8, room)), self._device, dtype
-        )
+        room = options.gradient_bytes // (dtype.itemsize * adapter.parameters)
+        rows = max(1, min(_MAX_ROWS, self._tokens // 8, room))
+        self.buffer = GradientBuffer(adapter.parameters, rows, self._device, dtype)
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from appliance.errors import ApplianceError, Busy, ConfigInvalid
+from appliance.errors import ApplianceError, Busy, ConfigInvalid, ran_out
 from appliance.isolation import process
 from appliance.records import (
     AccountJob,
@@ -45,7 +45,6 @@ _MODULES = {
     "watermark-detect": "marking",
     "evaluate": "evaluating",
 }
-_OUT_OF_MEMORY = ("outofmemory", "out of memory", "can't allocate memory")
 
 
 def main() -> None:
@@ -73,8 +72,7 @@ def main() -> None:
 
 
 def _bug(bug: Exception) -> Failure:
-    # torch says so by the class on a GPU, and only in the text on a CPU; the text itself goes no further.
-    if isinstance(bug, MemoryError) or any(word in f"{type(bug).__name__} {bug}".lower() for word in _OUT_OF_MEMORY):
+    if ran_out(bug):
         return Failure(schema="appliance.failure/1", error="WillNotFit", message="memory ran out")
     frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(bug.__traceback__)[-4:]]
     message = f"internal error in the worker, {type(bug).__name__} at {' < '.join(reversed(frames))}"

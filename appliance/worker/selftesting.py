@@ -8,12 +8,14 @@ from appliance.errors import GateFailed
 from appliance.records import Check, SelftestJob, SelftestResult
 from appliance.worker import sandboxed
 from appliance.worker.opening import load_base
+from appliance.worker.rates import gpu_rate
 
 
 def run(job: SelftestJob, run_dir: Path) -> SelftestResult:
     """Examine the mechanism that a run of this job would train with."""
     gpu = sandboxed.gpu_of(job.engine)
     isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), gpu=gpu)
+    rate = gpu_rate(job.engine)
     checks = _examine(job)
     return SelftestResult(
         schema="appliance.result/1",
@@ -22,6 +24,7 @@ def run(job: SelftestJob, run_dir: Path) -> SelftestResult:
         checks=tuple(checks),
         isolation=isolation,
         libraries=sandboxed.libraries(),
+        rate=rate,
     )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from appliance.errors import GateFailed
-from appliance.flows import jobs, selftest
+from appliance.flows import jobs, rates, selftest
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.records import (
     Check,
     EngineOptions,
+    GpuRate,
     IsolationReport,
     IsolationSpec,
     LoraSpec,
@@ -66,6 +67,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.starts, self.passed = 0, True
+        self.rate: GpuRate | None = None
 
     def __call__(self, run_dir: Path, result_type: Any, **_: Any) -> SelftestResult:
         self.starts += 1
@@ -77,6 +79,7 @@ class Worker:
             checks=(Check(name="replay.dense", passed=self.passed, value="0.9", bound="1.0", count=1),),
             isolation=IsolationReport(network="off", files="restricted", core_dumps="off"),
             libraries={},
+            rate=self.rate,
         )
         (run_dir / "result.json").write_bytes(to_json(made))
         return made
@@ -92,7 +95,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
 @pytest.fixture
 def home(tmp_path: Path) -> Any:
     (tmp_path / "runs" / "run_1").mkdir(parents=True)
-    return SimpleNamespace(runs=tmp_path / "runs")
+    return SimpleNamespace(root=tmp_path, runs=tmp_path / "runs")
 
 
 @pytest.fixture
@@ -128,6 +131,14 @@ def test_a_passed_test_counts_until_software_job_or_boot_change(
     row.spec_sha256 = hashlib.sha256(changed).hexdigest()
     selftest.ensure(home, ledger, actor, row)
     assert worker.starts == 4
+
+
+def test_the_rate_of_the_gpu_is_kept_for_forecasts(
+    home: Any, ledger: Ledger, actor: Actor, row: Any, worker: Worker
+) -> None:
+    worker.rate = GpuRate(name="NVIDIA L4", dtype="bfloat16", gigaflops=90000.0)
+    selftest.ensure(home, ledger, actor, row)
+    assert rates.gpu(home, "NVIDIA L4", "bfloat16") == 90000.0
 
 
 def test_a_failed_test_is_recorded_refuses_and_does_not_count(
