@@ -91,10 +91,15 @@ def doctor(
     without_sandbox: Annotated[
         bool, typer.Option("--control", help="Run the planted leakers without the sandbox, to see them leak.")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Instead, write what `make accept-gpu` found, in this file, into the ledger.")
+    ] = None,
 ) -> None:
     """Check this machine: plants leakers in a sandboxed process and shows each one caught; devices, disk, libraries."""
     from appliance.flows import doctor as flow
 
+    if record is not None:
+        return _record(settings.writing(context), record)
     chosen = settings.of(context)
     found = flow.examine(chosen.root, sandboxed=not without_sandbox)
     lines = render.table(("check", "verdict", "detail"), [(c.name, c.verdict, c.detail) for c in found])
@@ -103,6 +108,16 @@ def doctor(
     leaks = [check.name for check in found if check.verdict == "leaked"]
     if leaks and not without_sandbox:
         raise IsolationViolated(f"the sandbox lets through: {', '.join(leaks)}")
+
+
+def _record(chosen: settings.Settings, document: Path) -> None:
+    from appliance.flows import acceptance
+
+    index, facts = acceptance.record(chosen.home(), document, chosen.operator())
+    passed = sum(check["state"] == "passed" for check in facts["checks"])
+    verdict = "accepted" if facts["accepted"] else "not accepted"
+    counted = f"{passed} of {len(facts['checks'])} checks passed on {facts['hardware']}"
+    render.result(chosen, "doctor.record", {**facts, "entry": index}, [f"{verdict}: {counted} (entry {index})"])
 
 
 def demo(

@@ -62,6 +62,7 @@ EVENTS: dict[str, EventType] = {
     "run.failed": _event(f"{_SPENT} code reason", optional="phases"),
     "run.aborted": _event(_SPENT, optional="phases"),
     "run.refused": _event("code reason"),
+    "machine.examined": _event("accepted device hardware examined checks libraries document_sha256"),
     "audit.selftest": _event("run_id spec_sha256 passed checks result_sha256 isolation libraries"),
     "watermark.keyed": _event("key_id commitment key_epoch"),
     "watermark.committed": _event("run_id key_id commitment model_sha256 algorithm_sha256"),
