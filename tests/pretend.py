@@ -18,6 +18,11 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 ops = torch.ops.aten
 _MOVES = (ops._to_copy.default, ops.copy_.default)
 _INDEXED = (ops.index.Tensor, ops.index_put.default, ops.index_put_.default)
+_ANSWERS = (ops._local_scalar_dense.default, ops.equal.default, ops.is_nonzero.default, ops.nonzero.default)
+_ANSWERS += (ops.masked_select.default, ops._unique2.default, ops.unique_dim.default, ops.bincount.default)
+
+waits: list[str] = []
+"""What the host would have waited for on a GPU since this was emptied: answers from it, and copies that block."""
 
 
 class _Backend(_DummyBackendModule):  # type: ignore[misc]
@@ -57,6 +62,7 @@ class OnDevice(Tensor):
 
     def tolist(self) -> Any:
         """Allowed by a GPU, refused by torch for subclasses."""
+        waits.append("tolist")
         return self.held.tolist()
 
     def data_ptr(self) -> int:
@@ -87,6 +93,7 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, shape = tree.tree_flatten((args, kwargs))
     ours = [value for value in flat if isinstance(value, OnDevice)]
     _refuse_both_sides(func, flat, ours)
+    _note_wait(func, args, kwargs, flat, ours)
     args_held, kwargs_held = tree.tree_unflatten([_held(value) for value in flat], shape)
     with torch.inference_mode(False), torch.no_grad():
         made = func(*args_held, **kwargs_held)
@@ -98,6 +105,18 @@ def _refuse_both_sides(func: Any, flat: list[Any], ours: list[OnDevice]) -> None
         return
     if any(isinstance(value, Tensor) and not isinstance(value, OnDevice) and value.dim() for value in flat):
         raise RuntimeError(f"expected all tensors to be on the same device: {func}")
+
+
+def _note_wait(func: Any, args: Any, kwargs: dict[str, Any], flat: list[Any], ours: list[OnDevice]) -> None:
+    crosses = False
+    if func is ops._to_copy.default:
+        crosses = isinstance(args[0], OnDevice) != _lands_here(func, args, kwargs, ours)
+    elif func is ops.copy_.default:
+        crosses = isinstance(args[0], OnDevice) != isinstance(args[1], OnDevice)
+    blocks = crosses and not (kwargs.get("non_blocking") or args[2:] == (True,))
+    masked = func in _INDEXED and any(isinstance(v, OnDevice) and v.dtype == torch.bool for v in flat[1:])
+    if blocks or masked or (ours and func in _ANSWERS):
+        waits.append(str(func))
 
 
 def _lands_here(func: Any, args: Any, kwargs: dict[str, Any], ours: list[OnDevice]) -> bool:

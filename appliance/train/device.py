@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,6 +27,19 @@ def make_repeatable(device: torch.device) -> None:
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
     """A copy on the device for which the host does not wait."""
-    if device.type != "cuda":
-        return numbers
-    return numbers.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Within the block transformers does not look whether a row holds several records: the host would wait for it."""
+    from transformers import masking_utils
+
+    looking = masking_utils.find_packed_sequence_indices
+    try:
+        masking_utils.find_packed_sequence_indices = lambda position_ids: None
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = looking

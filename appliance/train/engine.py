@@ -98,8 +98,8 @@ class Engine:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the model is on a GPU."""
-        return self._device.type == "cuda"
+        """Whether the model is on a GPU, or whatever is not the CPU."""
+        return self._device.type != "cpu"
 
     def padded(self, length: int) -> int:
         """The length that a row of this bucket is computed with; public."""
@@ -145,7 +145,7 @@ class Engine:
         at = supervised(batch, length, physical * length, shared=shared)
         sent = device.send(torch.tensor([*ids, *at.numbers]), self._device)
         self.buffer.begin(physical, self.expected, len(self.adapter.sites))
-        with self._by_record(physical):
+        with self._by_record(physical), device.unpacked():
             hidden = self._body(input_ids=sent[: len(ids)].view(physical, length), use_cache=False).last_hidden_state
             if upstream is None:
                 hidden.backward(hidden_gradient(hidden, self._head, at.on(sent[len(ids) :])))

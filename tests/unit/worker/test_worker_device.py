@@ -41,3 +41,29 @@ def test_what_a_gpu_refuses_is_refused(mixing: str) -> None:
 def test_what_a_gpu_allows_is_allowed() -> None:
     allowed = "ours[:2] = theirs[:2]; ours.copy_(theirs); ours[torch.tensor([0])]; (ours + 1).cpu().numpy()"
     assert run("-c", MIXES.format(allowed)).returncode == 0
+
+
+def test_the_host_waits_for_nothing_in_a_micro_batch(tiny_model_dir: Path) -> None:
+    done = run("-m", "tests.unit.train.waiting", str(tiny_model_dir))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["done"]
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    ["ours.sum().item()", "ours.cpu()", "ours.tolist()", "ours[ours > 0]", "theirs.to(DEVICE)", "bool(ours.any())"],
+)
+def test_what_a_host_waits_for_is_counted(waiting: str) -> None:
+    """The counter that the test above stands on can fail it."""
+    done = run(
+        "-c",
+        MIXES.replace("import DEVICE", "import waits, DEVICE").format(f"waits.clear(); {waiting}; print(len(waits))"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 1
+
+
+def test_a_copy_that_does_not_block_is_no_wait() -> None:
+    script = MIXES.replace("import DEVICE", "import waits, DEVICE")
+    done = run("-c", script.format("waits.clear(); theirs.to(DEVICE, non_blocking=True); print(len(waits))"))
+    assert done.stdout.split() == ["0"], done.stderr
