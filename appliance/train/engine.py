@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +22,7 @@ from appliance.train import device
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
+from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient, supervised
 from appliance.train.memory import give_back
@@ -59,6 +60,7 @@ class Engine:
         self._tokens = options.physical_tokens
         self._limit = math.inf
         self._body = body(adapter.model)
+        self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
         self._device = adapter.sites[0].a.device
@@ -74,6 +76,8 @@ class Engine:
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
             _checkpoint(model)
+        plain = self._device.type == "cuda" and not options.gradient_checkpointing
+        self._graphs = Graphs(self._hidden) if plain else None
 
     @property
     def precision(self) -> torch.dtype:
@@ -144,14 +148,33 @@ class Engine:
         shared = self.counts is None or self.counts.shared
         at = supervised(batch, length, physical * length, shared=shared)
         sent = device.send(torch.tensor([*ids, *at.numbers]), self._device)
-        self.buffer.begin(physical, self.expected, len(self.adapter.sites))
-        with self._by_record(physical), device.unpacked():
-            hidden = self._body(input_ids=sent[: len(ids)].view(physical, length), use_cache=False).last_hidden_state
-            if upstream is None:
-                hidden.backward(hidden_gradient(hidden, self._head, at.on(sent[len(ids) :])))
-            else:
-                hidden.backward(upstream.to(hidden)[torch.arange(physical, device=hidden.device) % len(upstream)])
-        return self.buffer.finish()[: len(batch)]
+        token_ids, at = sent[: len(ids)].view(physical, length), at.on(sent[len(ids) :])
+        ends = upstream if upstream is None else upstream.to(self._device)[torch.arange(physical) % len(upstream)]
+
+        def gradient(hidden: Tensor) -> Tensor:
+            return hidden_gradient(hidden, self._head, at) if ends is None else ends.to(hidden)
+
+        return self._compute(token_ids, gradient, recorded=self.whole and upstream is None)[: len(batch)]
+
+    def _compute(self, ids: Tensor, gradient: Callable[[Tensor], Tensor], *, recorded: bool) -> Tensor:
+        """Forward and backward pass of a micro-batch, by a CUDA graph where there is one for its shape."""
+        graphs = self._graphs if recorded else None
+        found = graphs.find(ids) if graphs else None
+        if graphs and found:
+            graphs.replay(found, ids, gradient)
+            return self.buffer.data[: len(ids)]
+        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
+        with self._by_record(len(ids)), device.unpacked():
+            hidden = self._hidden(ids)
+            torch.autograd.backward(hidden, gradient(hidden))
+            rows = self.buffer.finish()
+            if graphs:
+                graphs.record(ids, gradient, rows)
+        return rows
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
 
     def shrink(self, tokens: int) -> None:
         """From now on compute fewer tokens at once than these, for which memory did not suffice.
@@ -196,8 +219,7 @@ class Engine:
 
     def _by_record(self, rows: int) -> AbstractContextManager[Any]:
         """Pointwise functions record by record, where threads make them depend on a record's place."""
-        widths = {module.out_features for module in self.adapter.model.modules() if isinstance(module, nn.Linear)}
-        apart = self._device.type == "cpu" and follow_place(torch.get_num_threads(), sorted(widths))
+        apart = self._device.type == "cpu" and follow_place(torch.get_num_threads(), self._widths)
         return RecordByRecord(rows) if apart and rows > 1 else nullcontext()
 
     def _accumulate_group(self, units: Sequence[Unit]) -> None:
@@ -231,6 +253,8 @@ class Engine:
             if not ran_out(error):
                 raise
         # Here the exception is gone, and with it what it kept alive.
+        if self._graphs:
+            self._graphs.forget()
         give_back()
         self.shrink(self._filled(len(batch), batch[0].length) * self.padded(batch[0].length))
         return None
