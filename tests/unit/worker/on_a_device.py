@@ -40,7 +40,7 @@ def selftest(directory: Path, dtype: str, lora: LoraSpec) -> None:
     model, tokenizer = opened(directory, dtype)
     made = assemble(rig.plan(), lora, TrainSpec(lr=1e-2, max_tokens=96), options, model, tokenizer)
     assert made.engine.buffer.data.device == made.engine.sum.total.device == DEVICE
-    prove(made.engine)
+    prove(made.engine, [16, 32])
     assert all(check.passed for check in examine(ReleaseTap(made, rig.plan()), rig.plan()))
 
 
@@ -48,7 +48,7 @@ def training(directory: Path, dtype: str, checkpointing: bool, grouped: bool, ad
     """Eleven steps, with a snapshot in between, and going on from it in a new process' stead."""
     options = EngineOptions(dtype=dtype, physical_tokens=512, gradient_checkpointing=checkpointing)  # type: ignore[arg-type]
     unit = UnitOfPrivacy(kind="subject", key="k", max_records=2) if grouped else UnitOfPrivacy()
-    job = rig.job(rig.plan(steps=11, unit=unit), options=options)
+    job = rig.job(rig.plan(steps=11, unit=unit), spec=TrainSpec(lr=1e-2, max_tokens=32), options=options)
     journal, snapshots = rig.MemoryJournal(), rig.MemorySnapshots()
     kept = (rig.people(40, 20), journal, snapshots, lambda public: None)
     trained = Trainer(job, *opened(directory, dtype), *kept).run()
