@@ -1,4 +1,4 @@
-"""A record adds the same bits to the sum whatever its neighbours: random cases over threads, dtypes and architectures."""
+"""A record adds the same bits to the sum whatever its neighbours: random cases over threads, dtypes, architectures."""
 
 from __future__ import annotations
 
