@@ -25,16 +25,14 @@ from appliance.estimate.gpu_memory import HELD
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import operations
 from appliance.estimate.parts import Asked, micro_batch
-from appliance.privacy.sampler import noise_variance
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
 from appliance.train.engine import Engine
-from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer
 from appliance.worker.rates import gigaflops
 from tests.shapes import MODELS, numbers, on_meta
-from tests.unit.train.rig import plan
+from tests.unit.train.rig import NoNoise, plan
 
 GRADIENT_BYTES = (80 << 30) // 32  # as `flows.machine` chooses for 80 GiB
 _MIB = 1 << 20
@@ -162,8 +160,7 @@ def measured(case: Case, device: str, meter: Any) -> dict[str, Any]:
     model, asked = build(case, device)
     adapter, claimed = adapt(model, asked.lora, 1), plan()
     engine = Engine(adapter, claimed, asked.engine, 0)
-    variance = noise_variance(claimed.noise_multiplier, claimed.max_grad_norm, adapter.parameters)
-    optimizer = ExactDPOptimizer(adapter, engine.sum, DiscreteGaussian(variance), claimed, 1e-4)
+    optimizer = ExactDPOptimizer(adapter, engine.sum, NoNoise(), claimed, 1e-4)  # its values take no memory
     mixed, largest = batches(asked)
 
     def step(units: list[list[Encoded]]) -> float:
