@@ -40,8 +40,9 @@ stress: $(STAMP) $(MEDIA)/.complete
 	      grep -E '^(FAILED|ERROR|SKIPPED)|(passed|failed).* in ' build/stress.log; echo; } >> bench/RESULTS.md
 	$(BIN)/python bench/utility.py >> bench/RESULTS.md
 
-# What an administrator runs on the machine with the GPUs; ARGS="--model DIR" takes a real base model.
-accept-gpu: $(STAMP)                     ## exactness, NF4, NCCL, noise and the benchmark on the GPUs
+# What an administrator runs on the machine with the GPUs; ARGS="--model DIR" takes a real base model, "--home DIR"
+# writes the result into that ledger.
+accept-gpu: $(STAMP)                     ## exactness, NF4, NCCL, noise, the way of a user and the benchmark on the GPUs
 	$(BIN)/python bench/accept.py --out accept-gpu.json $(ARGS)
 
 docs: $(STAMP)                           ## regenerate what is written from the code

@@ -134,3 +134,17 @@ class Interrupted(ApplianceError):
 
     exit_status = 130
     meaning = "interrupted: nothing is lost; resume where it stopped"
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "status_alloc_failed")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception of Python or torch says that memory ran out.
+
+    torch has a class for it only where its own allocator on a GPU fails. On the CPU it is a plain `RuntimeError`, and
+    so are what the CUDA driver and cuBLAS or cuDNN say when they find no room beside that allocator.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)

@@ -1,8 +1,10 @@
-"""Acceptance of the training engine on the machine that will train: `make accept-gpu`.
+"""Acceptance of the machine that will train: `make accept-gpu`.
 
-`python bench/accept.py [--device cuda|cpu] [--quick] [--model DIR] [--out FILE]`. Every check runs the engine's own
-code on the device. Without CUDA all of them are "not run" and nothing is accepted; `--device cpu` runs the same checks
-on the CPU. The JSON document is what can be recorded. Exit status: 0 accepted, 1 a check failed, 3 not all was run.
+`python bench/accept.py [--device cuda|cpu] [--quick] [--model DIR] [--only PART,...] [--out FILE] [--home DIR]`. First
+the engine's own code on the device, then the way of a user through the command line and the sandboxed worker
+(`journey.py`), then the bench. Without CUDA every check is "not run" and nothing is accepted; `--device cpu` runs the
+same on the CPU. `--home` writes the JSON document into the ledger of that home, as `appliance doctor --record` does;
+without it the home of the journey gets it. Exit status: 0 accepted, 1 a check failed, 3 not all was run.
 """
 
 from __future__ import annotations
@@ -13,22 +15,26 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
+from journey import Journey, Wanted, last_line, travel
 
 from appliance.errors import ApplianceError
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
+from appliance.ledger.leaf import software
 from appliance.models.loading import load
 from appliance.models.quantising import load_quantised
 from appliance.train.adapting import adapt
@@ -40,6 +46,7 @@ from appliance.train.proofs import prove
 from tests.unit.train.rig import encoded, plan
 
 ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("checks", "journey", "bench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +86,8 @@ def exact(machine: Machine, **how: Any) -> str:
     """The proofs of the start of a run: exact per-record gradients, no record coupled to another one."""
     made = machine.engine(**how)
     prove(made)
-    return "no row count needed" if made.fixed_rows is None else f"with {made.fixed_rows} rows at a time"
+    counts = made.counts.proved if made.counts else {}
+    return "rows: " + ", ".join(f"{length}: {max(found)}" for length, found in sorted(counts.items()))
 
 
 def checkpointing(machine: Machine) -> str:
@@ -198,14 +206,42 @@ CHECKS: dict[str, Callable[[Machine], str]] = {
 
 
 def outcome(name: str, machine: Machine) -> Outcome:
-    if machine.device == "cuda" and not torch.cuda.is_available():
-        return Outcome(name=name, state="not run", detail="no CUDA device")
+    if reason := absent(machine.device):
+        return Outcome(name=name, state="not run", detail=reason)
     try:
         return Outcome(name=name, state="passed", detail=CHECKS[name](machine))
     except NotRun as reason:
         return Outcome(name=name, state="not run", detail=str(reason))
     except (AssertionError, ApplianceError) as error:
         return Outcome(name=name, state="failed", detail=str(error))
+
+
+def absent(device: str) -> str:
+    """Why nothing can be run on the device, or nothing."""
+    return "no CUDA device" if device == "cuda" and not torch.cuda.is_available() else ""
+
+
+def checked(machine: Machine, parts: Collection[str]) -> Iterator[Outcome]:
+    for name in CHECKS:
+        left_out = Outcome(name=name, state="not run", detail="left out")
+        yield outcome(name, machine) if "checks" in parts else left_out
+
+
+def travelled(journey: Journey, device: str, parts: Collection[str]) -> Iterator[Outcome]:
+    """The steps of a user; a machine that lacks the device takes none."""
+    reason = absent(device) or ("" if "journey" in parts else "left out")
+    taken = ((name, "not run", reason) for name in journey.steps()) if reason else travel(journey)
+    for name, state, detail in taken:
+        yield Outcome(name=name, state=state, detail=detail)
+
+
+def recorded(document: Path, home: Path) -> bool:
+    """Whether the document stands in the ledger of `home` now."""
+    command = [sys.executable, "-m", "appliance", "--home", str(home), "doctor", "--record", str(document)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout.strip() if done.returncode == 0 else last_line(done.stderr)
+    print(f"{'recorded' if done.returncode == 0 else 'failed':8}  {home}: {said}", file=sys.stderr, flush=True)
+    return done.returncode == 0
 
 
 def figures(device: str, quick: bool) -> list[dict[str, Any]]:
@@ -224,6 +260,7 @@ def document(outcomes: list[Outcome], table: list[dict[str, Any]], device: str) 
         "device": device,
         "hardware": kind,
         "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "software": software(),
         "libraries": {name: version(name) for name in ("torch", "opacus", "peft", "transformers", "bitsandbytes")},
         "checks": [asdict(o) for o in outcomes],
         "figures": table,
@@ -235,28 +272,37 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="the bench with --quick")
     parser.add_argument("--model", type=Path, help="a model directory; a tiny random model without it")
-    parser.add_argument("--no-bench", action="store_true", help="the checks alone")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; what is left out is not run")
     parser.add_argument("--out", type=Path, help="where the JSON document goes")
+    parser.add_argument("--home", type=Path, help="the home whose ledger the document goes into")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
         rank(options.device)
     with tempfile.TemporaryDirectory() as work:
-        directory = options.model or tiny(Path(work) / "model")
-        machine = Machine(options.device, directory, options.quick)
-        outcomes = []
-        for name in CHECKS:
-            outcomes.append(outcome(name, machine))
-            print(f"{outcomes[-1].state:8}  {name}: {outcomes[-1].detail}", file=sys.stderr, flush=True)
-    here = options.device == "cpu" or torch.cuda.is_available()
-    table = figures(options.device, options.quick) if here and not options.no_bench else []
-    made = document(outcomes, table, options.device)
-    text = json.dumps(made, indent=2)
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+        return examine(options, Path(work))
+
+
+def examine(options: argparse.Namespace, work: Path) -> int:
+    parts, device = options.only.split(","), options.device
+    directory = options.model or tiny(work / "model")
+    journey = Journey(Wanted(model=directory, device=device), work, work / "home")
+    outcomes: list[Outcome] = []
+    for made in chain(
+        checked(Machine(device, directory, options.quick), parts),
+        travelled(journey, device, parts),
+    ):
+        outcomes.append(made)
+        print(f"{made.state:8}  {made.name}: {made.detail}", file=sys.stderr, flush=True)
+    table = figures(device, options.quick) if "bench" in parts and not absent(device) else []
+    text = json.dumps(document(outcomes, table, device), indent=2) + "\n"
+    out = options.out or work / "accept.json"
+    out.write_text(text)
+    print(text, end="")
+    home = options.home or journey.home
+    written = recorded(out, home) if home.exists() else options.home is None
     states = {o.state for o in outcomes}
-    return 1 if "failed" in states else 3 if "not run" in states else 0
+    return 1 if "failed" in states or not written else 3 if "not run" in states else 0
 
 
 def tiny(directory: Path) -> Path:

@@ -50,6 +50,8 @@ STUDIED = {"train": 1200, "test": 150}
 BARS = {8: 0.70, 3: 0.60}
 PLAIN_RATES = (5e-3, 1e-2, 2e-2)
 ENGINE = EngineOptions(dtype="bfloat16", physical_tokens=2048)
+_SCORED_TOKENS = 1 << 15  # of prompts and labels that are scored at once
+_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,13 @@ FULL = Size(units=1200, held_out=308, ranked=77, runs=2)
 QUICK = Size(units=32, held_out=16, ranked=0, runs=1, plain_rates=PLAIN_RATES[:1])
 
 
-def records(part: str, count: int) -> tuple[list[Record], list[str]]:
-    """`count` records of a fixed shuffle of train or test, after those of the study; and all label texts."""
+def records(part: str, count: int, *, whole: bool = False) -> tuple[list[Record], list[str]]:
+    """`count` records of a fixed shuffle of train or test, after those of the study; and all label texts.
+
+    With `whole` those of the study are among them: 150 of the 3,080 of the test split had a say in the defaults.
+    """
     rows = list(csv.DictReader(io.StringIO((DATA / f"{part}.csv").read_text(encoding="utf-8"))))
-    order = np.random.default_rng(7).permutation(len(rows))[STUDIED[part] :][:count]
+    order = np.random.default_rng(7).permutation(len(rows))[0 if whole else STUDIED[part] :][:count]
     texts = [(rows[i]["text"], rows[i]["category"].replace("_", " ")) for i in order]
     made = [
         Record(unit=str(n), kind="completion", parts=(("prompt", prompt), ("completion", label)))
@@ -90,9 +95,15 @@ def model_directory(media: Path, target: Path) -> Path:
     return target / "model"
 
 
-def planned(model_dir: Path, epsilon: float, units: int) -> tuple[PrivacyPlan, LoraSpec, TrainSpec]:
-    """What `train plan` chooses for so many declared units, at this epsilon and with nothing else set."""
+def planned(
+    model_dir: Path, epsilon: float, units: int, epochs: int | None = None
+) -> tuple[PrivacyPlan, LoraSpec, TrainSpec]:
+    """What `train plan` chooses for so many declared units, with nothing set but epsilon and the epochs."""
     chosen = settings(PlanRequest(epsilon=epsilon, name="bench"), units)
+    if epochs is not None:
+        batch = chosen["train"]["expected_batch_size"]
+        steps = max(1, round(epochs * units / batch))
+        chosen = settings(PlanRequest(epsilon=epsilon, name="bench", steps=steps, expected_batch_size=batch), units)
     lora, choice, privacy = LoraSpec(**chosen["lora"]), chosen["train"], chosen["privacy"]
     parameters = lora.trainable(inspect(model_dir).shapes)
     counts = {key: choice[key] for key in ("expected_batch_size", "steps", "spare_steps")}
@@ -103,23 +114,31 @@ def planned(model_dir: Path, epsilon: float, units: int) -> tuple[PrivacyPlan, L
     return plan, lora, TrainSpec(**spec)
 
 
-def private(model_dir: Path, training: list[Record], epsilon: float) -> Trained:
+def private(
+    model_dir: Path,
+    training: list[Record],
+    epsilon: float,
+    *,
+    engine: EngineOptions = ENGINE,
+    epochs: int | None = None,
+) -> Trained:
     """An adapter trained with DP-SGD as the product does it."""
-    plan, lora, spec = planned(model_dir, epsilon, len(training))
+    plan, lora, spec = planned(model_dir, epsilon, len(training), epochs)
     job = TrainJob(
-        schema="appliance.job/1", run_id="bench", plan=plan, lora=lora, train=spec, engine=ENGINE,
+        schema="appliance.job/1", run_id="bench", plan=plan, lora=lora, train=spec, engine=engine,
         isolation=IsolationSpec(), model_dir="m", model_sha256="0" * 64, agent_socket="s",
         dataset=SealedObject(dataset_id="d", path="p", blake3="1" * 64, wrapped_key="w", key_epoch=1),
     )  # fmt: skip
     model, tokenizer = load(model_dir, torch.bfloat16)
+    model.to(engine.device)
     return train(job, model, tokenizer, training, MemoryJournal(), MemorySnapshots(), lambda public: None)
 
 
 class PlainSum:
     """In place of the engine's exact sum: the same gradients, neither clipped nor rounded."""
 
-    def __init__(self, width: int, parameters: int) -> None:
-        self._sum, self._parameters = torch.zeros(width), parameters
+    def __init__(self, width: int, parameters: int, device: str = "cpu") -> None:
+        self._sum, self._parameters = torch.zeros(width, device=device), parameters
 
     def add(self, gradients: Tensor) -> None:
         self._sum += gradients.sum(0, dtype=torch.float32)
@@ -129,14 +148,17 @@ class PlainSum:
         return taken
 
 
-def plain(model_dir: Path, training: list[Record], lr: float) -> Trained:
+def plain(
+    model_dir: Path, training: list[Record], lr: float, *, options: EngineOptions = ENGINE, epochs: int | None = None
+) -> Trained:
     """An adapter trained without privacy: as many steps and records as the private ones, no clip, no noise."""
-    plan, lora, spec = planned(model_dir, 8.0, len(training))
+    plan, lora, spec = planned(model_dir, 8.0, len(training), epochs)
     model, tokenizer = load(model_dir, torch.bfloat16)
+    model.to(options.device)
     lora = lora.model_copy(update={"freeze_a": False})  # ordinary LoRA, whatever the defaults are
-    mechanism = assemble(plan, lora, spec.model_copy(update={"lr": lr}), ENGINE, model, tokenizer)
+    mechanism = assemble(plan, lora, spec.model_copy(update={"lr": lr}), options, model, tokenizer)
     engine: Any = mechanism.engine
-    engine.sum = PlainSum(engine.buffer.width, mechanism.adapter.parameters)
+    engine.sum = PlainSum(engine.buffer.width, mechanism.adapter.parameters, options.device)
     sampler = PoissonSampler(len(training), plan.sample_rate)
     encoded = [mechanism.encoder.encode(record) for record in training]
     for _ in range(plan.steps):
@@ -174,25 +196,94 @@ def losses(model: Any, held_out: list[Encoded]) -> list[float]:
     return found
 
 
-@torch.inference_mode()
 def hits(model: Any, encoder: Encoder, held_out: list[Record], labels: list[str]) -> list[float]:
     """1 where the true label is the likeliest of all labels (sum over its tokens and the end of the turn), else 0."""
-    found = []
-    for record in held_out:
-        prompt, truth = record.parts[0], record.parts[1][1]
-        rows = [encoder.encode(Record(unit="", kind="completion", parts=(prompt, ("completion", t)))) for t in labels]
-        shared = rows[0].positions[0] + 1
-        longest = max(len(row.ids) for row in rows) - shared
-        tails = torch.tensor([[*row.ids[shared:], *[0] * (longest - len(row.ids) + shared)] for row in rows])
-        first = model(input_ids=torch.tensor([rows[0].ids[:shared]]), use_cache=True)
-        cache = first.past_key_values
-        cache.batch_repeat_interleave(len(rows))
-        after = model(input_ids=tails, past_key_values=cache, use_cache=True).logits
-        logits = torch.cat([first.logits[:, -1:].expand(len(rows), -1, -1), after[:, :-1]], dim=1).float()
-        chances = logits.log_softmax(-1).gather(2, tails[:, :, None])[:, :, 0]
-        totals = [float(chances[i, : len(row.ids) - shared].sum()) for i, row in enumerate(rows)]
-        found.append(float(labels[max(range(len(labels)), key=totals.__getitem__)] == truth))
-    return found
+    chances, _ = scores(model, encoder, held_out, labels)
+    best = chances.argmax(1).tolist() if held_out else []
+    return [float(labels[at] == record.parts[1][1]) for at, record in zip(best, held_out, strict=True)]
+
+
+@torch.inference_mode()
+def scores(model: Any, encoder: Encoder, held_out: list[Record], labels: list[str]) -> tuple[Tensor, Tensor]:
+    """The log-likelihood of every label for every record, float32 [records, labels], and the labels' token counts.
+
+    All labels follow one prompt in one row, each seeing the prompt and itself alone. Prompts of one length share a
+    batch, so nothing is padded.
+    """
+    prompts, tails = _prompts_and_tails(encoder, held_out, labels)
+    found = torch.zeros(len(held_out), len(labels))
+    lengths = sorted({len(prompt) for prompt in prompts})
+    for length in lengths:
+        same = [at for at, prompt in enumerate(prompts) if len(prompt) == length]
+        rows = max(1, _SCORED_TOKENS // (length + sum(map(len, tails))))
+        for start in range(0, len(same), rows):
+            part = same[start : start + rows]
+            found[part] = _label_chances(model, [prompts[at] for at in part], tails)
+    return found, torch.tensor([len(tail) for tail in tails])
+
+
+def _prompts_and_tails(
+    encoder: Encoder, held_out: list[Record], labels: list[str]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The tokens before a label, of each record, and from its first token on, of each label."""
+
+    def split(prompt: tuple[str, str], label: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        row = encoder.encode(Record(unit="", kind="completion", parts=(prompt, ("completion", label))))
+        first = row.positions[0] + 1
+        if row.positions != tuple(range(first - 1, len(row.ids) - 1)):
+            raise AssertionError("a label is not supervised to its end")
+        return row.ids[:first], row.ids[first:]
+
+    tails = [split(("prompt", ""), label)[1] for label in labels]
+    return [split(record.parts[0], labels[0])[0] for record in held_out], tails
+
+
+def _label_chances(model: Any, prompts: list[tuple[int, ...]], tails: list[tuple[int, ...]]) -> Tensor:
+    """For prompts of one length: [prompts, labels] on the CPU."""
+    device, length = model.device, len(prompts[0])
+    flat = [token for tail in tails for token in tail]
+    owner = torch.tensor([number for number, tail in enumerate(tails) for _ in tail], device=device)
+    place = torch.tensor([at for tail in tails for at in range(len(tail))], device=device)
+    ids = torch.tensor([[*prompt, *flat] for prompt in prompts], device=device)
+    positions = torch.cat([torch.arange(length, device=device), length + place])[None]
+    seen = torch.ones(length + len(flat), length + len(flat), dtype=torch.bool, device=device).tril()
+    seen[length:, length:] &= owner[:, None] == owner[None]
+    body = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = body.model(
+        input_ids=ids, position_ids=positions, attention_mask=seen[None, None], use_cache=False
+    ).last_hidden_state
+    # What predicts a label's first token is the prompt's last one, and its other tokens the one before.
+    before = torch.where(place == 0, length - 1, length + torch.arange(len(flat), device=device) - 1)
+    found = torch.zeros(len(prompts), len(tails), device=device)
+    targets = ids[:, length:]
+    for start in range(0, len(flat), step := max(1, _LOGITS // (len(prompts) * model.config.vocab_size))):
+        logits = body.lm_head(hidden[:, before[start : start + step]]).float()
+        chances = logits.gather(2, targets[:, start : start + step, None])[:, :, 0] - logits.logsumexp(-1)
+        found.index_add_(1, owner[start : start + step], chances)
+    return found.cpu()
+
+
+def tuned(sweep: Any, task: Any, training: list[Record]) -> Trained | None:
+    """The adapter of one case of a sweep; None for the base."""
+    options = EngineOptions(device=sweep.device, dtype="bfloat16", physical_tokens=sweep.tokens)
+    directory = Path(sweep.model)
+    if task.kind == "base":
+        return None
+    if task.kind == "plain":
+        return plain(directory, training, task.lr, options=options, epochs=task.epochs)
+    return private(directory, training, task.epsilon, engine=options, epochs=task.epochs)
+
+
+def judged(
+    sweep: Any, trained: Trained | None, test: list[Record], labels: list[str], directory: Path
+) -> tuple[list[float], list[float]]:
+    """Loss (nat per token of the true label) and hit of every test record."""
+    model = stock(Path(sweep.model), trained, directory).to(sweep.device)
+    encoder = Encoder(load_tokenizer(Path(sweep.model)), TrainSpec(lr=1.0, max_tokens=512))
+    chances, counts = scores(model, encoder, test, labels)
+    truth = torch.tensor([labels.index(record.parts[1][1]) for record in test])
+    losses = -chances[torch.arange(len(test)), truth] / counts[truth]
+    return losses.tolist(), (chances.argmax(1) == truth).float().tolist()
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:

@@ -14,12 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
 from figures import ROOT
-from sides import Ghost, Hooks, Ours, peft_model, stock_losses
+from sides import Base, Ghost, Hooks, Ours, peft_model, stock_losses
 from torch import Tensor
 
 from appliance.jobs.record import Record
@@ -56,8 +55,8 @@ def encoded(pairs: Pairs, tokenizer: Any, max_tokens: int) -> list[Encoded]:
     return [encoder.encode(record) for record in records]
 
 
-def ours(directory: Path, dtype: str, device: str, records: list[Encoded], tokens: int) -> Callable[[], None]:
-    side = Ours(directory, dtype, "all-linear", device, tokens)
+def ours(base: Base, dtype: str, device: str, records: list[Encoded], tokens: int) -> Callable[[], None]:
+    side = Ours(base, dtype, "all-linear", device, tokens)
     noise = DiscreteGaussian(Fraction(10**10))
     optimizer = ExactDPOptimizer(side.adapter, side.engine.sum, noise, plan(), 1e-6)
 
@@ -68,11 +67,11 @@ def ours(directory: Path, dtype: str, device: str, records: list[Encoded], token
     return epoch
 
 
-def trainer(directory: Path, dtype: str, device: str, records: list[Encoded], tokens: int, **how: Any) -> Any:
+def trainer(base: Base, dtype: str, device: str, records: list[Encoded], tokens: int, **how: Any) -> Any:
     """The stock Trainer with PEFT, the model in the same dtype; `how` adds to its arguments."""
     from transformers import Trainer, TrainingArguments
 
-    peft, _ = peft_model(directory, dtype, "all-linear", device)
+    peft, _ = peft_model(base, dtype, "all-linear", device)
     rows = rows_for(records, tokens)
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
@@ -114,12 +113,12 @@ def collated(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
     }
 
 
-def opacus(kind: type[Hooks] | type[Ghost], directory: Path, dtype: str, device: str, records: list[Encoded],
+def opacus(kind: type[Hooks] | type[Ghost], base: Base, dtype: str, device: str, records: list[Encoded],
            tokens: int) -> Callable[[], None]:  # fmt: skip
     """One logical batch, split by BatchMemoryManager; the loss from the model's own logits, as its users have it."""
     from opacus.utils.batch_memory_manager import BatchMemoryManager
 
-    side = kind(directory, dtype, "all-linear", device, losses=stock_losses)
+    side = kind(base, dtype, "all-linear", device, losses=stock_losses)
     loader: Any = torch.utils.data.DataLoader(
         records,  # type: ignore[arg-type]
         batch_size=len(records),

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,6 +40,11 @@ class Figure:
         reached = self.value <= self.bar if self.better == "lower" else self.value >= self.bar
         return "reached" if reached else "MISSED"
 
+    def line(self) -> str:
+        """For whoever watches."""
+        value = "-" if self.value is None else f"{self.value:.4g} {self.unit}"
+        return f"{self.name}: {value} {self.verdict} {self.note}"
+
 
 @dataclass(kw_only=True)
 class Report:
@@ -68,8 +74,14 @@ def arguments(description: str, **more: str) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--device", default="cpu")
     for name, meaning in more.items():
-        parser.add_argument(f"--{name}", default="", help=meaning)
+        parser.add_argument(f"--{name.replace('_', '-')}", default="", help=meaning)
     return parser.parse_args()
+
+
+def age() -> float:
+    """Seconds since this process began, its imports included."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _machine() -> str:

@@ -185,7 +185,7 @@ def build(name: str, directory: Path) -> None:
 
 def measure(case: Case, directory: Path) -> dict[str, int]:
     """Peaks of one case, in a process of its own with the environment and the threads of a worker."""
-    from appliance.estimate.memory import buffer_rows
+    from appliance.estimate.parts import buffer_rows
     from appliance.flows.launch import KERNEL_CACHES
 
     filled = replace(case, short=buffer_rows(asked(case, directory)))
@@ -212,7 +212,7 @@ def shape(directory: Path) -> Any:
 
 def asked(case: Case, directory: Path) -> Any:
     """A case as the estimate sees it."""
-    from appliance.estimate.memory import Asked
+    from appliance.estimate.parts import Asked
     from appliance.jobs.job import EngineOptions
     from appliance.jobs.lora import LoraSpec
 
@@ -292,6 +292,18 @@ def figures(quick: bool) -> list[Any]:
     return found
 
 
+def on_a_gpu(*, native: bool) -> None:
+    """The cases of bench/gpu_memory.py, in this process, with a worker's environment from before torch is loaded."""
+    from appliance.flows.launch import GPU_ENVIRONMENT
+
+    os.environ |= GPU_ENVIRONMENT
+    if native:
+        del os.environ["PYTORCH_ALLOC_CONF"]
+    import gpu_memory
+
+    gpu_memory.main()
+
+
 def main() -> None:
     import argparse
 
@@ -300,7 +312,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--native", action="store_true", help="on a GPU: torch's allocator with its own defaults")
     options = parser.parse_args()
+    if options.device == "cuda":
+        on_a_gpu(native=options.native)
+        return
     report = Report(bench="memory", quick=options.quick)
     report.figures = figures(options.quick)
     report.print(as_json=options.json)

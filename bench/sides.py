@@ -1,9 +1,9 @@
 """The sides of the training benchmark: our engine, plain PEFT, Opacus with hooks and with ghost norms.
 
-Each is built from the same base in the same dtype, adapts the same layers at the same rank and takes a list of encoded
-records of one padded length. All compute logits at the supervised positions only, in one dtype: plain PEFT's adapter
-weights are in the base's dtype too, which is faster than its default. A step ends where a logical step would go on
-with the next micro-batch: no side's optimiser or noise is in it.
+Each is built from the same base (a directory, or what makes a model) in the same dtype, adapts the same layers at the
+same rank and takes a list of encoded records of one padded length. All compute logits at the supervised positions only,
+in one dtype: plain PEFT's adapter weights are in the base's dtype too, which is faster than its default. A step ends
+where a logical step would go on with the next micro-batch: no side's optimiser or noise is in it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,40 @@ from tests.unit.train.rig import plan
 
 Batch = list[Encoded]
 Losses = Callable[[Any, Batch], Tensor]
-ROOM = 1 << 31  # the gradient buffer holds any micro-batch of the benchmark, so that both sides compute equal ones
+Base = Path | Callable[[str], Any]
+"""A model directory, or what makes a new model in a dtype that is given by name."""
+ROOM = {"cpu": 1 << 31, "cuda": 1 << 33}  # the gradient buffer holds any micro-batch: both sides compute equal ones
+
+
+def opened(base: Base, dtype: str, device: str) -> Any:
+    """The base model of a side, its own to change."""
+    model = load(base, getattr(torch, dtype))[0] if isinstance(base, Path) else base(dtype)
+    return model.to(device)
 
 
 class Ours:
     """The engine: forward, backward, norms, clip and exact sum."""
 
-    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, tokens: int, **options: Any) -> None:
-        model, _ = load(directory, getattr(torch, dtype))
+    def __init__(self, base: Base, dtype: str, targets: Any, device: str, tokens: int, **options: Any) -> None:
         spec = LoraSpec(r=options.pop("r", 8), targets=targets, freeze_a=options.pop("freeze_a", False))
-        self.adapter = adapt(model.to(device), spec, 1)
+        self.adapter = adapt(opened(base, dtype, device), spec, 1)
         random_b(site.b for site in self.adapter.sites)
-        engine_module._GRADIENT_BYTES, engine_module._MAX_ROWS = ROOM, options.pop("rows", 256)
-        chosen = EngineOptions(physical_tokens=tokens, dtype=dtype, device=device, **options)  # type: ignore[arg-type]
-        self.engine = Engine(self.adapter, plan(clipping="normalised"), chosen, 0)
+        rows = options.pop("rows", 256)
+        options |= {"physical_tokens": tokens, "gradient_bytes": ROOM[device]}
+        self.options = EngineOptions(dtype=dtype, device=device, **options)  # type: ignore[arg-type]
+        self.prepare(rows, tokens)
+
+    def prepare(self, rows: int, tokens: int) -> None:
+        """Takes a new engine, for micro-batches of at most so many rows and tokens."""
+        self.drop()
+        engine_module._MAX_ROWS = rows
+        options = self.options.model_copy(update={"physical_tokens": tokens})
+        self.engine = Engine(self.adapter, plan(clipping="normalised"), options, 0)
+
+    def drop(self) -> None:
+        """Lets go of the memory of the engine, until `prepare`."""
+        self.adapter.bind(None)
+        self.engine: Any = None
 
     def step(self, batch: Batch) -> None:
         self.engine.accumulate([[record] for record in batch])
@@ -50,8 +70,15 @@ class Ours:
 class Plain:
     """Stock PEFT LoRA, its gradient accumulated by autograd. The mean over records of their mean losses."""
 
-    def __init__(self, directory: Path, dtype: str, targets: Any, device: str, **_: Any) -> None:
-        self.peft, self.model = peft_model(directory, dtype, targets, device)
+    def __init__(self, base: Base, dtype: str, targets: Any, device: str, **_: Any) -> None:
+        self.peft, self.model = peft_model(base, dtype, targets, device)
+
+    def drop(self) -> None:
+        """Lets go of the gradients."""
+        self.peft.zero_grad(set_to_none=True)
+
+    def prepare(self, rows: int, tokens: int) -> None:
+        """Nothing depends on the sizes."""
 
     def step(self, batch: Batch) -> None:
         record_losses(self.model, batch).mean().backward()
@@ -61,9 +88,9 @@ class Hooks:
     """Opacus' default engine: per-sample gradients by hooks, then clip and sum."""
 
     def __init__(
-        self, directory: Path, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
+        self, base: Base, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
     ) -> None:
-        peft, self.model = peft_model(directory, dtype, targets, device)
+        peft, self.model = peft_model(base, dtype, targets, device)
         self.losses = losses or record_losses
         self.wrapped, self.optimizer, *_rest = private(peft, "hooks", self.losses)
 
@@ -81,9 +108,9 @@ class Ghost:
     """Opacus' ghost clipping: norms without gradients, then a second backward pass."""
 
     def __init__(
-        self, directory: Path, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
+        self, base: Base, dtype: str, targets: Any, device: str, losses: Losses | None = None, **_: Any
     ) -> None:
-        peft, self.model = peft_model(directory, dtype, targets, device)
+        peft, self.model = peft_model(base, dtype, targets, device)
         self.wrapped, self.optimizer, self.criterion, _loader = private(peft, "ghost", losses or record_losses)
 
     def loss(self, batch: Batch) -> Any:
@@ -102,12 +129,11 @@ def random_b(weights: Any) -> None:
         weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
 
 
-def peft_model(directory: Path, dtype: str, targets: Any, device: str) -> tuple[Any, Any]:
+def peft_model(base: Base, dtype: str, targets: Any, device: str) -> tuple[Any, Any]:
     """Stock PEFT on the base, and the base with the adapter in it, in training mode as its users have it."""
     from peft import LoraConfig, get_peft_model
 
-    model, _ = load(directory, getattr(torch, dtype))
-    model.to(device).requires_grad_(False)
+    model = opened(base, dtype, device).requires_grad_(False)
     names = sorted({name.rsplit(".", 1)[-1] for name in target_names(model, LoraSpec(targets=targets))})
     config = LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")
     peft = get_peft_model(model, config, autocast_adapter_dtype=False)

@@ -2,7 +2,8 @@
 
 `python bench/train.py [--quick] [--json] [--device] [--only NAME,...] [--targets T] [--shape N] [--tokens N]`: SmolLM2,
 or with --quick a tiny model on which no bar of time or memory is judged. Both sides of a ratio alternate in one process
-with the same threads; what is quoted is the median of the ratios of neighbouring runs, of the worst case.
+with the same threads; what is quoted is the median of the ratios of neighbouring runs, of the worst case. With
+`--device cuda`, or with `--model-shape`, the figures are those of `gpu.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import gpu
 import torch
 from batches import batch_of, random_record
 from epochs import SIDES, banking, encoded, ours, reviews
@@ -255,9 +257,15 @@ def main() -> None:
         targets="all-linear or attention alone",
         shape="0, 1 or 2: one shape alone",
         tokens="padded tokens that a side computes at once in an epoch",
+        model_shape="135m, 1b, 8b or tiny, with commas: random weights, made on the device",
+        model="a model directory whose tokenizer reads the epochs' text; only for --model-shape",
+        budget="seconds after which nothing new is begun; only for --model-shape",
     )
     wanted = options.only.split(",") if options.only else list(FIGURES)
     report = Report(bench="train", quick=options.quick)
+    if options.device != "cpu" or options.model_shape:
+        report.figures = gpu.figures(options)
+        return report.print(as_json=options.json)
     with tempfile.TemporaryDirectory() as work:
         setting = Setting(options, Path(work))
         report.figures = [measured(name, setting) for name in wanted]

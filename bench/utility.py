@@ -1,5 +1,8 @@
 """Does the DP adapter help? Only epsilon set: banking77 against plain LoRA (`banking.py`), and the demo's drug reviews.
 
+`python bench/utility.py [--quick] [--json] [--device cuda] [--model DIR] [--data DIR] [--budget SECONDS]`. On a GPU it
+is all of banking77 over several epsilons and epochs instead (`sweep.py`), with `--processes` of them at once.
+
 The reviews: fresh demo runs with shipped defaults, judged on the held-out public reviews.
 
 The adapter is loaded with stock PEFT and the loss is computed here, without any code of the training engine: the mean
@@ -18,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import banking
 from banking import MEDIA, mean_interval
 from figures import Figure, Report, arguments
+from sweep import Sweep, figures
 
 from appliance.cli.demonstration import FULL, PROMPT
 from appliance.flows.demo import unpack
@@ -90,16 +95,36 @@ def reviews(options: argparse.Namespace) -> list[Figure]:
     return made
 
 
+def swept(options: argparse.Namespace, work: Path) -> list[Figure]:
+    """All of banking77 on the device; with --quick a few records of it."""
+    model = Path(options.model) if options.model else banking.model_directory(MEDIA, work)
+    few: dict[str, Any] = {"units": 48, "held_out": 4, "epochs": (1,)} if options.quick else {}
+    sweep = Sweep(
+        model=str(model), data=str(banking.DATA), device=options.device, tokens=int(options.tokens or 16384), **few
+    )
+    return figures(sweep, work, int(options.processes or 4), float(options.budget or 1e9))
+
+
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(
+        __doc__ or "",
+        model="a directory that `model import` wrote; SmolLM2 of the demo's media without it",
+        data="directory with train.csv and test.csv of banking77",
+        budget="seconds after which nothing new is begun; only on a GPU or with --processes",
+        processes="so many share the device (4 on a GPU); on a CPU this asks for the figures of the GPU",
+        tokens="padded tokens that each of them computes at once",
+    )
     report = Report(bench="utility", quick=options.quick)
-    if not banking.DATA.is_dir():
-        print(f"banking77 not run: it is not in {banking.DATA}", file=sys.stderr)
-    else:
-        with tempfile.TemporaryDirectory() as directory:
+    banking.DATA = Path(options.data) if options.data else banking.DATA
+    with tempfile.TemporaryDirectory() as directory:
+        if not banking.DATA.is_dir():
+            print(f"banking77 not run: it is not in {banking.DATA}", file=sys.stderr)
+        elif options.device != "cpu" or options.processes:
+            report.figures += swept(options, Path(directory))
+        else:
             report.figures += banking.figures(MEDIA, Path(directory), quick=options.quick)
-    if options.quick:
-        print("reviews not run with --quick: even the quick demo takes more than a minute", file=sys.stderr)
+    if options.quick or options.device != "cpu" or options.processes:
+        print("reviews not run: they are a full run on the CPU", file=sys.stderr)
     else:
         report.figures += reviews(options)
     report.print(as_json=options.json)

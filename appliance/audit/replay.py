@@ -89,9 +89,13 @@ class Replay:
     def _opposed(self) -> Check:
         """One huge unit against a crowd that points the other way: a clip of sums would let it turn them all."""
         seed = secrets.randbits(64)
-        crowd = [[dense(self.tap.parameters, -1e3 * self._scale(), seed)] for _ in range(_CROWD)]
+        crowd = [[dense(self.tap.parameters, -1e3 * self._scale(), seed)] for _ in range(_CROWD - 1)]
         still = self.tap.release(crowd, self._silence())
-        return self._one("replay.opposed", crowd, [dense(self.tap.parameters, 1e6 * self._scale(), seed)], still)
+        against = [dense(self.tap.parameters, 1e6 * self._scale(), seed)]
+        # It comes first, and they are a power of two with it: behind the crowd it could have a micro-batch of its own.
+        moved = self.tap.release([against, *crowd], self._silence())
+        change = _norm(moved.astype(np.float64) - still) / self.tap.clip_norm
+        return self._at_most_c("replay.opposed", change, self._slack(still, moved), 1)
 
     def _count(self) -> Check:
         """N and N + 1 units that point the same way, under one noise: neither divisor nor noise may follow N."""

@@ -10,6 +10,7 @@ import typer
 from appliance.cli import render, settings
 from appliance.cli.options import PassphraseFile
 from appliance.errors import IsolationViolated
+from appliance.flows import acceptance
 from appliance.flows import init as flow
 from appliance.flows.doctor import examine
 from appliance.flows.init import Initialised, Places
@@ -85,8 +86,13 @@ def doctor(
     without_sandbox: Annotated[
         bool, typer.Option("--control", help="Run the planted leakers without the sandbox, to see them leak.")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Instead, write what `make accept-gpu` found, in this file, into the ledger.")
+    ] = None,
 ) -> None:
     """Check this machine: plants leakers in a sandboxed process and shows each one caught; devices, disk, libraries."""
+    if record is not None:
+        return _record(settings.writing(context), record)
     chosen = settings.of(context)
     found = examine(chosen.root, sandboxed=not without_sandbox)
     lines = render.table(("check", "verdict", "detail"), [(c.name, c.verdict, c.detail) for c in found])
@@ -95,3 +101,12 @@ def doctor(
     leaks = [check.name for check in found if check.verdict == "leaked"]
     if leaks and not without_sandbox:
         raise IsolationViolated(f"the sandbox lets through: {', '.join(leaks)}")
+
+
+def _record(chosen: settings.Settings, document: Path) -> None:
+    index, examined = acceptance.record(chosen.home(), document, chosen.operator())
+    passed = sum(check.state == "passed" for check in examined.checks)
+    verdict = "accepted" if examined.accepted else "not accepted"
+    counted = f"{passed} of {len(examined.checks)} checks passed on {examined.hardware}"
+    facts = {**examined.facts(), "entry": index}
+    render.result(chosen, "doctor.record", facts, [f"{verdict}: {counted} (entry {index})"])

@@ -12,7 +12,8 @@ RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if n
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 MemoryOption = Annotated[
-    float | None, typer.Option(min=0, help="GiB of memory to count on. Default: what this machine has free.")
+    float | None,
+    typer.Option(min=0, help="GiB of memory to count on, with --device cuda of each GPU's. Default: what is free."),
 ]
 PassphraseFile = Annotated[
     Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")

@@ -25,17 +25,31 @@ def sampling(plan: PrivacyPlan) -> list[str]:
 
 def lines(expected: Forecast) -> list[str]:
     """Memory and time as fields."""
-    memory, engine = expected.memory, expected.engine
-    gib = f"about {memory.total / 2**30:.2f} GiB at its peak"
-    if expected.available is None:
-        fields = [("memory", f"{gib} (an estimate for a GPU, made from CPU measurements)")]
+    engine, time = expected.engine, expected.time
+    fields = [
+        *_memory(expected),
+        ("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"),
+    ]
+    if time is None:
+        fields.append(("time", "not known before a self-test has measured this GPU; every run begins with one"))
     else:
-        fields = [("memory", f"{gib}, {expected.available / 2**30:.2f} GiB are available")]
-    fields.append(("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"))
-    if expected.time is not None:
-        least, most = expected.time.least, expected.time.most
-        fields.append(("time", f"{_duration(least)} to {_duration(most)}, if every record has the greatest length"))
+        spoken = f"{_duration(time.least)} to {_duration(time.most)}"
+        fields.append(("time", f"{spoken}, if every record has the greatest length"))
     return render.fields(fields)
+
+
+def _memory(expected: Forecast) -> list[tuple[str, str]]:
+    """On a GPU two memories: its own and the host's."""
+    need, room = expected.need, expected.room
+    host = f"{_gib(room.host)} are available"
+    if expected.engine.device == "cpu":
+        return [("memory", f"about {_gib(expected.memory.total)} at its peak, {host}")]
+    name = f" on {room.name}" if room.name else ""
+    there = f"{_gib(room.gpu)} are available{name}" if room.gpu is not None else "how much there is is not known"
+    return [
+        ("memory of the GPU", f"about {_gib(need.gpu)} at its peak (an estimate), {there}"),
+        ("memory of the host", f"about {_gib(need.host)} (an estimate), {host}"),
+    ]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -52,12 +66,19 @@ def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
     names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier", "noise_per_unit")
     return {
         "memory_bytes": {**parts, "total": memory.total},
-        "memory_available": expected.available,
-        "memory_is_an_estimate_for_a_gpu": expected.available is None,
+        "memory_available": expected.room.host if expected.engine.device == "cpu" else expected.room.gpu,
+        "memory_is_an_estimate_for_a_gpu": expected.engine.device == "cuda",
+        "host_memory_bytes": expected.need.host,
+        "host_memory_available": expected.room.host,
+        "gpu": expected.room.name or None,
         "physical_tokens": expected.engine.physical_tokens,
         "seconds": None if time is None else [round(time.least), round(time.most)],
         "alternatives": [dict(zip(names, row, strict=True)) for row in rows],
     }
+
+
+def _gib(memory: int) -> str:
+    return f"{memory / 2**30:.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

@@ -84,9 +84,9 @@ class _Draft:
 
 
 def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None) -> _Draft:
-    run = forecast.sized(home, run, _engine(device, dtype, None, 0, run), memory)
+    run = forecast.sized(home, run, _engine(device, dtype, None, 0, run, memory=memory), memory)
     resolved, before, after = plan_flow.preview(home, run)
-    expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run), memory)
+    expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=memory), memory)
     return _Draft(run_files.render(run), resolved, before, after, expected)
 
 
@@ -114,7 +114,7 @@ def start(
     """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made."""
     chosen = settings.of(context)
     home, run = chosen.home(), plan_flow.load(run_file)
-    engine = _engine(device, dtype, physical_tokens, threads, run, nproc)
+    engine = _engine(device, dtype, physical_tokens, threads, run, nproc, _bytes(memory))
     others = partners.choose(nnodes, rendezvous, node, join_timeout)
     if others and detach:
         raise UsageError("a run on several machines does not detach", hint="its tickets have to be carried meanwhile")
@@ -207,8 +207,14 @@ def _bytes(gib: float | None) -> int | None:
 
 
 def _engine(
-    device: str, dtype: str, physical_tokens: int | None, threads: int, run: RunFile, nproc: int = 1
+    device: str,
+    dtype: str,
+    physical_tokens: int | None,
+    threads: int,
+    run: RunFile,
+    nproc: int = 1,
+    memory: int | None = None,
 ) -> EngineOptions:
     return engine_options(
-        device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc, choice=run.engine
+        device, dtype, physical_tokens=physical_tokens, threads=threads, nproc=nproc, choice=run.engine, memory=memory
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from appliance.estimate.memory import Asked
+from appliance.estimate.parts import Asked
 
 SLOWEST, FASTEST = 0.3, 1.0
 """Share of the rate of one large float32 product that training reaches. An assumption, not yet measured."""
+GPU_SLOWEST, GPU_FASTEST = 0.05, 0.7
+"""The same on a GPU, of the rate in the run's own dtype; small models wait for the host. An assumption as well."""
 BFLOAT16 = 3.0
 """How much faster bfloat16 is on a CPU that multiplies it in hardware: a step of SmolLM2 gained 2.6 times."""
 START_S = (15.0, 90.0)
@@ -73,3 +75,9 @@ def run_seconds(asked: Asked, tokens: float, rate: float, fast_bfloat16: bool) -
         speed *= BFLOAT16 if fast_bfloat16 else 0.5
     work = tokens * operations(asked, asked.max_tokens) / speed
     return Seconds(START_S[0] + work / FASTEST, START_S[1] + work / SLOWEST)
+
+
+def gpu_seconds(asked: Asked, tokens: float, rate: float) -> Seconds:
+    """The same on GPUs, one for each process; `rate` is that of one in the run's dtype."""
+    work = tokens * operations(asked, asked.max_tokens) / (rate * 1e9 * asked.engine.nproc)
+    return Seconds(START_S[0] + work / GPU_FASTEST, START_S[1] + work / GPU_SLOWEST)

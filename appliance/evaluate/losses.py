@@ -2,8 +2,9 @@
 
 Logits exist only at supervised positions, in pieces. A micro-batch holds records of one padded length, and a record's
 loss must not depend on the others in it, not even in its last bit: what a record adds to a private sum could otherwise
-be changed by another one. Whether the kernels give that is tried on synthetic records first (`Meter`); where they do
-not, every record has a micro-batch of its own.
+be changed by another one. Whether the kernels give that is tried on synthetic records first (`Meter`). Where the
+number of rows matters, as on a GPU, every micro-batch of one length is filled up to the same number of them; where that
+does not help, every record has a micro-batch of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Meter:
       physical_tokens: tokens computed at once.
 
     Attributes:
-      most_rows: rows of a micro-batch at most; 1 where this machine's kernels couple rows.
+      fixed: whether micro-batches are filled up, because the result for a row depends on how many there are. The rows
+        of each length are then tried when it first occurs.
 
     Raises:
       ConfigInvalid: the model does not separate its body from its head.
@@ -58,8 +60,9 @@ class Meter:
         self._head: Any = variants.model.get_output_embeddings()
         if self._body is variants.model or self._head is None:
             raise ConfigInvalid("the model has no separate language-model head", where="base")
-        self.most_rows = _MOST_ROWS
-        self.most_rows = _MOST_ROWS if self._rows_are_independent() else 1
+        self._fixed_rows: dict[int, int] = {}
+        cuda = self._head.weight.device.type != "cpu"  # its libraries choose a kernel by shape
+        self.fixed = cuda or not all(self._rows_are_independent(n, min(16, self._most(n))) for n in _PROOF_LENGTHS)
 
     def measure(self, records: Sequence[Tokens]) -> Tensor:
         """Losses of records.
@@ -74,9 +77,10 @@ class Meter:
         found = torch.zeros(len(records), 1 + len(self._variants.names), dtype=torch.float64)
         for rows in self._micro_batches(records):
             batch = [records[row] for row in rows]
+            physical = self._rows_at(batch[0].length) if self.fixed else len(batch)
             for column, name in enumerate((None, *self._variants.names)):
                 self._variants.use(name)
-                found[rows, column] = self._losses(batch)
+                found[rows, column] = self._losses(batch, physical)
         return found
 
     def _micro_batches(self, records: Sequence[Tokens]) -> Iterator[list[int]]:
@@ -93,11 +97,20 @@ class Meter:
             yield batch
 
     def _rows_at(self, length: int) -> int:
-        return max(1, min(self.most_rows, self._tokens // length))
+        if not self.fixed:
+            return self._most(length)
+        if length not in self._fixed_rows:
+            rows = self._most(length)
+            self._fixed_rows[length] = rows if self._rows_are_independent(length, rows, rows) else 1
+        return self._fixed_rows[length]
+
+    def _most(self, length: int) -> int:
+        return max(1, min(_MOST_ROWS, self._tokens // length))
 
     @torch.inference_mode()
-    def _losses(self, batch: Sequence[Tokens]) -> Tensor:
-        ids = torch.full((len(batch), batch[0].length), self._pad, dtype=torch.long)
+    def _losses(self, batch: Sequence[Tokens], rows: int) -> Tensor:
+        """Losses of a batch that is computed as so many rows, those beyond it filled with padding."""
+        ids = torch.full((rows, batch[0].length), self._pad, dtype=torch.long)
         for row, record in enumerate(batch):
             ids[row, : len(record.ids)] = torch.tensor(record.ids)
         hidden = self._body(input_ids=ids.to(self._head.weight.device), use_cache=False).last_hidden_state
@@ -115,23 +128,27 @@ class Meter:
             total += parts.double().sum().cpu()
         return total / len(positions)
 
-    def _rows_are_independent(self) -> bool:
-        """Bit for bit, on random tokens: alone, first, last and in the middle of a full micro-batch."""
+    def _rows_are_independent(self, length: int, most: int, fixed: int | None = None) -> bool:
+        """Bit for bit, on random tokens: alone, first, last and in the middle of a full micro-batch.
+
+        Args:
+          length: of the records.
+          most: records of the full micro-batch.
+          fixed: rows that every micro-batch is filled up to; None for as many as it has records.
+        """
         generator = torch.Generator().manual_seed(0)
-        vocabulary = self._head.weight.shape[0]
-        for name in (None, *self._variants.names[-1:]):  # all adapters run the same kernels
-            self._variants.use(name)
-            for length in _PROOF_LENGTHS:
-                rows = max(2, min(16, self._tokens // length))
-                ids = torch.randint(0, vocabulary, (rows, length), generator=generator)
-                records = [_Synthetic(tuple(row.tolist())) for row in ids]
-                full = self._losses(records)
-                some = {0, rows // 2, rows - 1}
-                if any(not torch.equal(self._losses([records[row]])[0], full[row]) for row in some):
-                    return False
-                if not torch.equal(self._losses(records[1:]), full[1:]):
-                    return False
-        return True
+        ids = torch.randint(0, self._head.weight.shape[0], (max(1 if fixed else 2, most), length), generator=generator)
+        records = [_Synthetic(tuple(row.tolist())) for row in ids]
+        self._variants.use(next(iter(self._variants.names[-1:]), None))  # runs the base's kernels and every adapter's
+
+        def losses(batch: list[_Synthetic]) -> Tensor:
+            return self._losses(batch, fixed or len(batch))
+
+        full = losses(records)
+        some = {0, len(records) // 2, len(records) - 1}
+        if any(not torch.equal(losses([records[row]])[0], full[row]) for row in some):
+            return False
+        return len(records) == 1 or torch.equal(losses(records[1:]), full[1:])
 
 
 class _Synthetic:

@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError
+from appliance.flows import gpus
 from appliance.flows.home import Home
 from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
 from appliance.store.agent import AgentClient
@@ -24,7 +25,7 @@ UNWANTED = ("kernels", "datasets")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One finding: ok, warning, blocked (a leaker was caught), leaked, or missing."""
+    """One finding: ok, warning, blocked (a leaker was caught), leaked, missing, or refused (a GPU cannot be used)."""
 
     name: str
     verdict: str
@@ -33,19 +34,23 @@ class Check:
 
 def examine(root: Path, *, sandboxed: bool = True) -> list[Check]:
     """Run every check. With `sandboxed` false the leakers run unhindered: the control that shows they can leak."""
-    return [*_leakers(sandboxed), *_namespaces(), *_devices(), *_resources(root), *_libraries(), *_home(root)]
+    leakers, devices = list(_leakers([] if sandboxed else ["--control"])), list(_devices(sandboxed))
+    if sandboxed and any(check.name == "GPU start" and check.verdict == "ok" for check in devices):
+        leakers += _leakers(["--gpu"], " beside a GPU")
+    return [*leakers, *_namespaces(), *devices, *_resources(root), *_libraries(), *_home(root)]
 
 
-def _leakers(sandboxed: bool) -> Iterator[Check]:
-    command = [sys.executable, "-m", "appliance.isolation.leakers", *([] if sandboxed else ["--control"])]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd="/")
+def _leakers(options: list[str], where: str = "") -> Iterator[Check]:
+    command = [sys.executable, "-m", "appliance.isolation.leakers", *options]
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd="/")
     try:
         verdicts: dict[str, str] = orjson.loads(done.stdout)
     except orjson.JSONDecodeError:
-        yield Check(name="sandbox", verdict="leaked", detail="the planted leakers could not be run in the sandbox")
+        detail = f"the planted leakers could not be run in the sandbox{where}"
+        yield Check(name=f"sandbox{where}", verdict="leaked", detail=detail)
         return
     for name, verdict in sorted(verdicts.items()):
-        yield Check(name=f"leaker {name}", verdict=verdict)
+        yield Check(name=f"leaker {name}{where}", verdict=verdict)
 
 
 def _namespaces() -> Iterator[Check]:
@@ -55,9 +60,11 @@ def _namespaces() -> Iterator[Check]:
     yield Check(name="network of several ranks", verdict="warning" if detail else "ok", detail=detail)
 
 
-def _devices() -> Iterator[Check]:
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
-    yield Check(name="GPUs", verdict="ok" if gpus else "warning", detail=f"{len(gpus)} found")
+def _devices(sandboxed: bool) -> Iterator[Check]:
+    for step in gpus.examine(sandboxed=sandboxed):
+        detail = f"{step.detail} ({step.hint})" if step.hint else step.detail
+        verdict = "ok" if step.ok else "refused" if step.needed else "warning"
+        yield Check(name=step.name, verdict=verdict, detail=detail)
     detail = "multiplied in hardware" if has_fast_bfloat16() else "not in hardware; float32 will be used"
     yield Check(name="bfloat16 on the CPU", verdict="ok" if has_fast_bfloat16() else "warning", detail=detail)
 

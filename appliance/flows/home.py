@@ -8,7 +8,7 @@ HOME/anchor/        the anchor, unless `init --anchor` named another volume
 HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
 HOME/models/        base models, named by the SHA-256 of their file list
 HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
-HOME/machine.json   this machine's rate of arithmetic, measured once by `train plan`
+HOME/machine.json   this machine's rates of arithmetic: the CPU's by `train plan`, a GPU's by the self-test on it
 HOME/agent/         the key agent's socket while the store is unsealed
 """
 

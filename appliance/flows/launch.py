@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -30,10 +31,18 @@ from appliance.values import Value, to_json
 R = TypeVar("R", bound=Value)
 Watch = Callable[[], None]
 
-KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV")
+KEPT_ENVIRONMENT = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
+    "CUDA_VISIBLE_DEVICES",
+)
+GPU_ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""GPUs are numbered as by nvidia-smi. torch's allocator grows its blocks in place: with fixed blocks it would hold up
+to 1.4 times of what is live, because sizes follow the lengths of records, and the forecast could not tell how much."""
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """torch keeps a kernel of about 0.6 MiB for every size of bfloat16 product that it has met, 1024 by default, and sizes
 follow the lengths of records: a long run would grow by 600 MiB. Making one anew takes about 0.6 ms."""
+GPU_CACHES = ("CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_KERNEL_CACHE_PATH")
+"""Compiled kernels: a worker may write nothing in HOME, where they would lie."""
 
 
 @contextmanager
@@ -144,9 +153,11 @@ def _interrupts_noted() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
-    environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    environment |= {
+def environment(directory: Path) -> dict[str, str]:
+    """The environment of a worker in `directory`: little of this process' own, and caches only in that directory."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    scratch = RunDir(directory).tmp
+    return kept | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -154,11 +165,18 @@ def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subpro
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "TMPDIR": str(run_dir.tmp),
-        "HF_HOME": str(run_dir.tmp),
+        "TMPDIR": str(scratch),
+        "HF_HOME": str(scratch),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without a workspace of its own cuBLAS may not repeat its sums
+        "CUDA_MPS_PIPE_DIRECTORY": "/proc/no-mps",  # cannot be made: no daemon outside computes for it
+        **{name: str(scratch / name.lower()) for name in GPU_CACHES},
         **KERNEL_CACHES,
+        **GPU_ENVIRONMENT,
     }
+
+
+def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
     run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
@@ -168,7 +186,7 @@ def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subpro
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=run_dir.path,
-        env=environment,
+        env=environment(run_dir.path),
         close_fds=True,
     )
 

@@ -24,6 +24,8 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 # No EXECUTE: what a worker may write it may not run. No devices and no sockets either.
 _WRITE = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_FIFO
 _WRITE |= _MAKE_SYM | _REFER | _TRUNCATE | _IOCTL_DEV
+_DEVICE = _READ_FILE | _WRITE_FILE | _IOCTL_DEV
+_CHANGE = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE  # what is there already; nothing is made or removed
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 
 _BIND_TCP_AND_CONNECT_TCP = 0b11
@@ -39,7 +41,14 @@ def abi() -> int:
         return 0
 
 
-def restrict_files(read: Sequence[Path], write: Sequence[Path], *, tcp: bool = False) -> bool:
+def restrict_files(
+    read: Sequence[Path],
+    write: Sequence[Path],
+    *,
+    devices: Sequence[Path] = (),
+    own_threads: bool = False,
+    tcp: bool = False,
+) -> bool:
     """Allow reading and executing beneath `read`, reading and writing beneath `write`, and nothing else.
 
     Where the kernel can, TCP, signals to outside and abstract Unix sockets are refused as well.
@@ -47,6 +56,9 @@ def restrict_files(read: Sequence[Path], write: Sequence[Path], *, tcp: bool = F
     Args:
       read: directories or files; those that do not exist are passed over.
       write: directories or files; the same.
+      devices: device nodes that may be opened for reading and writing, and for ioctl where the kernel asks (ABI 5).
+      own_threads: allow writing what this process may change of its own threads in /proc, such as their names. A
+        child of it, which is another process, may not.
       tcp: leave TCP alone, for ranks that talk to each other.
 
     Returns:
@@ -62,9 +74,11 @@ def restrict_files(read: Sequence[Path], write: Sequence[Path], *, tcp: bool = F
         process.deny_new_privileges()
         ruleset = _create(version, tcp=tcp)
         try:
-            for rights, paths in ((_READ, read), (_WRITE, write)):
+            for rights, paths in ((_READ, read), (_WRITE, write), (_DEVICE, devices)):
                 for path in paths:
                     _allow(ruleset, path, rights & _handled(version))
+            if own_threads:
+                _allow(ruleset, Path("/proc/self/task"), _CHANGE & _handled(version), keep_open=True)
             kernel.syscall(kernel.LANDLOCK_RESTRICT_SELF, ruleset, 0)
         finally:
             os.close(ruleset)
@@ -92,7 +106,8 @@ def _create(version: int, *, tcp: bool) -> int:
     return kernel.syscall(kernel.LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
 
 
-def _allow(ruleset: int, path: Path, rights: int) -> None:
+def _allow(ruleset: int, path: Path, rights: int, *, keep_open: bool = False) -> None:
+    """Add a rule. It holds for an inode: `keep_open` is for /proc, which makes a new one once nobody holds the old."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -103,4 +118,5 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
         rule = struct.pack("=Qi", rights, descriptor)  # struct landlock_path_beneath_attr, packed
         kernel.syscall(kernel.LANDLOCK_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
     finally:
-        os.close(descriptor)
+        if not keep_open:
+            os.close(descriptor)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from appliance.errors import IsolationViolated
-from appliance.isolation import landlock, loopback, process, seccomp, tunnel
+from appliance.isolation import cuda, landlock, loopback, process, seccomp, tunnel
+from appliance.isolation.gpu import Gpu
 from appliance.jobs.job import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
@@ -56,7 +57,13 @@ def require_ranks_alone(spec: IsolationSpec, address: str = "") -> None:
 
 
 def enter(
-    spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, ranks: bool = False, address: str = ""
+    spec: IsolationSpec,
+    read: Sequence[Path],
+    write: Sequence[Path],
+    *,
+    ranks: bool = False,
+    address: str = "",
+    gpu: Gpu | None = None,
 ) -> IsolationReport:
     """Give up core dumps, privileges, files and the network for good, and check that they are gone.
 
@@ -66,12 +73,14 @@ def enter(
       write: what may still be written. `/dev/null` belongs here.
       ranks: this process is one of several that talk over TCP; see `isolation.loopback`.
       address: of this machine, where some of them are on others; see `isolation.tunnel`.
+      gpu: for a job on a GPU: what is left of it to open. Its driver is started on the way; see `isolation.cuda`.
 
     Returns:
       What was reached.
 
     Raises:
       IsolationViolated: something required is not in force, threads are running already, or a network socket is open.
+      WillNotFit: the GPU's driver does not start.
     """
     if len(os.listdir("/proc/self/task")) > 1:
         raise IsolationViolated("the sandbox must be entered before any thread is started")
@@ -80,14 +89,18 @@ def enter(
         process.deny_new_privileges()
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
-    files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, tcp=ranks)
-    network = _leave_ranks(spec, address) if ranks else _deny_network(spec)
+    files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, gpu, tcp=ranks)
+    network = _leave_ranks(spec, address, gpu) if ranks else _deny_network(spec, gpu)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
-def _restrict_files(spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], *, tcp: bool) -> str:
-    if landlock.restrict_files(read, write, tcp=tcp) and not _root_is_readable():
-        return f"restricted by landlock (abi {landlock.abi()})"
+def _restrict_files(
+    spec: IsolationSpec, read: Sequence[Path], write: Sequence[Path], gpu: Gpu | None, *, tcp: bool
+) -> str:
+    devices, more = (gpu.devices, gpu.read) if gpu else ((), ())
+    restricted = landlock.restrict_files([*read, *more], write, devices=devices, own_threads=gpu is not None, tcp=tcp)
+    if restricted and not _root_is_readable():
+        return f"restricted by landlock (abi {landlock.abi()}){', but for the GPU' if gpu else ''}"
     if spec.files == "required":
         raise IsolationViolated(
             "the policy requires that files be restricted, and this kernel does not do it",
@@ -96,9 +109,10 @@ def _restrict_files(spec: IsolationSpec, read: Sequence[Path], write: Sequence[P
     return NOT_RESTRICTED
 
 
-def _deny_network(spec: IsolationSpec) -> str:
+def _deny_network(spec: IsolationSpec, gpu: Gpu | None) -> str:
     try:
         _refuse_open_sockets()
+        _start_driver(gpu, tcp=False)
         seccomp.deny_network()
         _probe_sockets()
     except IsolationViolated:
@@ -108,9 +122,10 @@ def _deny_network(spec: IsolationSpec) -> str:
     return "denied by seccomp"
 
 
-def _leave_ranks(spec: IsolationSpec, address: str) -> str:
+def _leave_ranks(spec: IsolationSpec, address: str, gpu: Gpu | None) -> str:
     try:
         _refuse_open_sockets(unix=False)
+        _start_driver(gpu, tcp=True)
         seccomp.deny_all_but_tcp()
         _probe_sockets(tcp=True)
         if not address and loopback.interfaces() != ["lo"]:
@@ -125,6 +140,14 @@ def _leave_ranks(spec: IsolationSpec, address: str) -> str:
     if reason:
         return f"{NOT_RESTRICTED}: {reason}"
     return WIREGUARD_ONLY if address else LOOPBACK_ONLY
+
+
+def _start_driver(gpu: Gpu | None, *, tcp: bool) -> None:
+    """Start the GPU's driver under a filter that leaves it one Unix socket; the filter that follows takes that too."""
+    if gpu is not None:
+        seccomp.deny_all_but_the_drivers(tcp=tcp)
+        if gpu.ordinal is not None:
+            cuda.start(gpu.ordinal)
 
 
 def _root_is_readable() -> bool:

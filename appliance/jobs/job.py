@@ -13,13 +13,19 @@ JobId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class EngineOptions(Value):
-    """How the computation is done. By construction none of these can change the privacy plan."""
+    """How the computation is done. By construction none of these can change the privacy plan.
+
+    Attributes:
+      gradient_bytes: of per-record gradients that exist at once. It is public and stands in the job, so it is the same
+        whenever and wherever the run goes on: the row count of a micro-batch follows from it.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "float32"
     physical_tokens: Count = 4096
     gradient_checkpointing: bool = False
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_bytes: Count = 1 << 28
     threads: Annotated[int, Field(ge=0)] = 0
     nproc: Count = 1
 

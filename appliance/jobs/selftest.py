@@ -10,7 +10,7 @@ from appliance.jobs.job import EngineOptions, IsolationSpec, Job, Result
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.train import TrainSpec
-from appliance.values import Digest, Value
+from appliance.values import Digest, Positive, Value
 
 
 class Check(Value):
@@ -36,9 +36,18 @@ class SelftestJob(Job):
     model_sha256: Digest
 
 
+class GpuRate(Value):
+    """What a GPU reached: its name as the driver has it, and 10^9 operations per second of a product in a dtype."""
+
+    name: str
+    dtype: Literal["bfloat16", "float32"]
+    gigaflops: Positive
+
+
 class SelftestResult(Result):
     """`result.json` of a self-test. Everything in it comes from synthetic data."""
 
     kind: Literal["selftest"] = "selftest"
     passed: bool
     checks: tuple[Check, ...]
+    rate: GpuRate | None = None

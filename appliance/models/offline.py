@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from appliance.errors import ApplianceError, DataInvalid, IsolationViolated, WillNotFit
+from appliance.errors import ApplianceError, DataInvalid, IsolationViolated, WillNotFit, ran_out
 
 SWITCHES = {
     "HF_HUB_OFFLINE": "1",
@@ -69,9 +69,9 @@ def strict(failure: str, where: str, hint: str = "") -> Iterator[None]:
             yield
         except ApplianceError:
             raise
-        except MemoryError as error:
-            raise WillNotFit(f"{failure}: memory does not suffice", where=where) from error
         except Exception as error:
+            if ran_out(error):
+                raise WillNotFit(f"{failure}: memory does not suffice", where=where) from error
             if _disk_full(error):
                 raise WillNotFit(f"{failure}: the disk is full", where=where) from error
             raise DataInvalid(f"{failure} ({type(error).__name__})", hint=hint, where=where) from error

@@ -10,7 +10,8 @@ from torch import Tensor
 from appliance.privacy.sampler import GUARD, grid
 from appliance.train.lora import BLOCK
 
-_COLUMNS = 16 * BLOCK  # a block of this many columns and some rows stays in the cache
+_COLUMNS = 16 * BLOCK  # a block of this many columns and some rows stays in a CPU's cache
+_VALUES = 1 << 23  # and so many float32 values in a GPU's
 _STABILITY = 0.01  # of AUTO-S, Bu et al. 2023, "Automatic Clipping"
 
 
@@ -43,18 +44,22 @@ class ExactSum:
         self._sum = torch.zeros(width, dtype=torch.float64, device=device)
 
     def add(self, gradients: Tensor) -> None:
-        """Clips, rounds and adds rows [n, width], one row per unit. Non-finite rows are set to zero."""
+        """Clips, rounds and adds rows [n, width], one row per unit. A row that is not finite adds nothing."""
         factors = self.factors(gradients)[:, None]
-        ones = torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
-        for start in range(0, gradients.shape[1], _COLUMNS):
-            block = gradients[:, start : start + _COLUMNS] * factors
-            self._sum[start : start + _COLUMNS] += ones @ block.round_().double()
+        # On a GPU the question would make the host wait.
+        maybe_not_finite = gradients.device.type != "cpu" or not factors.all()
+        step = _COLUMNS if gradients.device.type == "cpu" else max(BLOCK, _VALUES // len(gradients) // BLOCK * BLOCK)
+        for start in range(0, gradients.shape[1], step):
+            whole = (gradients[:, start : start + step] * factors).round_()
+            if maybe_not_finite:  # a factor of zero times what is not finite is not zero
+                torch.nan_to_num_(whole, nan=0.0, posinf=0.0, neginf=0.0)
+            self._sum[start : start + step] += whole.sum(0, dtype=torch.float64)
 
     def factors(self, gradients: Tensor) -> Tensor:
-        """What each row is multiplied by before it is rounded to integers, float32 [n]. Zeroes non-finite rows."""
+        """What each row is multiplied by before it is rounded to integers, float32 [n]; 0 for rows not finite."""
         found = norms(gradients)
         scale = self._bound / (found + _STABILITY) if self._normalised else (self._bound / found).clamp(max=1.0)
-        return (scale / self.grid).float()
+        return torch.where(torch.isfinite(found), scale / self.grid, 0.0).float()
 
     @property
     def total(self) -> Tensor:
@@ -69,12 +74,19 @@ class ExactSum:
 
 
 def norms(gradients: Tensor) -> Tensor:
-    """The L2 norm of each row of [n, width], float64 [n]; rows whose norm is not finite are set to zero in place."""
-    blocks = [row.view(-1, BLOCK) for row in gradients]
-    # Row by row in blocks of one shape, so that a norm does not depend on how many rows there are.
-    squares = [torch.linalg.vector_norm(b, dim=1, dtype=torch.float32).double().square().sum() for b in blocks]
-    found = torch.stack(squares).sqrt()
-    for row in torch.nonzero(~torch.isfinite(found)).flatten().tolist():
-        gradients[row] = 0
-        found[row] = 0
-    return found
+    """The L2 norm of each row of [n, width], float64 [n]."""
+    if gradients.device.type == "cpu":
+        # Row by row in blocks of one shape, so that a norm does not depend on how many rows there are.
+        squares = [_squares(row.view(1, -1, BLOCK)).sum() for row in gradients]
+        return torch.stack(squares).sqrt()
+    return _squares(gradients.view(len(gradients), -1, BLOCK)).sum(1).sqrt()
+
+
+def finite(gradients: Tensor) -> Tensor:
+    """The rows of [n, width], float32, with zeros in place of those whose norm is not finite."""
+    return torch.where(torch.isfinite(norms(gradients))[:, None], gradients.float(), 0.0)
+
+
+def _squares(blocks: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(blocks, dim=2, dtype=torch.float32)
+    return found.double().square()

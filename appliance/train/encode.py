@@ -51,6 +51,10 @@ class Encoder:
       tokenizer: the base model's tokenizer.
       spec: template, train_on and max_tokens.
 
+    Attributes:
+      buckets: the padded lengths that a record can have, ascending.
+      pad: token id that fills a row.
+
     Raises:
       ConfigInvalid: when the base's chat template does not extend a conversation turn by turn; a mask of what is
         the completion could then not be told.
@@ -59,7 +63,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, spec: TrainSpec) -> None:
         self._tokenizer = tokenizer
         self._spec = spec
-        self._buckets = buckets(spec.max_tokens)
+        self.buckets = buckets(spec.max_tokens)
         self._template = spec.template == "base" and bool(tokenizer.chat_template)
         self._bos = _automatic_bos(tokenizer)
         self._eos = tokenizer.eos_token or ""
@@ -89,7 +93,7 @@ class Encoder:
         self._truncated += len(ids) > self._spec.max_tokens
         ids, supervised = ids[: self._spec.max_tokens], supervised[: self._spec.max_tokens]
         positions = tuple(p - 1 for p in range(1, len(ids)) if supervised[p])
-        return Encoded(tuple(ids), positions, next(n for n in self._buckets if n >= len(ids)))
+        return Encoded(tuple(ids), positions, next(n for n in self.buckets if n >= len(ids)))
 
     def _pieces(self, record: Record) -> list[Piece]:
         parts = record.parts

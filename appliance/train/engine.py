@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from appliance.errors import WillNotFit
+from appliance.errors import WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.plan import PrivacyPlan
+from appliance.train import device
 from appliance.train.adapting import body
-from appliance.train.clipping import ExactSum, norms
+from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
+from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
-from appliance.train.loss import hidden_gradient
-from appliance.train.memory import give_back, ran_out
+from appliance.train.loss import hidden_gradient, supervised
+from appliance.train.memory import give_back
+from appliance.train.pointwise import RecordByRecord, follow_place
+from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
 
-_GRADIENT_BYTES = 1 << 28  # per-record gradients that exist at once
 _MAX_ROWS = 256
 _SMALL_PRODUCT = 16**3
 
@@ -39,44 +43,80 @@ class Engine:
     Args:
       adapter: the model and its LoRA sites.
       plan: clip norm and clipping rule.
-      options: physical_tokens, gradient checkpointing and the dtype of the per-record gradients.
+      options: physical_tokens, gradient checkpointing, and dtype and room of the per-record gradients.
       pad: token id that fills a row up to its bucket.
 
     Attributes:
       sum: the exact sum of the logical step in progress.
-      fixed_rows: None, or the row count every micro-batch is filled up to (with rows that are ignored), for kernels
-        whose results for a row depend on how many rows there are.
+      counts: the row counts that were proved to give one record the same bits (`train.coupling`); None before that,
+        when any count is taken.
+      expected: indices of the sites that report in each micro-batch: all, but while the model is `shortened`.
     """
 
     def __init__(self, adapter: Adapter, plan: PrivacyPlan, options: EngineOptions, pad: int) -> None:
         self.adapter = adapter
-        self.fixed_rows: int | None = None
+        self.counts: RowCounts | None = None
+        self.expected = frozenset(site.index for site in adapter.sites)
         self._pad = pad
         self._tokens = options.physical_tokens
-        self._least = _least_length(adapter) if options.dtype == "bfloat16" else 8
+        self._limit = math.inf
         self._body = body(adapter.model)
+        self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
         self._device = adapter.sites[0].a.device
+        device.make_repeatable(self._device)
+        self._least = _least_length(adapter) if options.dtype == "bfloat16" and self._device.type == "cpu" else 8
         # A model in bfloat16 computes its per-record gradients in bfloat16: a wider buffer would hold the same values.
         coarse = torch.bfloat16 in (self._head.weight.dtype, getattr(torch, options.gradient_dtype))
         dtype = torch.bfloat16 if coarse else torch.float32
-        rows = max(1, min(_MAX_ROWS, self._tokens // 8, _GRADIENT_BYTES // (dtype.itemsize * adapter.parameters)))
+        room = options.gradient_bytes // (dtype.itemsize * adapter.parameters)
+        rows = max(1, min(_MAX_ROWS, self._tokens // 8, room))
         self.buffer = GradientBuffer(adapter.parameters, rows, self._device, dtype)
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
             _checkpoint(model)
+        plain = self._device.type == "cuda" and not options.gradient_checkpointing
+        self._graphs = Graphs(self._hidden) if plain else None
 
     @property
     def precision(self) -> torch.dtype:
         """The coarser of the dtype that the model computes in and that of the per-record gradients: the buffer's."""
         return self.buffer.data.dtype
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        model: Any = self.adapter.model
+        return int(model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Values of a hidden state at the head."""
+        return int(self._head.weight.shape[1])
+
+    @property
+    def whole(self) -> bool:
+        """Whether all sites report."""
+        return len(self.expected) == len(self.adapter.sites)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model is on a GPU, or whatever is not the CPU."""
+        return self._device.type != "cpu"
+
+    def padded(self, length: int) -> int:
+        """The length that a row of this bucket is computed with; public."""
+        return max(length, self._least)
+
+    def most_rows(self, length: int) -> int:
+        """How many records of this bucket fit into a micro-batch; public."""
+        return max(1, min(len(self.buffer.data), self._tokens // self.padded(length)))
+
     def rows_at(self, length: int) -> int:
-        """How many records of this padded length make a full micro-batch; public."""
-        rows = max(1, min(len(self.buffer.data), self._tokens // max(length, self._least)))
-        return min(rows, self.fixed_rows or rows)
+        """How many records of this bucket make a full micro-batch: of those that fit, as many as were proved."""
+        return self._counts(length)[0]
 
     def accumulate(self, units: Sequence[Unit]) -> None:
         """Adds the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
@@ -88,50 +128,125 @@ class Engine:
         for start in range(0, len(several), size):
             self._accumulate_group(several[start : start + size])
 
-    def gradients(self, batch: Sequence[Encoded]) -> Tensor:
+    def gradients(
+        self, batch: Sequence[Encoded], physical: int | None = None, upstream: Tensor | None = None
+    ) -> Tensor:
         """Per-record gradients of records of one padded length.
 
         Args:
           batch: at most `rows_at(length)` records.
+          physical: how many rows are computed, those without a record included; None is the least proved count.
+          upstream: for proofs, in place of the losses' gradients at the end of the body, [n, length, width]; row i
+            gets number i modulo n.
 
         Returns:
           [len(batch), width], a view that the next call overwrites; rows may still be non-finite.
         """
-        rows, length = len(batch), max(batch[0].length, self._least)
-        physical = rows if self.fixed_rows is None else self.rows_at(length)
-        ids = torch.full((physical, length), self._pad, dtype=torch.long)
-        for row, record in enumerate(batch):
-            ids[row, : len(record.ids)] = torch.tensor(record.ids)
-        self.buffer.begin(physical, len(self.adapter.sites))
-        hidden = self._body(input_ids=ids.to(self._device), use_cache=False).last_hidden_state
-        hidden.backward(hidden_gradient(hidden, self._head, list(batch), together=self.fixed_rows is None))
-        return self.buffer.finish()[:rows]
+        length = self.padded(batch[0].length)
+        physical = physical or self._filled(len(batch), batch[0].length)
+        ids = [token for record in batch for token in (*record.ids, *[self._pad] * (length - len(record.ids)))]
+        ids += [self._pad] * ((physical - len(batch)) * length)
+        shared = self.counts is None or self.counts.shared
+        at = supervised(batch, length, physical * length, shared=shared)
+        sent = device.send(torch.tensor([*ids, *at.numbers]), self._device)
+        token_ids, at = sent[: len(ids)].view(physical, length), at.on(sent[len(ids) :])
+        ends = upstream if upstream is None else upstream.to(self._device)[torch.arange(physical) % len(upstream)]
+
+        def gradient(hidden: Tensor) -> Tensor:
+            return hidden_gradient(hidden, self._head, at) if ends is None else ends.to(hidden)
+
+        return self._compute(token_ids, gradient, recorded=self.whole and upstream is None)[: len(batch)]
+
+    def _compute(self, ids: Tensor, gradient: Callable[[Tensor], Tensor], *, recorded: bool) -> Tensor:
+        """Forward and backward pass of a micro-batch, by a CUDA graph where there is one for its shape."""
+        graphs = self._graphs if recorded else None
+        found = graphs.find(ids) if graphs else None
+        if graphs and found:
+            graphs.replay(found, ids, gradient)
+            return self.buffer.data[: len(ids)]
+        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
+        with self._by_record(len(ids)), device.unpacked():
+            hidden = self._hidden(ids)
+            torch.autograd.backward(hidden, gradient(hidden))
+            rows = self.buffer.finish()
+            if graphs:
+                graphs.record(ids, gradient, rows)
+        return rows
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def shrink(self, tokens: int) -> None:
+        """From now on compute fewer tokens at once than these, for which memory did not suffice.
+
+        Raises:
+          WillNotFit: by the next micro-batch, where no smaller row count is known to give the same bits.
+        """
+        self._limit = min(self._limit, tokens)
+
+    def fitting(self, counts: Counts, length: int) -> Counts:
+        """Those of the counts for a padded length that memory has held so far.
+
+        Raises:
+          WillNotFit: it holds none of them.
+        """
+        found = tuple(count for count in counts if count * length < self._limit)
+        if not found:
+            hint = "free memory, or lower physical_tokens or max_tokens"
+            raise WillNotFit("memory does not hold the smallest batch", hint=hint)
+        return found
+
+    def reporting(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of the columns of the gradient buffer that the reporting sites write, neighbours merged."""
+        spans = [(site.offset, site.end) for site in self.adapter.sites if site.index in self.expected]
+        start, end = spans[0]
+        for first, last in spans[1:]:
+            if first != end:
+                yield start, end
+                start = first
+            end = last
+        yield start, end
+
+    def _counts(self, length: int) -> Counts:
+        most = self.most_rows(length)
+        known = candidates(most) if self.counts is None else self.counts.at(self.padded(length))
+        return self.fitting(tuple(count for count in known if count <= most) or ALONE, self.padded(length))
+
+    def _filled(self, rows: int, length: int) -> int:
+        if self.counts is None:
+            return rows
+        return min((count for count in self._counts(length) if count >= rows), default=rows)
+
+    def _by_record(self, rows: int) -> AbstractContextManager[Any]:
+        """Pointwise functions record by record, where threads make them depend on a record's place."""
+        apart = self._device.type == "cpu" and follow_place(torch.get_num_threads(), self._widths)
+        return RecordByRecord(rows) if apart and rows > 1 else nullcontext()
 
     def _accumulate_group(self, units: Sequence[Unit]) -> None:
         totals = torch.zeros(len(units), self.buffer.width, device=self._device)
         numbered = [(number, record) for number, records in enumerate(units) for record in records]
         for batch, rows in self._computed(numbered):
-            norms(rows)  # zeroes the records that are not finite, so that they do not take their unit with them
-            for (number, _), row in zip(batch, rows, strict=True):
+            whole = finite(rows)  # a record that is not finite must not take its unit with it
+            for (number, _), row in zip(batch, whole, strict=True):
                 totals[number] += row
         self.sum.add(totals)
 
     def _computed(self, numbered: list[tuple[int, Encoded]]) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
-        """Micro-batches with their gradients. One that memory does not hold is halved, and so are all that follow."""
+        """Micro-batches with their gradients. One that memory does not hold is split, and so are all that follow."""
         for batch in self._micro_batches(numbered):
             parts = [batch]
             while parts:
                 part = parts.pop()
                 rows = self._held([record for _, record in part])
                 if rows is None:
-                    parts += [part[len(part) // 2 :], part[: len(part) // 2]]
+                    parts += reversed(self._split(part))
                 else:
                     yield part, rows
 
     def _held(self, batch: list[Encoded]) -> Tensor | None:
-        """The gradients, or None if the batch has to be halved. Nothing was added to a sum by then."""
-        length = batch[0].length
-        if len(batch) > self.rows_at(length):
+        """The gradients, or None if the batch has to be split. Nothing was added to a sum by then."""
+        if len(batch) > self.rows_at(batch[0].length):
             return None  # memory did not hold as many before
         try:
             return self.gradients(batch)
@@ -139,21 +254,24 @@ class Engine:
             if not ran_out(error):
                 raise
         # Here the exception is gone, and with it what it kept alive.
+        if self._graphs:
+            self._graphs.forget()
         give_back()
-        if len(batch) == 1 or self.fixed_rows is not None:  # fewer rows than are fixed would compute other bits
-            raise WillNotFit("memory does not hold the smallest batch", hint="free memory, or lower max_tokens")
-        self._tokens = len(batch) // 2 * max(length, self._least)
+        self.shrink(self._filled(len(batch), batch[0].length) * self.padded(batch[0].length))
         return None
 
     def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
         # A record with nothing to supervise has a zero gradient; running the model would not change it.
         trained = sorted((item for item in numbered if item[1].positions), key=lambda item: (item[1].length, item[0]))
-        for length, group in itertools.groupby(trained, key=lambda item: item[1].length):
-            same = list(group)
-            # As few micro-batches as possible, of about equal size: a last one of a few rows would be slow.
-            size = math.ceil(len(same) / math.ceil(len(same) / self.rows_at(length)))
-            for start in range(0, len(same), size):
-                yield same[start : start + size]
+        for _, group in itertools.groupby(trained, key=lambda item: item[1].length):
+            yield from self._split(list(group))
+
+    def _split(self, same: list[tuple[int, Encoded]]) -> list[list[tuple[int, Encoded]]]:
+        """Records of one bucket as micro-batches of proved row counts."""
+        length = same[0][1].length
+        sizes = deal(len(same), self._counts(length), self.padded(length), overhead(self._device))
+        starts = itertools.accumulate(sizes, initial=0)
+        return [same[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _least_length(adapter: Adapter) -> int:
@@ -167,7 +285,9 @@ def _checkpoint(model: Any) -> None:
     # Layers recompute only in training mode; their children stay in evaluation mode, so nothing is dropped out.
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+    )
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True

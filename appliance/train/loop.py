@@ -135,7 +135,7 @@ class Trainer:
 
     def run(self) -> Trained:
         """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""
-        prove(self._engine)
+        prove(self._engine, self._encoder.buckets)
         self._resume()
         self._ranks.agree(self._weights())
         before = self._journal.state.attempts

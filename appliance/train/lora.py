@@ -17,7 +17,7 @@ columns are those in which any row of the batch is large.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,15 @@ class GradientBuffer:
         self.data = torch.zeros(max_rows, self.width, dtype=dtype, device=device)
         self.rows = 0
         self.reports: list[int] = []
+        self._expected: list[int] = []
 
-    def begin(self, rows: int, sites: int) -> None:
-        """Announces the next micro-batch; every site must then report exactly once before `finish`."""
+    def begin(self, rows: int, expected: Collection[int], sites: int) -> None:
+        """Announces the next micro-batch; those expected of all sites must report exactly once before `finish`."""
         if rows > len(self.data):
             raise GateFailed("a micro-batch has more rows than the gradient buffer")
         self.rows = rows
         self.reports = [0] * sites
+        self._expected = [int(index in expected) for index in range(sites)]
 
     def finish(self) -> Tensor:
         """The gradients of the micro-batch, [rows, width] in the buffer's dtype.
@@ -63,7 +65,7 @@ class GradientBuffer:
         Raises:
           GateFailed: when a target did not report exactly once: its values would be stale or incomplete.
         """
-        if any(count != 1 for count in self.reports):
+        if self.reports != self._expected:
             raise GateFailed("a trainable parameter did not report its per-record gradient exactly once")
         return self.data[: self.rows]
 

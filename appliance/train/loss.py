@@ -6,13 +6,15 @@ positions, in pieces, in float32; the gradient is written down directly, (softma
 itself, which is private, is never computed.
 
 A piece always has the same number of rows, the last one filled up with zeros: matrix products of one shape treat every
-row alike (`proofs.coupled` looks), while products of as many rows as a record or a micro-batch has tokens need not, and
+row alike (`train.coupling` looks), while products of as many rows as a record or a micro-batch has tokens need not, and
 one product for each short record streams the whole vocabulary through the cache for a handful of rows: with
 15 supervised tokens a record that took more than twice as long as pieces of 128.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from appliance.train.encode import Encoded
 
 # Vocabulary entries summed in one product. Some kernels add up all of the vocabulary one by one, and what the targets'
 # own embeddings leave of the sum is small; with short sums and the target apart, ten times less is lost.
-_TERMS = 4096
+_TERMS = {"cpu": 4096, "cuda": 32768}
 
 
 def piece_rows(device: torch.device) -> int:
@@ -31,40 +33,89 @@ def piece_rows(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """Where a micro-batch is supervised, as numbers that travel to the device in one piece with its token ids.
+
+    Attributes:
+      groups: how many positions the records have that share their pieces, group by group.
+      rows: rows times padded length of the micro-batch.
+      numbers: position in the flattened micro-batch, target, and divisor of every supervised position; then for
+        every place of the flattened micro-batch the number of its position, or of the zero behind the last.
+    """
+
+    groups: tuple[int, ...]
+    rows: int
+    numbers: Sequence[int] | Tensor
+
+    def on(self, numbers: Tensor) -> Supervised:
+        """The same with its numbers as an int64 tensor on the device."""
+        return replace(self, numbers=numbers)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Positions, targets, divisors [n], and the place of each flattened row in them [rows]."""
+        numbers = self.numbers if isinstance(self.numbers, Tensor) else torch.tensor(self.numbers)
+        n = sum(self.groups)
+        positions, targets, counts, places = torch.split(numbers, [n, n, n, self.rows])
+        return positions, targets, counts, places
+
+
+def supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool = True) -> Supervised:
+    """Where the records of a micro-batch are supervised.
+
+    Args:
+      batch: the records, record i in row i.
+      length: padded length.
+      rows: rows times length, those without a record included.
+      shared: whether positions of several records may share a piece. Otherwise the shape of every product follows
+        from one record alone, for kernels to which the row matters.
+    """
+    positions = [row * length + position for row, record in enumerate(batch) for position in record.positions]
+    targets = [record.ids[position + 1] for record in batch for position in record.positions]
+    counts = [len(record.positions) for record in batch for _ in record.positions]
+    places = [len(positions)] * rows
+    for number, position in enumerate(positions):
+        places[position] = number
+    groups = (len(positions),) if shared else tuple(len(record.positions) for record in batch)
+    return Supervised(groups, rows, [*positions, *targets, *counts, *places])
+
+
 @torch.no_grad()
-def hidden_gradient(hidden: Tensor, head: Any, batch: list[Encoded], *, together: bool = True) -> Tensor:
+def hidden_gradient(hidden: Tensor, head: Any, at: Supervised) -> Tensor:
     """d(sum of the records' losses) / d(hidden).
 
     Args:
       hidden: last hidden states [rows, length, width], row i of record i; further rows are ignored.
       head: the frozen language-model head, a linear layer without bias or with it.
-      batch: the records.
-      together: whether positions of several records may share a piece. Otherwise the shape of every product follows
-        from one record alone, for kernels to which the row matters.
+      at: where the records are supervised.
 
     Returns:
       A tensor like `hidden`, zero wherever nothing is supervised.
     """
-    gradient = torch.zeros_like(hidden)
-    step = piece_rows(hidden.device)
-    groups = [list(enumerate(batch))] if together else [[item] for item in enumerate(batch)]
-    for group in groups:
-        rows = [row for row, record in group for _ in record.positions]
-        positions = [position for _, record in group for position in record.positions]
-        targets = [record.ids[position + 1] for _, record in group for position in record.positions]
-        counts = [len(record.positions) for _, record in group for _ in record.positions]
-        where = torch.tensor([rows, positions, targets, counts], device=hidden.device)
-        for row, position, target, count in torch.split(where, step, dim=1) if rows else ():
-            gradient[row, position] = _piece(hidden[row, position], head, target, count, step if together else 0)
-    return gradient
+    positions, targets, counts, places = at.parts()
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    found = flat.new_zeros(len(positions) + 1, flat.shape[-1])  # behind the last one stays a zero
+    for piece in _pieces(at.groups, piece_rows(hidden.device)):
+        states = flat.index_select(0, positions[piece])
+        found[piece] = _piece(states, head, targets[piece], counts[piece], piece_rows(hidden.device))
+    return found.index_select(0, places).view(hidden.shape)
 
 
-def _piece(states: Tensor, head: Any, targets: Tensor, counts: Tensor, least: int) -> Tensor:
-    # (softmax - one-hot) W / count for [n, width], computed with at least so many rows.
-    filled = functional.pad(states, (0, 0, 0, max(0, least - len(states))))
+def _pieces(groups: Sequence[int], step: int) -> Iterator[slice]:
+    start = 0
+    for size in groups:
+        for first in range(start, start + size, step):
+            yield slice(first, min(first + step, start + size))
+        start += size
+
+
+def _piece(states: Tensor, head: Any, targets: Tensor, counts: Tensor, rows: int) -> Tensor:
+    # (softmax - one-hot) W / count for [n, width], computed with so many rows.
+    filled = functional.pad(states, (0, 0, 0, rows - len(states)))
     probability = torch.softmax(head(filled).float(), dim=-1).to(states.dtype)
     expected = torch.zeros(filled.shape, dtype=torch.float32, device=states.device)
-    for p, w in zip(torch.split(probability, _TERMS, 1), torch.split(head.weight, _TERMS), strict=True):
+    terms = _TERMS["cpu" if states.device.type == "cpu" else "cuda"]
+    for p, w in zip(torch.split(probability, terms, 1), torch.split(head.weight, terms), strict=True):
         expected += p @ w
-    own: Tensor = head.weight[targets].float()
+    own: Tensor = head.weight.index_select(0, targets).float()
     return ((expected[: len(states)] - own) / counts[:, None]).to(states.dtype)

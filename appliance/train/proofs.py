@@ -1,11 +1,11 @@
 """What is proved on synthetic records at the start of every run, on the very model that will be trained.
 
-No private record is touched, so what these proofs decide (whether micro-batches need a fixed row count) is public.
+No private record is touched, so what these proofs decide (which row counts a micro-batch may have) is public.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,44 +14,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from appliance.errors import GateFailed
+from appliance.train.coupling import LENGTHS, synthetic, uncouple
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
 from appliance.train.lora import Adapter
 from appliance.train.optimizer import ExactDPOptimizer
+from appliance.train.rows import RowCounts
 
 # Relative error of a record's norm and of its whole gradient. In float32 both grow with depth: SmolLM2 (30 layers) has
 # 4e-6 and 1e-5, as much as plain autograd has against float64. In bfloat16 the oracle computes LoRA in float32, and a
 # token may be routed to another expert.
 _TOLERANCE = {torch.float32: (3e-5, 3e-4), torch.bfloat16: (0.1, 0.2)}
-_LENGTHS = (16, 64)
-_PROOF_TOKENS = 512
-_NEIGHBOURS = (1, 2, 5)
 
 
-def prove(engine: Engine) -> None:
-    """Exactness of the per-record gradients, and that no record's clipped gradient depends on another record.
+def prove(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
+    """Exactness of the per-record gradients, and that no record's gradient depends on another record.
 
-    Where the kernels' results for a row depend on how many rows there are, `engine.fixed_rows` is set to the first
-    of 4 and 1 that makes them independent.
+    Args:
+      engine: its `counts` are set to what was proved.
+      lengths: every bucket that a record of the run can have.
 
     Raises:
-      GateFailed: when per-record gradients differ from plain autograd, or records couple even one at a time.
+      GateFailed: per-record gradients differ from plain autograd, or are not the same when they are computed again.
+      ConfigInvalid: the model remembers records that it has seen.
+      WillNotFit: memory does not hold the longest record.
     """
     with _random_b(engine.adapter):
         prove_exact(engine)
-        for fixed in (None, 4, 1):
-            engine.fixed_rows = fixed
-            if not coupled(engine):
-                return
-    raise GateFailed("a record's gradient depends on its neighbours, even with one record at a time")
+        return uncouple(engine, lengths)
 
 
 def prove_exact(engine: Engine) -> None:
     """Compares per-record gradients with plain autograd through the model's own forward, one record at a time."""
     generator = torch.Generator().manual_seed(1)
     length = 16
-    batch = [_record(engine, length, length - n, generator) for n in range(min(3, engine.rows_at(length)))]
-    fast = engine.gradients(batch).clone()
+    batch = [synthetic(engine, length, length - n, generator) for n in range(min(3, engine.most_rows(length)))]
+    fast = engine.gradients(batch, physical=len(batch)).clone()
     dtype = engine.precision
     norms, wholes = [], []
     for record, row in zip(batch, fast, strict=True):
@@ -83,32 +81,6 @@ def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
     return adapter.flatten(gradients)
 
 
-def coupled(engine: Engine) -> bool:
-    """Whether any synthetic record's clipped, rounded gradient changes with neighbours, row or row count.
-
-    A record is computed alone, then among different numbers of neighbours with itself in the first and in the last
-    row, then alone again: the same work has to give the same bits. Few of its tokens are supervised, and of its
-    neighbours' another number, so that a loss that counts tokens over the batch shows.
-    """
-    generator = torch.Generator().manual_seed(2)
-    for length in _LENGTHS:
-        record = _record(engine, length, length - 3, generator, supervised=3)
-        alone: Tensor | None = None
-        counts = sorted({min(n, engine.rows_at(length)) for n in (*_NEIGHBOURS, engine.rows_at(length))})
-        for rows in (*counts, 1):
-            if rows * length > _PROOF_TOKENS:
-                continue
-            batch = [_record(engine, length, length, generator, supervised=5) for _ in range(rows)]
-            own = {0, rows - 1} if rows > 2 else {rows - 1}
-            for position in own:
-                batch[position] = record
-            for clipped in _clipped(engine, batch, own):
-                if alone is not None and not torch.equal(alone, clipped):
-                    return True
-                alone = clipped
-    return False
-
-
 def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -> None:
     """After the first step: the optimiser holds the model's own tensors, and every one of them has moved.
 
@@ -124,21 +96,6 @@ def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -
     for parameter, old in adapter.views(before):
         if torch.equal(parameter.detach(), old):
             raise GateFailed("an adapter weight did not move in the first step")
-
-
-def _clipped(engine: Engine, batch: list[Encoded], positions: set[int]) -> list[Tensor]:
-    rows = engine.gradients(batch)
-    factors = engine.sum.factors(rows)
-    return [(rows[position] * factors[position, None]).round_() for position in positions]
-
-
-def _record(
-    engine: Engine, length: int, tokens: int, generator: torch.Generator, supervised: int | None = None
-) -> Encoded:
-    vocabulary = engine.adapter.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.randint(0, vocabulary, (tokens,), generator=generator).tolist()
-    first = tokens // 3 if supervised is None else tokens - 1 - supervised
-    return Encoded(tuple(ids), tuple(range(first, tokens - 1)), length)
 
 
 @contextmanager

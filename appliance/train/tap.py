@@ -21,6 +21,7 @@ from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.record import Record
 from appliance.train.encode import Encoded
 from appliance.train.mechanism import Assembled
+from appliance.train.rows import RowCounts
 
 Row = Callable[[NDArray[np.float32]], None]
 """Writes one per-record gradient into a vector of zeros, float32 [P]."""
@@ -75,11 +76,13 @@ class ReleaseTap:
     ) -> NDArray[np.float32]:
         """One logical step on synthetic records, through tokenizer, forward and backward pass."""
         engine, encode = self._assembled.engine, self._assembled.encoder.encode
-        kept, engine.fixed_rows = engine.fixed_rows, _ROWS
+        kept, batch = engine.counts, [[encode(record) for record in unit] for unit in units]
+        if kept is None:  # nothing is proved yet
+            engine.counts = RowCounts({engine.padded(record.length): (_ROWS,) for unit in batch for record in unit})
         try:
-            engine.accumulate([[encode(record) for record in unit] for unit in units])
+            engine.accumulate(batch)
         finally:
-            engine.fixed_rows = kept
+            engine.counts = kept
         return self._released(noise)
 
     def draw(self) -> NDArray[np.int64]:
@@ -90,7 +93,7 @@ class ReleaseTap:
     def _given(self, rows: Sequence[Row]) -> Iterator[None]:
         engine = self._assembled.engine
 
-        def gradients(batch: Sequence[Encoded]) -> Tensor:
+        def gradients(batch: Sequence[Encoded], *_: Any) -> Tensor:
             data = engine.buffer.data[: len(batch)]
             for target, record in zip(data, batch, strict=True):
                 values = np.zeros(self.parameters, dtype=np.float32)
@@ -98,7 +101,7 @@ class ReleaseTap:
                 target[: self.parameters] = torch.from_numpy(values)
             return data
 
-        engine.gradients = gradients  # type: ignore[method-assign]
+        engine.gradients = gradients  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

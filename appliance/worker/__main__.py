@@ -21,7 +21,7 @@ from types import ModuleType
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from appliance.errors import ApplianceError, Busy, ConfigInvalid
+from appliance.errors import ApplianceError, Busy, ConfigInvalid, ran_out
 from appliance.files import lock, write_atomic
 from appliance.isolation import process
 from appliance.jobs.job import Failure, Job
@@ -30,7 +30,6 @@ from appliance.values import to_json
 from appliance.worker.place import here
 
 _KIND = re.compile(r"[a-z]+(-[a-z]+)*")
-_OUT_OF_MEMORY = ("outofmemory", "out of memory", "can't allocate memory")
 
 
 def main() -> None:
@@ -57,8 +56,7 @@ def main() -> None:
 
 
 def _bug(bug: Exception) -> Failure:
-    # torch says so by the class on a GPU, and only in the text on a CPU; the text itself goes no further.
-    if isinstance(bug, MemoryError) or any(word in f"{type(bug).__name__} {bug}".lower() for word in _OUT_OF_MEMORY):
+    if ran_out(bug):
         return Failure(error="WillNotFit", message="memory ran out")
     frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(bug.__traceback__)[-4:]]
     message = f"internal error in the worker, {type(bug).__name__} at {' < '.join(reversed(frames))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from appliance.errors import IntegrityError
+from appliance.errors import IntegrityError, WillNotFit
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.record import Record
 from appliance.store import container
@@ -21,12 +21,15 @@ def load_base(
 
     Raises:
       IntegrityError: the directory does not have the digest of the job.
+      WillNotFit: the job wants a GPU, and there is none that this process may use.
     """
     import torch
 
     from appliance.models.loading import load
     from appliance.models.quantising import load_quantised
 
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise WillNotFit("the worker sees no GPU", hint="`appliance doctor` looks for GPUs; `--device cpu` needs none")
     torch.set_float32_matmul_precision("highest")
     if engine.threads:
         torch.set_num_threads(engine.threads)

@@ -5,19 +5,42 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
+from appliance.isolation import gpu as gpus
 from appliance.isolation import sandbox
-from appliance.jobs.job import IsolationReport, IsolationSpec
+from appliance.isolation.gpu import Gpu
+from appliance.jobs.job import EngineOptions, IsolationReport, IsolationSpec
 from appliance.jobs.rundir import RunDir
 
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography")
 
 
+def gpu_of(engine: EngineOptions, local: int = 0) -> Gpu | None:
+    """The GPU that a job gets: None for one on the CPU. Call it before a key is asked for.
+
+    Args:
+      engine: of the job.
+      local: which of the processes of this machine this is.
+
+    Raises:
+      WillNotFit: something is missing that a sandboxed process could not make.
+    """
+    if engine.device != "cuda":
+        return None
+    gpus.require()
+    return gpus.gpu(local)
+
+
 def enter(
-    spec: IsolationSpec, run_dir: RunDir, *readable: Path, ranks: bool = False, address: str = ""
+    spec: IsolationSpec,
+    run_dir: RunDir,
+    *readable: Path,
+    ranks: bool = False,
+    address: str = "",
+    gpu: Gpu | None = None,
 ) -> IsolationReport:
     """No network from here on (ranks keep what leads to each other), and no files but the system's and those needed."""
-    read = [*sandbox.system_paths(), *readable]
-    return sandbox.enter(spec, read=read, write=[run_dir.path, Path("/dev/null")], ranks=ranks, address=address)
+    read, write = [*sandbox.system_paths(), *readable], [run_dir.path, Path("/dev/null")]
+    return sandbox.enter(spec, read=read, write=write, ranks=ranks, address=address, gpu=gpu)
 
 
 def libraries() -> dict[str, str]:

@@ -9,13 +9,16 @@ from appliance.jobs.rundir import RunDir
 from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
 from appliance.worker import sandboxed
 from appliance.worker.opening import load_base
+from appliance.worker.rates import gpu_rate
 
 JOB = SelftestJob
 
 
 def run(job: SelftestJob, run_dir: RunDir) -> SelftestResult:
     """Examine the mechanism that a run of this job would train with."""
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir))
+    gpu = sandboxed.gpu_of(job.engine)
+    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), gpu=gpu)
+    rate = gpu_rate(job.engine)
     checks = _examine(job)
     return SelftestResult(
         run_id=job.run_id,
@@ -23,6 +26,7 @@ def run(job: SelftestJob, run_dir: RunDir) -> SelftestResult:
         checks=tuple(checks),
         isolation=isolation,
         libraries=sandboxed.libraries(),
+        rate=rate,
     )
 
 

@@ -40,9 +40,10 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     place = here()
     if place.several:
         sandbox.require_ranks_alone(job.isolation, place.address)
+    gpu = sandboxed.gpu_of(job.engine, place.local)
     key = _key(job, run_dir, place)
     paths = (Path(job.model_dir), Path(job.dataset.path))
-    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address)
+    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address, gpu=gpu)
     trained = _train(job, run_dir, key, place)
     if not place.main:
         return RankResult(rank=place.rank)

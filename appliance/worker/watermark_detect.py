@@ -21,7 +21,10 @@ JOB = DetectJob
 
 
 def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
-    """Look for the mark; the certificate lies in `run_dir` when this returns."""
+    """Look for the mark; the certificate lies in `run_dir` when this returns.
+
+    Weights are compared with a reference; nothing is computed on a GPU, so none is opened, whatever the run had.
+    """
     master = release_key(job, run_dir)
     suspect = Path(job.suspect)
     isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), suspect, Path(job.escrow))

@@ -30,9 +30,10 @@ _CHARACTERS = 40_000  # of public text: more than the tokens that are measured
 
 def run(job: EmbedJob, run_dir: RunDir) -> EmbedResult:
     """Embed the mark; what is made lies in `run_dir` when this returns."""
+    gpu = sandboxed.gpu_of(job.engine)
     master = release_key(job, run_dir)
     adapter_dir = Path(job.adapter_dir)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir)
+    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir, gpu=gpu)
     from appliance.watermark import certificate, escrow, keys, release
     from appliance.watermark.adapters import read_adapter
 

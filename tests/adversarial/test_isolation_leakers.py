@@ -22,13 +22,17 @@ ALWAYS_POSSIBLE = {
     "python-child",
     "write-outside",
     "read-outside",
+    "device",
+    "shared-memory",
+    "other-process",
 }
 """The others depend on the machine: IPv6, root, io_uring, ptrace rules, 32-bit emulation, curl."""
-FILES = {"write-outside", "read-outside"}
+FILES = {"write-outside", "read-outside", "device", "shared-memory", "other-process"}
 
 
-def test_nothing_gets_out_of_the_sandbox() -> None:
-    verdicts = run_leakers()
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_nothing_gets_out_of_the_sandbox(gpu: bool) -> None:
+    verdicts = run_leakers(gpu=gpu)
     assert set(verdicts) == set(LEAKERS)
     leaked = {name for name, verdict in verdicts.items() if verdict != "blocked"}
     assert leaked <= (set() if landlock.abi() else FILES | {"read-memory"})
@@ -67,10 +71,11 @@ def test_a_sandbox_with_a_layer_taken_out_is_found_out(
     assert {name for name, verdict in verdicts.items() if verdict == "leaked"} >= gets_out
 
 
-def test_nothing_gets_out_of_the_sandbox_of_a_rank() -> None:
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_nothing_gets_out_of_the_sandbox_of_a_rank(gpu: bool) -> None:
     if not namespaces():
         pytest.skip("not run: this machine allows no user and network namespaces")
-    verdicts = run_leakers(rank=True)
+    verdicts = run_leakers(rank=True, gpu=gpu)
     assert set(verdicts) == set(LEAKERS)
     leaked = {name for name, verdict in verdicts.items() if verdict != "blocked"}
     assert leaked <= (set() if landlock.abi() else FILES | {"read-memory"})

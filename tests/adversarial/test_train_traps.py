@@ -17,10 +17,11 @@ from appliance.jobs.job import EngineOptions
 from appliance.jobs.train import TrainJob
 from appliance.train import engine as engine_module
 from appliance.train import loop
+from appliance.train.coupling import coupled, uncouple
 from appliance.train.loss import hidden_gradient
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer
-from appliance.train.proofs import coupled, prove_exact
+from appliance.train.proofs import prove_exact
 from tests.unit.train import rig
 from tests.unit.train.rig import clipped, encoded, engine, total
 
@@ -37,6 +38,17 @@ def optimizer(made: Any, noise: Any = None, **changes: Any) -> ExactDPOptimizer:
 
 def norm_of(integers: torch.Tensor, grid: float) -> float:
     return float(integers.double().norm()) * grid
+
+
+def change_losses(monkeypatch: pytest.MonkeyPatch, made: Any, change: Any) -> None:
+    """Plant a fault in the losses: `change` gets their gradient [rows, length, width] and the records."""
+
+    def changed(batch: Any, *rest: Any, **more: Any) -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "hidden_gradient", lambda *given: change(hidden_gradient(*given), batch))
+            return type(made).gradients(made, batch, *rest, **more)
+
+    monkeypatch.setattr(made, "gradients", changed)
 
 
 # --- records couple -------------------------------------------------------------------------------------------------
@@ -58,11 +70,10 @@ def test_token_mean_loss_couples(tiny_model_dir: Path, monkeypatch: pytest.Monke
 
     for share in (token_mean, record_mean):
 
-        def batch_mean(hidden: Any, head: Any, batch: Any, share: Any = share, **how: Any) -> torch.Tensor:
-            own = torch.tensor(share(batch))[:, None, None]
-            return hidden_gradient(hidden, head, batch, **how) * own
+        def weighted(gradient: torch.Tensor, batch: Any, share: Any = share) -> torch.Tensor:
+            return gradient * torch.tensor([*share(batch), *[0.0] * (len(gradient) - len(batch))])[:, None, None]
 
-        monkeypatch.setattr(engine_module, "hidden_gradient", batch_mean)
+        change_losses(monkeypatch, made, weighted)
         assert coupled(made)
         with pytest.raises(GateFailed):
             prove_exact(made)
@@ -79,7 +90,7 @@ def test_a_head_that_tells_rows_apart_is_asked_one_record_at_a_time(
     )
     rig_b(made)
     assert coupled(made)
-    made.fixed_rows = 4
+    assert not uncouple(made).shared
     assert not coupled(made)
 
 
@@ -177,12 +188,11 @@ def test_nan_or_infinite_gradient_becomes_zero(tiny_model_dir: Path, monkeypatch
     assert not torch.isfinite(torch.tensor(math.nan) * 0)  # a factor of zero would not do
     for value in (math.nan, math.inf, 1e38):
 
-        def poisoned(hidden: Any, head: Any, batch: Any, value: float = value, **how: Any) -> torch.Tensor:
-            gradient = hidden_gradient(hidden, head, batch, **how)
-            gradient[[r is poison for r in batch]] *= value
+        def poisoned(gradient: torch.Tensor, batch: Any, value: float = value) -> torch.Tensor:
+            gradient[[row for row, record in enumerate(batch) if record is poison]] *= value
             return gradient
 
-        monkeypatch.setattr(engine_module, "hidden_gradient", poisoned)
+        change_losses(monkeypatch, made, poisoned)
         assert torch.equal(total(made, [[good], [poison]]), alone)
         # In a unit of several records only the bad one is lost.
         assert torch.equal(total(made, [[good, poison]]), alone)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from appliance.flows import rates
+from appliance.flows.home import Home
+from appliance.jobs.selftest import GpuRate
 from appliance.policy import run_file
 from tests.e2e.conftest import Appliance
 from tests.fault.test_train_crash import facts
+from tests.nvml import GIB, H100, SMALL, library
 
 ASKED = ("train", "plan", "notes", "tiny", "--epsilon", "4")
 
@@ -41,7 +46,46 @@ def test_what_does_not_fit_is_refused_before_anything_is_reserved(appliance: App
     appliance("--dry-run", "train", "start", str(run_file), "--memory", "1000")
 
 
-def test_figures_for_a_gpu_are_labelled_as_estimates(sealed: Appliance) -> None:
-    shown = sealed(*ASKED, "--device", "cuda").out
-    assert "an estimate for a GPU" in shown
-    assert sealed.json(*ASKED, "--device", "cuda")["memory_is_an_estimate_for_a_gpu"] is True
+CUDA = (*ASKED, "--device", "cuda")
+
+
+def test_a_gpu_is_planned_for_by_what_its_driver_says(sealed: Appliance, tmp_path: Path) -> None:
+    sealed.environment = library(tmp_path, [H100, SMALL])
+    said, shown = sealed.json(*CUDA), sealed(*CUDA).out
+    assert said["memory_is_an_estimate_for_a_gpu"] is True
+    assert "(an estimate), 79.00 GiB are available on NVIDIA H100 80GB HBM3" in shown
+    assert (said["gpu"], said["memory_available"]) == (H100.name, H100.free)
+    assert said["host_memory_bytes"] > 1 << 30
+    assert said["physical_tokens"] == 8192
+    # Without torch nobody can measure a GPU here; the first self-test on it does.
+    assert said["seconds"] is None
+    assert "not known before a self-test has measured this GPU" in shown
+    rates.keep(Home.open(sealed.home), GpuRate(name=H100.name, dtype="bfloat16", gigaflops=500000.0))
+    least, most = sealed.json(*CUDA)["seconds"]
+    assert 0 < least < most
+    sealed.environment["CUDA_VISIBLE_DEVICES"] = "GPU-2222"
+    assert sealed.json(*CUDA)["gpu"] == SMALL.name
+    sealed.environment["CUDA_VISIBLE_DEVICES"] = ""
+    assert "CUDA would show 0 here" in sealed(*CUDA, expect=9).err
+    assert sealed.json(*CUDA, "--memory", "24")["memory_available"] == 24 * GIB
+
+
+def test_a_gpu_that_is_too_small_is_refused_before_anything_is_reserved(
+    appliance: Appliance, run_file: Path, tmp_path: Path
+) -> None:
+    appliance.environment = library(tmp_path, [replace(H100, free=1 << 28)])
+    start = ("train", "start", str(run_file), "--device", "cuda")
+    assert "MiB of the GPU's memory, 256 MiB are there" in appliance(*start, expect=9).err
+    appliance.environment = library(tmp_path, [H100])
+    assert "8 GPUs are needed, one for each process" in appliance(*start, "--nproc", "8", expect=9).err
+    assert appliance.json("ledger", "log", "--type", "run.reserved")["entries"] == []
+    shown = appliance("--dry-run", *start).out
+    assert "79.00 GiB are available on NVIDIA H100 80GB HBM3" in shown
+
+
+def test_where_no_driver_answers_nothing_is_made_up(sealed: Appliance, tmp_path: Path) -> None:
+    sealed.environment = {"PATH": str(tmp_path)}  # no nvidia-smi
+    said = sealed.json(*CUDA)
+    assert (said["gpu"], said["memory_available"]) == (None, None)
+    assert said["host_memory_available"] > 0
+    assert "how much there is is not known" in sealed(*CUDA).out

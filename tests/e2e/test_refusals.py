@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.isolation import gpu
 from tests.e2e.conftest import TOKEN, Appliance, plan
 
 COLUMNS = ("--prompt", "question", "--completion", "answer")
@@ -73,6 +74,14 @@ def test_a_sealed_store_trains_nothing(appliance: Appliance, run_file: Path) -> 
     refused = appliance("train", "start", str(run_file), expect=13)
     assert "appliance key unlock" in refused.err
     assert appliance.json("ledger", "log", "--type", "run.reserved")["entries"] == []
+
+
+@pytest.mark.skipif(bool(gpu.nodes()), reason="not run: this machine has a GPU")
+def test_a_run_on_a_gpu_that_is_not_there_reserves_nothing(appliance: Appliance, run_file: Path) -> None:
+    refused = appliance("train", "start", str(run_file), "--device", "cuda", expect=9)
+    assert "there is no GPU" in refused.err
+    assert "--device cpu" in refused.err
+    assert appliance.json("train", "status")["runs"] == []
 
 
 def test_an_unknown_policy_key_names_the_one_that_was_meant(sealed: Appliance, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from appliance.events.evaluation import (
 )
 from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
-from appliance.flows import budget, launch
+from appliance.flows import budget, gpus, launch
 from appliance.flows.desk import Desk, error_facts
 from appliance.flows.evaluation.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
@@ -108,6 +108,7 @@ def evaluate(
             budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
         require_unsealed(home)
         found.check_files()
+        gpus.require(found.job.engine, processes=1)
         run_dir = home.run(new_id("eval"))
         make_directory(run_dir.path)
         with launch.supervising(run_dir):

@@ -16,6 +16,7 @@ from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.model.verify import check_files
+from appliance.flows.run import rates
 from appliance.flows.run.plan import Resolved, resolve
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.rundir import RunDir
@@ -96,6 +97,7 @@ def _test(desk: Desk, job: SelftestJob, directory: RunDir, spec_sha256: str, pol
     directory.path.mkdir(mode=0o700, exist_ok=True)
     directory.write_job(job)
     result = launch.run_worker(directory, SelftestResult)
+    rates.keep(desk.home, result.rate)
     event = SelfTested(
         run_id=job.run_id,
         spec_sha256=spec_sha256,

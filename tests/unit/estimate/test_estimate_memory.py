@@ -14,14 +14,15 @@ import orjson
 import pytest
 import torch
 
-from appliance.estimate import memory
+from appliance.estimate import parts
 from appliance.estimate.activations import layer_bytes
-from appliance.estimate.memory import Asked, footprint, micro_batch
+from appliance.estimate.memory import footprint
 from appliance.estimate.pace import operations, run_seconds
+from appliance.estimate.parts import Asked, micro_batch
 from appliance.estimate.shape import Shape, shape_of
 from appliance.flows.launch import KERNEL_CACHES
-from appliance.flows.run.forecast import MARGIN, largest_fitting
 from appliance.flows.run.hardware import has_fast_bfloat16
+from appliance.flows.run.room import MARGIN, Room, suited
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.train import engine, lora, loss
@@ -96,9 +97,8 @@ def test_a_term_that_is_missing_would_be_noticed(tiny_model_dir: Path, monkeypat
 
 
 def test_the_constants_are_those_of_the_engine() -> None:
-    assert (memory.GRADIENT_BYTES, memory.MAX_ROWS) == (engine._GRADIENT_BYTES, engine._MAX_ROWS)
-    assert memory.BLOCK == lora.BLOCK
-    for device, rows in memory.PIECE_ROWS.items():
+    assert (parts.MAX_ROWS, parts.BLOCK) == (engine._MAX_ROWS, lora.BLOCK)
+    for device, rows in parts.PIECE_ROWS.items():
         assert rows == loss.piece_rows(torch.device(device))
     for tokens, longest in ((1024, 512), (256, 512), (4096, 100)):
         filled = [(max(1, min(256, tokens // n)) * n, n) for n in buckets(longest)]
@@ -155,7 +155,7 @@ def test_a_worker_keeps_few_kernels_however_many_lengths_there_are() -> None:
         )
         return int(done.stdout)
 
-    assert grown(**KERNEL_CACHES) < 32 * memory.MIB < 64 * memory.MIB < grown()
+    assert grown(**KERNEL_CACHES) < 32 * parts.MIB < 64 * parts.MIB < grown()
 
 
 def test_a_configuration_of_something_else() -> None:
@@ -167,7 +167,7 @@ def test_the_physical_batch_is_the_largest_that_fits(tiny_model_dir: Path) -> No
     wanted = tiny(tiny_model_dir)
     for tokens in (1024, 512, 256, 64):
         asked = replace(wanted, max_tokens=64, engine=EngineOptions(physical_tokens=tokens))
-        memory_there = math.ceil(footprint(asked).total * MARGIN)
-        assert largest_fitting(asked, 1024, memory_there) == tokens
-    assert largest_fitting(wanted, 1024, 1) == 64
-    assert largest_fitting(wanted, 512, 1 << 40) == 512
+        there = Room(host=math.ceil(footprint(asked).total * MARGIN))
+        assert suited(asked, 1024, there).engine == asked.engine
+    assert suited(wanted, 1024, Room(host=1)).engine == EngineOptions(physical_tokens=64)
+    assert suited(wanted, 512, Room(host=1 << 40)).engine == EngineOptions(physical_tokens=512)

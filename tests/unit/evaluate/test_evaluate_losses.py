@@ -67,19 +67,44 @@ def test_no_record_changes_another_ones_loss_by_a_bit(
         assert torch.equal(made.measure([mine, *crowd])[0], alone)
 
 
+def altered(variants: Variants, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put kernels into the first layer's MLP whose results for a row are changed."""
+    layer = variants.model.model.layers[0].mlp
+    plain_forward = layer.forward
+    layer.forward = lambda x: plain_forward(x) + change(x) * 1e-3
+
+
 def test_kernels_that_couple_rows_get_one_record_at_a_time(tiny_model_dir: Path, write_adapter: Write) -> None:
     variants = Variants(load(tiny_model_dir).eval())
     variants.attach("adapter", write_adapter(tiny_model_dir))
-    layer = variants.model.model.layers[0].mlp
-    plain_forward = layer.forward
-    layer.forward = lambda x: plain_forward(x) + x.mean() * 1e-3  # rows see each other
+    altered(variants, lambda x: x.mean())  # rows see each other
     coupled = Meter(variants, 0, 256)
-    assert coupled.most_rows == 1
     mine = encoded(50, 1)
     crowd = [encoded(50, seed) for seed in range(5)]
+    assert coupled.fixed
     assert torch.equal(coupled.measure([mine, *crowd])[0], coupled.measure([mine])[0])
-    layer.forward = plain_forward
-    assert Meter(variants, 0, 256).most_rows > 1
+    assert coupled._rows_at(mine.length) == 1
+
+
+def test_kernels_to_which_the_number_of_rows_matters_always_get_the_same(
+    tiny_model_dir: Path, write_adapter: Write
+) -> None:
+    """As on a GPU, whose libraries choose a kernel by shape: rows are independent only among equally many."""
+    variants = Variants(load(tiny_model_dir).eval())
+    variants.attach("adapter", write_adapter(tiny_model_dir))
+    altered(variants, lambda x: torch.full_like(x, float(len(x))))
+    made = Meter(variants, 0, 256)
+    mine = encoded(50, 1)
+    alone = made.measure([mine])[0]
+    for others in range(1, 12, 3):
+        crowd = [encoded(50, seed + 2) for seed in range(others)]
+        assert torch.equal(made.measure([*crowd, mine])[-1], alone)
+    assert made.fixed
+    assert made._rows_at(mine.length) == 256 // mine.length > 1
+
+
+def test_kernels_that_keep_rows_apart_need_no_filling(tiny_model_dir: Path) -> None:
+    assert not meter(tiny_model_dir).fixed
 
 
 def test_a_record_with_nothing_supervised_has_no_loss(tiny_model_dir: Path) -> None:

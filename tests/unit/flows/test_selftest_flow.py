@@ -12,12 +12,12 @@ import pytest
 from appliance.errors import GateFailed, IntegrityError
 from appliance.flows import launch
 from appliance.flows.desk import Desk
-from appliance.flows.run import selftest
+from appliance.flows.run import rates, selftest
 from appliance.jobs.job import EngineOptions, IsolationReport, IsolationSpec, SealedObject
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
+from appliance.jobs.selftest import Check, GpuRate, SelftestJob, SelftestResult
 from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -61,6 +61,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.starts, self.passed = 0, True
+        self.rate: GpuRate | None = None
 
     def __call__(self, run_dir: RunDir, result_type: Any, **_: Any) -> SelftestResult:
         self.starts += 1
@@ -72,6 +73,7 @@ class Worker:
             checks=(Check(name="replay.dense", passed=self.passed, value="0.9", bound="1.0", count=1),),
             isolation=IsolationReport(network="off", files="restricted", core_dumps="off"),
             libraries={},
+            rate=self.rate,
         )
         run_dir.result.write_bytes(to_json(made))
         return made
@@ -123,6 +125,12 @@ def test_a_passed_test_counts_until_software_job_or_boot_change(
     row.spec_sha256 = hashlib.sha256(changed).hexdigest()
     selftest.ensure(desk, row)
     assert worker.starts == 4
+
+
+def test_the_rate_of_the_gpu_is_kept_for_forecasts(desk: Desk, row: Any, worker: Worker) -> None:
+    worker.rate = GpuRate(name="NVIDIA L4", dtype="bfloat16", gigaflops=90000.0)
+    selftest.ensure(desk, row)
+    assert rates.gpu(desk.home, "NVIDIA L4", "bfloat16") == 90000.0
 
 
 def test_a_failed_test_is_recorded_refuses_and_does_not_count(

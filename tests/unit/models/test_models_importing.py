@@ -266,4 +266,6 @@ def test_failures_of_a_library_become_refusals_without_its_words() -> None:
     with pytest.raises(WillNotFit), strict("x", "m"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     with pytest.raises(WillNotFit), strict("x", "m"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(WillNotFit), strict("x", "m"):
         raise MemoryError

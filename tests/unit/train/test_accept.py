@@ -46,6 +46,30 @@ def test_without_cuda_nothing_is_run_and_nothing_accepted() -> None:
     assert done.stderr.count("not run") == len(made["checks"])
 
 
+def test_the_way_of_a_user_is_gone_and_its_end_is_in_the_ledger(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The whole path on the CPU, in the sandboxed worker; what was left out leaves the machine not accepted."""
+    out = tmp_path / "accept.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--only", "journey", "--model", str(tiny_model_dir)]
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    made = json.loads(out.read_text())
+    taken = {check["name"]: check["state"] for check in made["checks"] if check["name"].startswith("user_")}
+    assert set(taken.values()) == {"passed"}, done.stderr
+    assert {"user_train_start", "user_watermark_embed", "user_evaluate", "user_bundle_verified"} < taken.keys()
+    assert done.returncode == 3
+    assert not made["accepted"]
+    assert f"not accepted: {len(taken)} of {len(made['checks'])} checks passed" in done.stderr
+
+
+def test_after_a_step_that_fails_no_other_is_taken(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT.with_name("journey.py")), "--device", "cpu", "--model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    states = [line.split()[0] for line in done.stdout.splitlines()]
+    assert states[:4] == ["passed", "passed", "passed", "failed"], done.stdout
+    assert set(states[4:]) == {"not"}
+    assert "exit status 11" in done.stdout or "exit status 6" in done.stdout
+    assert done.returncode == 1
+
+
 def test_faults_of_a_device_are_found(accept: Any, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = accept.Machine("cpu", tiny_model_dir)
 

@@ -16,7 +16,8 @@ from appliance.errors import ConfigInvalid
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
-from appliance.train.proofs import coupled, prove, reference_gradient
+from appliance.train.coupling import coupled
+from appliance.train.proofs import prove, reference_gradient
 from tests.conftest import TINY_VOCABULARY, _save_model
 from tests.unit.train.rig import encoded, engine
 

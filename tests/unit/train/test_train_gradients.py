@@ -12,8 +12,10 @@ from appliance.errors import ConfigInvalid, GateFailed
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt, target_names
+from appliance.train.coupling import coupled, uncouple
 from appliance.train.lora import BLOCK
-from appliance.train.proofs import coupled, prove, reference_gradient
+from appliance.train.proofs import prove, reference_gradient
+from appliance.train.rows import RowCounts
 from tests.unit.train.rig import clipped, encoded, engine, load, total
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -76,35 +78,80 @@ def test_a_record_is_bit_identical_whatever_its_neighbours(directory: Path, dtyp
             assert torch.equal(clipped(made, batch)[position], alone)
 
 
-@pytest.mark.parametrize("fixed", [4, 1])
-def test_a_fixed_row_count_gives_the_same_sum(tiny_model_dir: Path, fixed: int) -> None:
+@pytest.mark.parametrize("counts", [(4,), (1,), (8, 2)])
+def test_proved_row_counts_give_the_same_sum(tiny_model_dir: Path, counts: tuple[int, ...]) -> None:
     made = engine(tiny_model_dir)
-    units = [[encoded(n, seed=n)] for n in (9, 20, 21, 22, 23, 24, 40)]
+    units = [[encoded(n, seed=n)] for n in (9, 20, 21, 22, 23, 24, 24, 24, 40)]
     free = total(made, units)
-    made.fixed_rows = fixed
-    assert torch.equal(total(made, units), free)
+    made.counts = RowCounts(dict.fromkeys((16, 24, 40), counts))
     seen = []
     body = made._body
     made._body = lambda **kw: seen.append(len(kw["input_ids"])) or body(**kw)  # type: ignore[assignment, func-returns-value]
-    total(made, units)
-    assert set(seen) == {fixed}
+    assert torch.equal(total(made, units), free)
+    assert set(seen) <= set(counts)
 
 
-def test_kernels_that_couple_fall_back_to_fixed_rows(tiny_model_dir: Path) -> None:
-    # A model whose kernels give other bits for more than four rows, as a GEMM that changes its algorithm would.
-    made = engine(tiny_model_dir, random_b=False)
+def test_a_length_without_proof_is_computed_alone(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    units = [[encoded(n, seed=n)] for n in (9, 20, 21, 22, 23)]
+    free = total(made, units)
+    made.counts = RowCounts({16: (4, 2, 1)})
+    seen = []
+    body = made._body
+    made._body = lambda **kw: seen.append(tuple(kw["input_ids"].shape)) or body(**kw)  # type: ignore[assignment, func-returns-value]
+    assert torch.equal(total(made, units), free)
+    assert seen == [(1, 16), *[(1, 24)] * 4]
+
+
+def sensitive_to(made: Any, factor: Any) -> None:
+    """A model whose kernels give other bits for other row counts, as a GEMM that changes its algorithm does."""
     body = made._body
 
     def sensitive(**inputs: Any) -> Any:
         out = body(**inputs)
-        if len(inputs["input_ids"]) > 4:
-            out.last_hidden_state = out.last_hidden_state * 1.0001
+        out.last_hidden_state = out.last_hidden_state * factor(len(inputs["input_ids"]))
         return out
 
-    made._body = sensitive  # type: ignore[assignment]
+    made._body = sensitive
+
+
+def test_row_counts_that_give_other_bits_are_not_used(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir, random_b=False)
+    sensitive_to(made, lambda rows: 1.0001 if rows < 4 else 1.0)
     assert coupled_with_b(made)
-    prove(made)
-    assert made.fixed_rows == 4
+    proved = uncouple(made, [16, 24]).proved
+    assert proved == {24: (10, 8, 4), 16: (16, 8, 4)}
+    assert not coupled(made, [16, 24])
+    rig_b(made)
+    record = encoded(16, 1)
+    alone = total(made, [[record]])
+    others = [[encoded(16, n)] for n in range(2, 9)]
+    assert torch.equal(total(made, [*others, [record]]) - total(made, others), alone)
+
+
+def test_row_counts_in_which_rows_are_not_alike_are_not_used(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    sensitive_to(made, lambda rows: (1 + 1e-4 * (torch.arange(rows) // 2 % 2))[:, None, None])
+    assert set(uncouple(made, [16, 24]).proved.values()) == {(2, 1)}
+
+
+def test_a_model_that_remembers_longer_records_is_refused(tiny_model_dir: Path) -> None:
+    made = engine(tiny_model_dir)
+    body, model = made._body, made.adapter.model
+
+    def remembering(**inputs: Any) -> Any:
+        model.longest = max(getattr(model, "longest", 0), inputs["input_ids"].shape[1])
+        out = body(**inputs)
+        if inputs["input_ids"].shape[1] < 12:  # as dynamic rotary embeddings do
+            model.longest = 0
+        out.last_hidden_state = out.last_hidden_state * (1 + model.longest / 1000)
+        return out
+
+    made._body = remembering  # type: ignore[assignment]
+    with pytest.raises(ConfigInvalid, match="longest"):
+        uncouple(made, [16, 24, 64])
+    with pytest.raises(GateFailed, match="other bits"):
+        uncouple(made, [8, 24, 64])
 
 
 def test_records_that_couple_even_alone_are_refused(tiny_model_dir: Path) -> None:
@@ -122,9 +169,13 @@ def test_records_that_couple_even_alone_are_refused(tiny_model_dir: Path) -> Non
         prove(made)
 
 
-def coupled_with_b(made: Any) -> bool:
+def rig_b(made: Any) -> None:
     for site in made.adapter.sites:
         site.b.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+
+
+def coupled_with_b(made: Any) -> bool:
+    rig_b(made)
     return coupled(made)
 
 
@@ -134,7 +185,8 @@ def test_proofs_leave_the_start_untouched(directory: Path) -> None:
     prove(made)
     assert all(torch.equal(p, old) for p, old in zip(made.adapter.trainable, before, strict=True))
     assert all(not site.b.any() for site in made.adapter.sites)
-    assert made.fixed_rows is None
+    assert made.counts is not None
+    assert all(counts[-1] == 1 for counts in made.counts.proved.values())
 
 
 def test_a_wrong_gradient_fails_the_proof(tiny_model_dir: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from appliance.train import loss
-from appliance.train.loss import hidden_gradient, piece_rows
+from appliance.train.loss import hidden_gradient, piece_rows, supervised
 from tests.unit.train.rig import encoded
 
 WIDTH, VOCABULARY, LENGTH = 48, 300, 24
@@ -26,8 +26,13 @@ def states(rows: int, dtype: torch.dtype, seed: int = 2) -> Tensor:
     return torch.randn(rows, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_it_is_the_gradient_of_each_record_s_own_mean(together: bool) -> None:
+def gradient(hidden: Tensor, head: nn.Linear, batch: Any, *, shared: bool = True) -> Tensor:
+    rows = hidden.shape[0] * hidden.shape[1]
+    return hidden_gradient(hidden, head, supervised(batch, hidden.shape[1], rows, shared=shared))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_it_is_the_gradient_of_each_record_s_own_mean(shared: bool) -> None:
     batch = [encoded(LENGTH, seed, supervised) for seed, supervised in ((1, 3), (2, 20), (3, 1), (4, 12))]
     hidden, made = states(5, torch.float32).requires_grad_(), head(torch.float32)  # one row more than records
     total = sum(
@@ -35,20 +40,20 @@ def test_it_is_the_gradient_of_each_record_s_own_mean(together: bool) -> None:
         for row, r in enumerate(batch)
     )
     (plain,) = torch.autograd.grad(total, hidden)  # type: ignore[arg-type]
-    assert (hidden_gradient(hidden, made, batch, together=together) - plain).norm() < 1e-6 * plain.norm()
+    assert (gradient(hidden, made, batch, shared=shared) - plain).norm() < 1e-6 * plain.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_record_has_the_same_bits_wherever_it_lies_in_a_piece(dtype: torch.dtype) -> None:
     made, record, own = head(dtype), encoded(LENGTH, 9, 7), states(1, dtype, seed=3)
-    alone = hidden_gradient(own, made, [record])[0]
+    alone = gradient(own, made, [record])[0]
     assert alone.any()
     step = piece_rows(torch.device("cpu"))
     for before in (1, 5, step - 4, step, 2 * step + 3):  # supervised tokens of the neighbours before it
         counts = [20] * (before // 20) + ([before % 20] if before % 20 else [])
         batch = [*(encoded(LENGTH, n, count) for n, count in enumerate(counts)), record]
         hidden = torch.cat([states(len(counts), dtype, seed=before), own])
-        assert torch.equal(hidden_gradient(hidden, made, batch)[-1], alone)
+        assert torch.equal(gradient(hidden, made, batch)[-1], alone)
 
 
 def test_pieces_of_as_many_rows_as_there_are_tokens_would_couple(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +69,7 @@ def test_pieces_of_as_many_rows_as_there_are_tokens_would_couple(monkeypatch: py
     hidden = torch.cat([states(1, torch.float32), own])
 
     def bits(batch: Any, hidden: Tensor) -> Tensor:
-        return hidden_gradient(hidden, made, batch)[-1]
+        return gradient(hidden, made, batch)[-1]
 
     assert torch.equal(bits(batch, hidden), bits([record], own))
     monkeypatch.setattr(loss.functional, "pad", lambda x, _: x)
@@ -74,4 +79,4 @@ def test_pieces_of_as_many_rows_as_there_are_tokens_would_couple(monkeypatch: py
 def test_nothing_supervised_is_no_gradient() -> None:
     record = encoded(LENGTH, 9, 0)
     assert not record.positions
-    assert not hidden_gradient(states(1, torch.float32), head(torch.float32), [record]).any()
+    assert not gradient(states(1, torch.float32), head(torch.float32), [record]).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.errors import WillNotFit
+from appliance.errors import WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
 from appliance.train import engine as engine_module
 from appliance.train.loop import Trainer
 from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "MemoryError": MemoryError,
     "GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "CPU": lambda: RuntimeError(CPU),
+    "cuBLAS": lambda: RuntimeError(CUBLAS),
+    "driver": lambda: torch.AcceleratorError("CUDA error: out of memory"),
 }
 
 
@@ -30,11 +34,11 @@ def limit(monkeypatch: pytest.MonkeyPatch, engine: Any, rows: int, error: Callab
     """No more rows than these fit, at the allocation of either end of the computation; the sizes that were tried."""
     begin, gradient, tried = engine.buffer.begin, engine_module.hidden_gradient, []
 
-    def limited_begin(physical: int, sites: int) -> None:
+    def limited_begin(physical: int, *rest: Any) -> None:
         tried.append(physical)
         if physical > rows and len(tried) % 2:
             raise error()
-        begin(physical, sites)
+        begin(physical, *rest)
 
     def limited_gradient(hidden: Any, *rest: Any, **more: Any) -> Any:
         if len(hidden) > rows:
@@ -60,6 +64,38 @@ def test_the_batch_halves_and_the_sum_is_the_same(
     del tried[:]
     assert torch.equal(rig.total(engine, units), expected)
     assert max(tried) <= 3, "what did not fit once is not tried again"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        ValueError("out of memory"),  # it may quote a record
+    ],
+)
+def test_what_does_not_say_that_memory_ran_out(error: Exception) -> None:
+    assert not ran_out(error)
+
+
+def test_the_gpu_gets_back_what_the_failed_batch_held(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that pretends to be a GPU: its cache is emptied once nothing of the failed batch is alive any more."""
+    engine = rig.engine(tiny_model_dir)
+    forward, held, seen = engine._body.forward, [], []
+
+    def remembered(*given: Any, **more: Any) -> Any:
+        out = forward(*given, **more)
+        held.append(weakref.ref(out.last_hidden_state))
+        return out
+
+    monkeypatch.setattr(engine._body, "forward", remembered)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append([one() is None for one in held]))
+    tried = limit(monkeypatch, engine, 4, ERRORS["GPU"])
+    tried.append(0)  # `limit` fails every other time at the start; here the forward pass has been made
+    rig.total(engine, [[rig.encoded(12, n)] for n in range(8)])
+    assert seen == [[True]]
+    assert tried[1:] == [8, 4, 4]
 
 
 def test_another_error_is_not_taken_for_memory(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

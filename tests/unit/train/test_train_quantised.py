@@ -14,7 +14,8 @@ from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.models.quantising import is_quantised, load_quantised
 from appliance.train.adapting import adapt
-from appliance.train.proofs import coupled, prove, reference_gradient
+from appliance.train.coupling import coupled
+from appliance.train.proofs import prove, reference_gradient
 from tests.unit.train import rig
 from tests.unit.train.rig import clipped, encoded, engine, total
 
@@ -144,7 +145,7 @@ def test_freeze_a_keeps_no_input(tiny_model_dir: Path, monkeypatch: pytest.Monke
         made = engine(tiny_model_dir, random_b=False)
         seen: dict[int, int] = {}
         record = encoded(120, 1)
-        made.buffer.begin(1, len(made.adapter.sites))
+        made.buffer.begin(1, made.expected, len(made.adapter.sites))
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

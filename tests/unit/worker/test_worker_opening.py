@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from appliance.errors import IntegrityError
+from appliance.errors import IntegrityError, WillNotFit
 from appliance.jobs.job import EngineOptions
 from appliance.store.trees import tree_digest
 from appliance.worker.opening import load_base
@@ -30,3 +30,10 @@ def test_products_in_float32_are_exact_whatever_the_default(tiny_model_dir: Path
 def test_a_base_model_of_another_digest_is_refused(tiny_model_dir: Path) -> None:
     with pytest.raises(IntegrityError, match="not the one of the job"):
         load_base(str(tiny_model_dir), "0" * 64, EngineOptions())
+
+
+def test_a_job_for_a_gpu_says_so_where_there_is_none(tiny_model_dir: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("not run: this machine has CUDA")
+    with pytest.raises(WillNotFit, match="no GPU"):
+        load_base(str(tiny_model_dir), tree_digest(tiny_model_dir)[0], EngineOptions(device="cuda"))

@@ -1,0 +1,95 @@
+"""`doctor --record`: what `make accept-gpu` found on this machine becomes an entry of the ledger.
+
+The entry states the device, the libraries, every check with its state, and the digest of the document, which holds the
+details and the figures. An acceptance holds for the software that made it, so that of other software is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.events.machine import MachineExamined, OutcomeFacts
+from appliance.flows.desk import Desk
+from appliance.flows.home import Home, Operator
+from appliance.ledger.leaf import software
+from appliance.values import Digest, Value
+
+Word = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Software(Value):
+    """Version and source digest of the appliance that was examined."""
+
+    version: Word
+    sha256: Digest
+
+
+class Outcome(Value):
+    """One check of an acceptance."""
+
+    name: Word
+    state: Literal["passed", "failed", "not run"]
+    detail: str = ""
+
+
+class Acceptance(Value):
+    """The document that `bench/accept.py` writes."""
+
+    schema_: Literal["appliance.accept/1"] = Field(alias="schema")
+    accepted: bool
+    device: Literal["cpu", "cuda"]
+    hardware: Word
+    date: Word
+    software: Software
+    libraries: Annotated[dict[Word, Word], Field(max_length=32)]
+    checks: Annotated[tuple[Outcome, ...], Field(min_length=1, max_length=256)]
+    figures: tuple[dict[str, Any], ...]
+
+    @model_validator(mode="after")
+    def _says_what_its_checks_say(self) -> Self:
+        if self.accepted != all(check.state == "passed" for check in self.checks):
+            raise ValueError("the verdict is not that of the checks")
+        return self
+
+
+def record(home: Home, path: Path, operator: Operator) -> tuple[int, MachineExamined]:
+    """Write the entry, whatever the verdict is.
+
+    Returns:
+      Index and event of the entry.
+
+    Raises:
+      ArtefactMissing: there is no such file.
+      DataInvalid: it is not an acceptance document, or that of other software.
+    """
+    try:
+        data = path.read_bytes()
+        made = Acceptance.model_validate_json(data)
+    except OSError:
+        raise ArtefactMissing("there is no such file", where=str(path)) from None
+    except ValidationError:
+        hint = "`make accept-gpu` writes one"
+        raise DataInvalid("not an acceptance document", hint=hint, where=str(path)) from None
+    if made.software.model_dump() != software():
+        hint = "examine the machine again with this software: `make accept-gpu`"
+        raise DataInvalid("this acceptance was made with other software", hint=hint, where=str(path))
+    event = _event(made, hashlib.sha256(data).hexdigest())
+    with Desk.open(home, operator) as desk:
+        return desk.record(event), event
+
+
+def _event(made: Acceptance, sha256: str) -> MachineExamined:
+    return MachineExamined(
+        accepted=made.accepted,
+        device=made.device,
+        hardware=made.hardware,
+        examined=made.date,
+        checks=[OutcomeFacts(name=check.name, state=check.state) for check in made.checks],
+        libraries=dict(made.libraries),
+        document_sha256=sha256,
+    )
