@@ -40,7 +40,7 @@ def disk_errors_explained(where: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(path: Path, mode: int = 0o600, *, replace: bool = True) -> Iterator[int]:
-    """A descriptor to write to; the bytes become `path` when the block ends well, and vanish when it does not.
+    """Offer a descriptor to write to; the bytes become `path` when the block ends well, and vanish when it does not.
 
     The temporary file has one name for each `path` and is locked while it is written: writers of one file take turns,
     what a crash left is used again, and `sweep` can tell it from a live writer's.
@@ -116,7 +116,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, replace: bool = 
 
 @contextmanager
 def staged_directory(path: Path, mode: int = 0o700) -> Iterator[Path]:
-    """A new directory to fill; it becomes `path` when the block ends well, and vanishes when it does not.
+    """Offer a new directory to fill; it becomes `path` when the block ends well, and vanishes when it does not.
 
     Directories above it are made where they are missing. Its temporary name is locked as in `staged`.
 

@@ -27,7 +27,7 @@ class Private(Generic[T]):
         self._value = value
 
     def reveal(self) -> T:
-        """The value itself; every call site is a place where private data is handled on purpose."""
+        """Take the value itself; every call site is a place where private data is handled on purpose."""
         return self._value
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class FileDigest(Value):
 
 
 def decimal(value: float) -> str:
-    """A float as the ledger writes it: the shortest decimal text that reads back as the same float, no exponent."""
+    """Write a float as the ledger does: the shortest decimal text that reads back as the same float, no exponent."""
     return format(Decimal(repr(float(value))), "f")
 
 

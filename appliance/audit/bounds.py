@@ -68,7 +68,7 @@ def normality(values: NDArray[np.float64], allowance: float) -> float:
 
 
 def sd_upper(squares: float, count: int) -> float:
-    """A standard deviation that is too small with probability at most SHARE, from a sum of squares.
+    """Bound a standard deviation from below: what is returned is too small with probability at most SHARE.
 
     Laurent and Massart 2000, lemma 1: chi2 of n degrees falls below n - 2 sqrt(n x) with probability at most exp(-x).
     """
@@ -77,13 +77,13 @@ def sd_upper(squares: float, count: int) -> float:
 
 
 def by_chance(name: str, p: float, looked_at: int) -> Check:
-    """The check that `p`, the least of `looked_at` p-values, is not below its share."""
+    """Check that `p`, the least of `looked_at` p-values, is not below its share."""
     bound = SHARE / looked_at
     return check(name, p, bound, looked_at, passed=p >= bound)
 
 
 def check(name: str, value: float, bound: float, count: int, *, passed: bool) -> Check:
-    """A check as it is recorded, with nine significant digits."""
+    """Write a check as it is recorded, with nine significant digits."""
     return Check(name=name, passed=passed, value=_text(value), bound=_text(bound), count=count)
 
 

@@ -35,7 +35,7 @@ class Canary:
     norm: float
 
     def __call__(self, out: Floats) -> None:
-        """Writes the gradient."""
+        """Write the gradient."""
         out[self.coordinates] = self.norm / math.sqrt(len(self.coordinates))
 
 
@@ -73,7 +73,7 @@ def _coordinates(tap: Tap, count: int, generator: Generator) -> list[int]:
 
 
 def dense(parameters: int, norm: float, seed: int) -> Row:
-    """A gradient of random signs and equal magnitudes; a negative norm points the other way."""
+    """Make a gradient of random signs and equal magnitudes; a negative norm points the other way."""
     magnitude = np.float32(abs(norm) / math.sqrt(parameters)).view(np.uint32)
     turned = np.uint32(_SIGN if norm < 0 else 0) | magnitude
 
@@ -85,7 +85,7 @@ def dense(parameters: int, norm: float, seed: int) -> Row:
 
 
 def poisoned(parameters: int, value: float) -> Row:
-    """A gradient with one value that is not a number or not finite."""
+    """Make a gradient with one value that is not a number or not finite."""
 
     def fill(out: Floats) -> None:
         out[:] = 1.0

@@ -106,7 +106,7 @@ class Replay:
         return self._at_most_c("replay.count", moved, slack, _CROWD)
 
     def _empty(self) -> Check:
-        """The empty batch releases the noise, and all of it."""
+        """Check that the empty batch releases the noise, and all of it."""
         noise = self.tap.draw()
         released = self.tap.release([], noise)
         expected = (noise * self.tap.grid).astype(np.float32)

@@ -37,7 +37,7 @@ def examine(tap: Tap, plan: PrivacyPlan) -> list[Check]:
 
 
 def component(plan: PrivacyPlan, noise_high: float, moved_low: float) -> Check:
-    """The measured mechanism's epsilon as a share of the accounted one.
+    """State the measured mechanism's epsilon as a share of the accounted one.
 
     Args:
       plan: rate, attempts, delta and the claimed noise multiplier.

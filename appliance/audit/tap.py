@@ -36,11 +36,11 @@ class Tap(Protocol):
     grid: float
 
     def release(self, units: Units, noise: Integers | None = None) -> Floats:
-        """The noised sum, float32 [P], of units with these per-record gradients; with `noise`, that noise again."""
+        """Release the noised sum, float32 [P], of units with these gradients; with `noise`, that noise again."""
         ...
 
     def release_records(self, units: Sequence[Sequence[Record]], noise: Integers | None = None) -> Floats:
-        """The same for synthetic records, through forward and backward pass."""
+        """Do the same for synthetic records, through forward and backward pass."""
         ...
 
     def draw(self) -> Integers:

@@ -138,7 +138,7 @@ def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> 
 
 
 def _audit(settings: Settings, handed: Path) -> None:
-    """What an auditor does: a copy of the bundle in another directory, its verifier alone, the printed fingerprint."""
+    """Do what an auditor does: a copy of the bundle in another directory, its verifier, the printed fingerprint."""
     command, status, said = flow.audit(settings.home(), handed / "bundle", handed / "auditor")
     render.note(settings, f"\n$ {shlex.join(command)}")
     render.note(settings, said)

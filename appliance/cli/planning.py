@@ -53,14 +53,14 @@ def _memory(expected: Forecast) -> list[tuple[str, str]]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The trade-off as a table: the last column is what the model feels."""
+    """Show the trade-off as a table: the last column is what the model feels."""
     head = ("epsilon", "steps", "batch", "noise multiplier", "noise / batch")
     cells = [(f"{e:g}", steps, batch, f"{noise:.2f}", f"{ratio:.5f}") for e, steps, batch, noise, ratio in rows]
     return ["what other choices would mean (less noise / batch is a better model):", *render.table(head, cells)]
 
 
 def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
-    """The same for --json: bytes, seconds, and the table."""
+    """Give the same for --json: bytes, seconds, and the table."""
     memory, time = expected.memory, expected.time
     parts = {name: getattr(memory, name) for name in memory.__slots__}
     names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier", "noise_per_unit")

@@ -24,7 +24,7 @@ Results go to stdout, everything else to stderr. With `--json`, stdout holds exa
 
 
 def reference() -> str:
-    """The whole page as Markdown."""
+    """Write the whole page as Markdown."""
     root = typer.main.get_command(app)
     lines = [HEAD, "## Global options", "", *_options(root), "", "## Exit codes", "", *_exit_codes(), ""]
     for path, command in (found for word in TABLE for found in _commands(load(word), (word,))):

@@ -79,7 +79,7 @@ class _Silent:
 
 @contextmanager
 def progress(settings: Settings, what: str) -> Iterator[Bar]:
-    """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet."""
+    """Show a progress bar on a terminal, JSON lines elsewhere, nothing with --quiet."""
     if settings.quiet:
         yield _Silent()
     elif settings.json or not os.isatty(2):

@@ -25,7 +25,7 @@ def watch(bar: render.Bar) -> Callable[[Step], None]:
 
 
 def document(row: RunRow) -> dict[str, Any]:
-    """A run for --json."""
+    """Describe a run for --json."""
     return {
         "run": row.id,
         "name": row.name,
@@ -42,12 +42,12 @@ def document(row: RunRow) -> dict[str, Any]:
 
 
 def charged_line(row: RunRow) -> str:
-    """What an ended run was charged."""
+    """Say what an ended run was charged."""
     return f"{row.id} is {row.state}: {row.charged_attempts} attempts charged, epsilon {row.epsilon_charged}"
 
 
 def settled_lines(home: Home, row: RunRow) -> list[str]:
-    """What became of a run, with its guarantee and its adapter where it has one."""
+    """Say what became of a run, with its guarantee and its adapter where it has one."""
     if row.epsilon_charged is None:
         return [f"{row.id} is {row.state}"]
     made = [guarantee(row), f"adapter: {home.run(row.id).adapter}"] if row.adapter_sha256 else []
@@ -75,13 +75,13 @@ def table(listed: list[Listed]) -> list[str]:
 
 
 def plan_document(resolved: Resolved) -> dict[str, Any]:
-    """The plan of a run for --json."""
+    """Describe the plan of a run for --json."""
     plan = resolved.plan.model_dump(mode="json")
     return {"plan": plan, "trainable_parameters": resolved.parameters, "dataset": resolved.dataset.id}
 
 
 def plan_lines(resolved: Resolved, before: float, after: float) -> list[str]:
-    """The plan of a run, and what it leaves of the lifetime budget."""
+    """Describe the plan of a run, and what it leaves of the lifetime budget."""
     plan = resolved.plan
     cap = resolved.policy.rules(resolved.dataset.class_).max_epsilon
     return render.fields(

@@ -51,7 +51,7 @@ def _has(on: set[str], *names: str) -> bool:
 
 
 def _attention(shape: Shape, lora: LoraSpec, e: int, on: set[str]) -> float:
-    """What is kept before attention itself: its norms and the inputs of its projections."""
+    """Count what is kept before attention itself: its norms and the inputs of its projections."""
     d = shape.hidden
     kept = _FLOAT * (d + 1.0)
     kept += d * e * (not lora.freeze_a and _has(on, "q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa"))
@@ -66,7 +66,7 @@ def _attention(shape: Shape, lora: LoraSpec, e: int, on: set[str]) -> float:
 
 
 def _attended(shape: Shape, lora: LoraSpec, e: int, length: int, on: set[str], device: Device) -> float:
-    """What attention itself keeps, and the input of the projection of its output."""
+    """Count what attention itself keeps, and the input of the projection of its output."""
     heads, latent = shape.heads, shape.latent
     projected = e * (not lora.freeze_a and _has(on, "o_proj"))
     if latent is None:

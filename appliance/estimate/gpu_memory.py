@@ -37,7 +37,7 @@ noise is drawn and a snapshot is encoded and sealed."""
 
 
 def footprint(asked: Asked) -> Footprint:
-    """The peak on the GPU of one process, for whatever records there may be."""
+    """Predict the peak on the GPU of one process, for whatever records there may be."""
     tokens, length = micro_batch(asked.engine.physical_tokens, asked.max_tokens)
     kept = _activations(asked, tokens, length)
     working = max(_working(asked, tokens, length), RELEASE_VALUE * asked.parameters - kept)
@@ -52,7 +52,7 @@ def footprint(asked: Asked) -> Footprint:
 
 
 def host_bytes(asked: Asked) -> int:
-    """The peak of one process in the host's memory.
+    """Predict the peak of one process in the host's memory.
 
     The weights pass through it on their way to the GPU, all of them, and are gone before the first step; a base that is
     quantised is read tensor by tensor.
@@ -75,13 +75,13 @@ def _inputs(asked: Asked, tokens: int) -> float:
 
 
 def _activations(asked: Asked, tokens: int, length: int) -> float:
-    """What waits for the backward pass while the head is computed: all layers, or the inputs of all."""
+    """Count what waits for the backward pass while the head is computed: all layers, or the inputs of all."""
     layers = sum(_layers(asked, tokens, length))
     return min(layers, _inputs(asked, tokens)) if asked.engine.gradient_checkpointing else layers
 
 
 def _working(asked: Asked, tokens: int, length: int) -> float:
-    """What comes on top: hidden states and their gradient, and the larger of the head's buffers and a layer's."""
+    """Count what comes on top: hidden states and their gradient, and the larger of the head's buffers and a layer's."""
     shape = asked.shape
     hidden = 3 * shape.hidden * asked.element * tokens
     head = PIECE_ROWS["cuda"] * shape.vocabulary * 2 * FLOAT
@@ -89,7 +89,7 @@ def _working(asked: Asked, tokens: int, length: int) -> float:
 
 
 def _backward(asked: Asked, tokens: int, length: int) -> float:
-    """A layer's buffers while it is differentiated; with checkpointing, with what it keeps, computed again."""
+    """Count a layer's buffers while it is differentiated; with checkpointing, with what it keeps, computed again."""
     shape, e = asked.shape, asked.element
     if shape.experts is not None or attends_plainly(shape, e, "cuda"):
         buffers = 3 * shape.intermediate * e + 4 * shape.hidden * e
@@ -101,5 +101,5 @@ def _backward(asked: Asked, tokens: int, length: int) -> float:
 
 
 def _dequantised(asked: Asked) -> float:
-    """The largest layer's weight, dequantised for one product."""
+    """Count the largest layer's weight, dequantised for one product."""
     return 0 if asked.lora.quantize_base == "none" else largest_linear(asked.shape) * asked.element

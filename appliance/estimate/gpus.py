@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu] | None:
-    """The GPUs that CUDA shows to a process with this environment, in CUDA's order; None if nobody can tell.
+    """List the GPUs that CUDA shows to a process with this environment, in CUDA's order; None if nobody can tell.
 
     A GPU that is split up (MIG) and not named by a part counts as its smallest part, since CUDA shows one of them.
     """
@@ -43,7 +43,7 @@ def _all() -> list[Gpu] | None:
 
 
 def _smi() -> list[Gpu]:
-    """The GPUs that nvidia-smi lists. It does not say how large the parts of a GPU are."""
+    """List the GPUs that nvidia-smi lists. It does not say how large the parts of a GPU are."""
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=_WAIT_S)
         rows = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]

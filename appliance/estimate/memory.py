@@ -35,7 +35,7 @@ ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.22}, 1.07
 
 
 def footprint(asked: Asked) -> Footprint:
-    """The peak of a run where its model is, for whatever records there may be."""
+    """Predict the peak of a run where its model is, for whatever records there may be."""
     return gpu_memory.footprint(asked) if asked.engine.device == "cuda" else _on_the_cpu(asked)
 
 
@@ -66,7 +66,7 @@ def _activations(asked: Asked, tokens: int, length: int) -> float:
 
 
 def _working(asked: Asked, tokens: int, length: int) -> float:
-    """What comes on top: hidden states and their gradient, and the larger of the head's and one layer's buffers."""
+    """Count what comes on top: hidden states, their gradient, and the larger of the head's and one layer's buffers."""
     shape, e = asked.shape, asked.element
     hidden = 3 * shape.hidden * e * tokens
     head = PIECE_ROWS["cpu"] * shape.vocabulary * 2 * FLOAT
@@ -80,7 +80,7 @@ def _layer(asked: Asked, tokens: int, length: int) -> float:
 
 
 def _dequantised(asked: Asked) -> float:
-    """The largest layer's weight, dequantised for one product."""
+    """Count the largest layer's weight, dequantised for one product."""
     if asked.lora.quantize_base == "none":
         return 0
     return largest_linear(asked.shape) * (asked.element + (FLOAT if asked.lora.quantize_base == "nf4" else 0))

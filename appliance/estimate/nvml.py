@@ -110,7 +110,7 @@ def _parts(library: Any, handle: ctypes.c_void_p) -> tuple[Gpu, ...] | None:
 
 
 def _part(library: Any, handle: ctypes.c_void_p, index: int) -> Gpu | None:
-    """The MIG device at this place of a GPU; None where the place is empty."""
+    """Find the MIG device at this place of a GPU; None where the place is empty."""
     name, part = "nvmlDeviceGetMigDeviceHandleByIndex", ctypes.c_void_p()
     status = _status(library, name, handle, ctypes.c_uint(index), ctypes.byref(part))
     if status == _NOT_FOUND:

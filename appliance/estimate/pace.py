@@ -78,6 +78,6 @@ def run_seconds(asked: Asked, tokens: float, rate: float, fast_bfloat16: bool) -
 
 
 def gpu_seconds(asked: Asked, tokens: float, rate: float) -> Seconds:
-    """The same on GPUs, one for each process; `rate` is that of one in the run's dtype."""
+    """Predict the same on GPUs, one for each process; `rate` is that of one in the run's dtype."""
     work = tokens * operations(asked, asked.max_tokens) / (rate * 1e9 * asked.engine.nproc)
     return Seconds(START_S[0] + work / GPU_FASTEST, START_S[1] + work / GPU_SLOWEST)

@@ -67,7 +67,7 @@ def micro_batch(physical_tokens: int, max_tokens: int) -> tuple[int, int]:
 
 
 def weight_bytes(asked: Asked) -> int:
-    """The base model in memory: linear layers quantised where that is asked for, the rest in the dtype."""
+    """Count the base model in memory: linear layers quantised where that is asked for, the rest in the dtype."""
     shape, kind = asked.shape, asked.lora.quantize_base
     if kind == "none":
         return shape.parameters * asked.element
@@ -84,7 +84,7 @@ def largest_linear(shape: Shape) -> int:
 
 
 def adapter_bytes(asked: Asked) -> int:
-    """A and B, AdamW's two moments, the exact sum in float64; in bfloat16 also the copies that forward makes."""
+    """Count A and B, AdamW's two moments, the exact sum in float64; in bfloat16 also the copies that forward makes."""
     copies = 2 if asked.element == 2 else 0
     return asked.parameters * (3 * FLOAT + 8 + copies)
 
@@ -96,7 +96,7 @@ def buffer_rows(asked: Asked) -> int:
 
 
 def gradient_bytes(asked: Asked) -> int:
-    """The buffer of per-record gradients, and that of the sums of units that have several records."""
+    """Count the buffer of per-record gradients, and that of the sums of units that have several records."""
     width = -(-max(1, asked.parameters) // BLOCK) * BLOCK
     return buffer_rows(asked) * width * (_gradient_value(asked) + (FLOAT if asked.grouped else 0))
 

@@ -45,7 +45,7 @@ def noised_sum(
     statistic: Statistic,
     draw: Callable[[int], NDArray[np.int64]],
 ) -> tuple[int, ...]:
-    """The DP release: exact integer sums over the units of privacy plus noise.
+    """Make the DP release: exact integer sums over the units of privacy plus noise.
 
     Args:
       losses: of every record, base first.

@@ -51,7 +51,7 @@ def resolves(type_: str, pointer: str) -> bool:
 
 
 def _inside(kind: Any, step: str) -> Iterator[Any]:
-    """The types of what can stand under a name, or at a place, in a value of this type."""
+    """List the types of what can stand under a name, or at a place, in a value of this type."""
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     origin = get_origin(kind)
     if isinstance(kind, type) and issubclass(kind, Facts):

@@ -83,7 +83,7 @@ def _inner(kind: Any) -> tuple[type[Facts] | None, str]:
 
 
 def _words(kind: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     if get_origin(kind) is Annotated:
         bare, *notes = get_args(kind)
         titles = [note.title for note in notes if isinstance(note, FieldInfo) and note.title]

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 def verifier_source() -> bytes:
-    """The stand-alone verifier, byte for byte as it goes into every sealed directory."""
+    """Read the stand-alone verifier, byte for byte as it goes into every sealed directory."""
     return Path(verify.__file__).read_bytes()
 
 

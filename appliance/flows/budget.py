@@ -46,7 +46,7 @@ class Books:
 
     @staticmethod
     def read(rows: Reading | Transaction) -> Books:
-        """The books as a snapshot or a transaction has them."""
+        """Read the books as a snapshot or a transaction has them."""
         return Books(
             datasets=tuple(rows.datasets.list()),
             runs=tuple(rows.runs.list()),
@@ -54,7 +54,7 @@ class Books:
         )
 
     def spends(self, group: Collection[str] | None = None) -> list[Spend]:
-        """What every run and evaluation costs, or those on the datasets of `group`."""
+        """List what every run and evaluation costs, or those on the datasets of `group`."""
         found = [*map(spend_of, self.runs), *map(spend_of_evaluation, self.evaluations)]
         return [spend for spend in found if group is None or spend.dataset_id in group]
 
@@ -72,7 +72,7 @@ def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
 
 
 def spend_of(run: RunRow) -> Spend:
-    """What a run costs: the attempts it was charged, or its whole reservation while it is not settled."""
+    """Say what a run costs: the attempts it was charged, or its whole reservation while it is not settled."""
     plan = catalog.plan_of(run)
     if run.charged_attempts is None:
         return Spend.of_plan(run.id, run.dataset_id, plan)
@@ -86,7 +86,7 @@ def spend_of(run: RunRow) -> Spend:
 
 
 def spend_of_evaluation(row: EvaluationRow) -> Spend:
-    """What an evaluation costs: all of it, from its reservation on, whatever became of it."""
+    """Say what an evaluation costs: all of it, from its reservation on, whatever became of it."""
     return Spend(
         run_id=row.id,
         dataset_id=row.dataset_id,
@@ -113,7 +113,7 @@ def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[Books, f
 
 
 def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
-    """The lifetime cap that the policy sets for a dataset's class; the strictest of all if the policy dropped it."""
+    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class."""
     named = policy.classes.get(dataset.class_)
     rules = [named] if named else list(policy.classes.values())
     return Cap(epsilon=min(rule.max_epsilon for rule in rules), delta=min(rule.max_delta for rule in rules))
@@ -146,5 +146,5 @@ def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
 
 
 def sample_rate_text(rate: Fraction) -> str:
-    """A sample rate as the ledger writes it: an exact fraction."""
+    """Write a sample rate as the ledger writes it: an exact fraction."""
     return f"{rate.numerator}/{rate.denominator}"

@@ -78,7 +78,7 @@ def _unseen(held: str, trained: str) -> str:
 
 
 def _first_rows(text: str, rows: int) -> str:
-    """The header and the first `rows` rows; a quoted field may span lines, so the quotes are counted."""
+    """Take the header and the first `rows` rows; a quoted field may span lines, so the quotes are counted."""
     kept, complete, open_quote = [], -1, False
     for line in text.splitlines(keepends=True):
         kept.append(line)
@@ -97,7 +97,7 @@ def known(home: Home) -> set[str]:
 
 
 def last_run(home: Home) -> RunRow:
-    """The run that was settled last."""
+    """Find the run that was settled last."""
     with home.reader() as ledger:
         settled = [entry.leaf["subject"] for entry in ledger.entries(RunSettled)]
         with ledger.read() as rows:

@@ -69,7 +69,7 @@ def require(engine: EngineOptions, root: Path = _ROOT, *, processes: int | None 
 
 
 def examine(root: Path = _ROOT, *, sandboxed: bool = True) -> Iterator[Step]:
-    """What `doctor` says of GPUs. With `sandboxed` false the driver runs unhindered: the control."""
+    """Try the GPUs for `doctor`. With `sandboxed` false the driver runs unhindered: the control."""
     problems = gpu.problems(root)
     if not gpu.nodes(root) and not gpu.models(root):
         yield from (Step("GPUs", False, problem.message, problem.hint, needed=False) for problem in problems)

@@ -64,7 +64,7 @@ class Home:
 
     @staticmethod
     def open(root: Path) -> Home:
-        """The home that `init` made at `root`.
+        """Open the home that `init` made at `root`.
 
         Raises:
           ArtefactMissing: there is none.
@@ -179,11 +179,11 @@ class Home:
             yield rows
 
     def agent(self) -> AgentClient:
-        """A client of the key agent (which need not be running)."""
+        """Make a client of the key agent (which need not be running)."""
         return AgentClient(self.agent_socket)
 
     def actor(self, operator: Operator) -> Actor:
-        """The ledger's actor for an operator, known by a random pseudonym."""
+        """Find the ledger's actor for an operator, known by a random pseudonym."""
         person: Person = recognise(self.roster, operator.name or login_name())
         return Actor(pseudonym=person.pseudonym, name=person.name, auth="asserted")
 
@@ -195,5 +195,5 @@ def fingerprint(verifier_keys: tuple[str, ...]) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """A fresh random identifier, for example `run_3f9c0a12be47`; it says nothing about the thing it names."""
+    """Draw a fresh random identifier, for example `run_3f9c0a12be47`; it says nothing about the thing it names."""
     return f"{prefix}_{secrets.token_hex(6)}"

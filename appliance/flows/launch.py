@@ -154,7 +154,7 @@ def _interrupts_noted() -> Iterator[Callable[[], bool]]:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """The environment of a worker in `directory`: little of this process' own, and caches only in that directory."""
+    """Make the environment of a worker in `directory`: little of this process' own, and caches only there."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     scratch = RunDir(directory).tmp
     return kept | {

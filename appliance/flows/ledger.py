@@ -106,7 +106,7 @@ def verify(home: Home, progress: Callable[[int, int], None], options: VerifyOpti
 
 
 def exposure(home: Home, signed: int) -> str:
-    """What could be done unnoticed, given how many entries the anchored tree head covers."""
+    """Say what could be done unnoticed, given how many entries the anchored tree head covers."""
     if home.anchor_is_external:
         return f"anchored outside the home up to entry {signed}; a copy of the home older than that is noticed"
     return (
@@ -116,7 +116,7 @@ def exposure(home: Home, signed: int) -> str:
 
 
 def log(home: Home, wanted: Wanted) -> list[Entry]:
-    """The entries that match, oldest first."""
+    """List the entries that match, oldest first."""
     with home.reader() as ledger:
         times = {"since": wanted.since, "until": wanted.until}
         found = ledger.entries(
@@ -137,14 +137,14 @@ def show(home: Home, index: int) -> tuple[Entry, dict[str, Any] | None]:
 
 
 def prove(home: Home, index: int) -> tuple[str, bytes]:
-    """An inclusion proof of an entry under the newest signed tree head, and the leaf's bytes."""
+    """Make an inclusion proof of an entry under the newest signed tree head, and the leaf's bytes."""
     with home.ledger() as ledger:
         ledger.sign()
         return ledger.prove(index), ledger.leaf(index)
 
 
 def prove_consistency(home: Home, old_size: int) -> tuple[str, str]:
-    """A proof that the newest tree head continues the tree of `old_size` entries, and that head's note."""
+    """Make a proof that the newest tree head continues the tree of `old_size` entries, and that head's note."""
     with home.ledger() as ledger:
         head = ledger.sign()
         return ledger.prove_consistency(old_size, head), head.note
@@ -163,7 +163,7 @@ def head(home: Home) -> tuple[str, tuple[str, ...]]:
 
 
 def witness_request(home: Home, old_size: int | None) -> str:
-    """What a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
+    """Write what a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
     with home.ledger() as ledger:
         return ledger.witness_request(old_size)
 

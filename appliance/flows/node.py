@@ -65,7 +65,7 @@ def init(root: Path) -> NodeKey:
 
 
 def show(root: Path) -> NodeKey:
-    """The public key of the node at `root`."""
+    """Read the public key of the node at `root`."""
     return nodes.read(directory(root))
 
 
@@ -145,7 +145,7 @@ def _rendezvous(root: Path, ticket: Ticket, timeout_s: float | None) -> Rendezvo
 
 
 def _job(root: Path, ticket: Ticket, sealed: Path | None, model: Path | None) -> TrainJob:
-    """The job with what lies here, once that was seen to be what the ticket says."""
+    """Point the job at what lies here, once that was seen to be what the ticket says."""
     job = ticket.job
     sealed = (sealed or root / "objects" / job.dataset.blake3).absolute()
     model = (model or root / "models" / job.model_sha256).absolute()

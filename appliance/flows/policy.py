@@ -25,7 +25,7 @@ class Activated:
 
 
 def load(name_or_path: str) -> Policy:
-    """The policy in a file, or a shipped one by its name.
+    """Load the policy in a file, or a shipped one by its name.
 
     Raises:
       ArtefactMissing: there is no such file.

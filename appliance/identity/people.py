@@ -39,7 +39,7 @@ def login_name() -> str:
 
 
 def recognise(roster: Path, name: str) -> Person:
-    """The person called `name`, entered into the roster under a fresh random pseudonym if unknown.
+    """Find the person called `name`, entered into the roster under a fresh random pseudonym if unknown.
 
     Args:
       roster: JSON file {name: pseudonym}, created with mode 0600.

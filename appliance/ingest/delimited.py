@@ -62,7 +62,7 @@ class _Feed:
 
 
 def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """The rows of a CSV or TSV file, whose first row names the columns; blank lines are skipped.
+    """Read the rows of a CSV or TSV file, whose first row names the columns; blank lines are skipped.
 
     A column without a name is called `#1`, `#2`... by its position.
 

@@ -93,7 +93,7 @@ def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 def sorted_unique(fingerprints: bytes | bytearray) -> bytes:
-    """The 16-byte rows of `fingerprints` in order, each once."""
+    """Sort the 16-byte rows of `fingerprints`, and keep each once."""
     return np.unique(_rows(fingerprints)).tobytes()
 
 

@@ -14,7 +14,7 @@ from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
 
 
 def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
-    """The rows of a JSONL file; blank lines are skipped.
+    """Read the rows of a JSONL file; blank lines are skipped.
 
     Args:
       path: a regular file.

@@ -29,7 +29,7 @@ _SHAREGPT_ROLES = {
 
 
 def shaper(spec: IngestSpec) -> Shaper:
-    """The function that turns the columns of a row into a record's kind and parts. It raises `RowRefused`."""
+    """Choose the function that turns the columns of a row into a record's kind and parts. It raises `RowRefused`."""
     prompt, completion = Template(spec.prompt or "prompt"), Template(spec.completion or "completion")
     text = Template(spec.text or "text")
 
@@ -75,7 +75,7 @@ def unescaped(value: Any) -> Any:
 
 
 def subject_of(fields: dict[str, Any], column: str) -> str:
-    """The subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
+    """Find the subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
     value = fields.get(column)
     if type(value) is int:
         return str(value)
@@ -170,7 +170,7 @@ def _turn(turn: Any, number: int) -> dict[str, Any]:
 
 
 def _as_alpaca(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
-    """The instruction and, two lines below, its input where there is one; the answer is `output`."""
+    """Join the instruction and, two lines below, its input where there is one; the answer is `output`."""
     instruction = _checked(_column(fields, "instruction"), "instruction")
     given = fields.get("input")
     if given is not None and type(given) is not str:

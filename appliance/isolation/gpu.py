@@ -37,7 +37,7 @@ class Gpu:
 
 
 def gpu(ordinal: int | None = 0, root: Path = _ROOT) -> Gpu:
-    """What the sandbox must let through on this machine. Call `require` before.
+    """Find what the sandbox must let through on this machine. Call `require` before.
 
     Args:
       ordinal: which of the visible GPUs; None is for a process that does not start the driver.
@@ -51,7 +51,7 @@ def gpu(ordinal: int | None = 0, root: Path = _ROOT) -> Gpu:
 
 
 def nodes(root: Path = _ROOT) -> list[Path]:
-    """The device nodes of single GPUs, in the order of their numbers."""
+    """List the device nodes of single GPUs, in the order of their numbers."""
     found = [path for path in (root / "dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("nvidia")))
 
@@ -69,7 +69,7 @@ def driver_version(root: Path = _ROOT) -> str:
 
 
 def problems(root: Path = _ROOT) -> list[WillNotFit]:
-    """What would keep the driver from starting in the sandbox, each with what to do about it; empty if nothing."""
+    """Say what would keep the driver from starting in the sandbox, each with what to do about it; empty if nothing."""
     dev, found = root / "dev", []
     if not nodes(root) and not models(root) and not (dev / _CONTROL).exists():
         hint = "install the driver, pass /dev/nvidia* into the container, or use --device cpu"
@@ -128,6 +128,6 @@ def _text(path: Path) -> str:
 
 
 def _field(text: str, name: str) -> str:
-    """The value of a line `name: value`; empty if there is none."""
+    """Read the value of a line `name: value`; empty if there is none."""
     values = [line.partition(":")[2].strip() for line in text.splitlines() if line.partition(":")[0].strip() == name]
     return values[0] if values else ""

@@ -28,7 +28,7 @@ UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 
 def machine() -> str:
-    """The architecture of this process, as a key of ARCHITECTURES if it is supported."""
+    """Find the architecture of this process, as a key of ARCHITECTURES if it is supported."""
     # A 32-bit process on a 64-bit kernel makes other system calls than the machine's name says.
     return platform.machine() if ctypes.sizeof(ctypes.c_void_p) == 8 else f"32-bit {platform.machine()}"
 

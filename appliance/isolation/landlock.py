@@ -34,7 +34,7 @@ _QUERY_VERSION, _RULE_PATH_BENEATH = 1, 1
 
 
 def abi() -> int:
-    """The Landlock ABI of the running kernel; 0 where there is none or it is turned off."""
+    """Ask for the Landlock ABI of the running kernel; 0 where there is none or it is turned off."""
     try:
         return kernel.syscall(kernel.LANDLOCK_CREATE_RULESET, None, 0, _QUERY_VERSION)
     except OSError:
@@ -88,7 +88,7 @@ def restrict_files(
 
 
 def _handled(version: int) -> int:
-    """The file rights that a kernel of this ABI knows."""
+    """Collect the file rights that a kernel of this ABI knows."""
     rights = _MAKE_SYM * 2 - 1
     rights |= _REFER if version >= 2 else 0
     rights |= _TRUNCATE if version >= 3 else 0

@@ -73,13 +73,13 @@ def _alone(leaker: Callable[[Plan], bool], plan: Plan) -> bool:
 
 
 def _gpu() -> gpus.Gpu:
-    """What a job on a GPU gets; without one the rules are in force, and there is no driver to start."""
+    """Find what a job on a GPU gets; without one the rules are in force, and there is no driver to start."""
     found = gpus.gpu()
     return found if gpus.nodes() else replace(found, ordinal=None)
 
 
 def main(arguments: list[str]) -> None:
-    """The ways this module is run: to test (no argument, --gpu or --control), and as the process of the leakers."""
+    """Run this module: to test (no argument, --gpu or --control), or as the process of the leakers."""
     if arguments and arguments[0] == "--rank":  # the launcher of the ranks, and then a rank
         loopback.enter()
         os.execv(sys.executable, [sys.executable, *_MODULE, "--inside-rank", arguments[1]])  # noqa: S606 - itself, as a rank is started

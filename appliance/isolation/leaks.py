@@ -64,7 +64,7 @@ def _unix(plan: Plan) -> bool:
 
 
 def _any_family(plan: Plan) -> bool:
-    """A socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth...
+    """Open a socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth...
 
     Ranks keep TCP and the list of interfaces; what they reach with them is for the other leakers to find out.
     """

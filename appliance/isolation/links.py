@@ -49,14 +49,14 @@ class Link:
 
 
 def links() -> list[Link]:
-    """The interfaces that this process can see. Raises `IsolationViolated` if the kernel does not list them."""
+    """List the interfaces that this process can see. Raises `IsolationViolated` if the kernel does not list them."""
     addresses = parse_addresses(_dump(_GET_ADDRESS))
     found = parse_links(_dump(_GET_LINK))
     return [replace(link, addresses=tuple(a for index, a in addresses if index == link.index)) for link in found]
 
 
 def parse_links(data: bytes) -> list[Link]:
-    """The interfaces in what the kernel answers to RTM_GETLINK; without addresses, which it tells apart."""
+    """Parse the interfaces in what the kernel answers to RTM_GETLINK; without addresses, which it tells apart."""
     found = []
     for body in _messages(data, _NEW_LINK):
         _, _, index, flags, _ = _unpack(_LINK, body)
@@ -68,7 +68,7 @@ def parse_links(data: bytes) -> list[Link]:
 
 
 def parse_addresses(data: bytes) -> list[tuple[int, str]]:
-    """(number of an interface, an address of its own) in what the kernel answers to RTM_GETADDR."""
+    """Parse what the kernel answers to RTM_GETADDR: (number of an interface, an address of its own)."""
     found = []
     for body in _messages(data, _NEW_ADDRESS):
         *_, index = _unpack(_ADDRESS, body)
@@ -80,7 +80,7 @@ def parse_addresses(data: bytes) -> list[tuple[int, str]]:
 
 
 def source_address(host: str, port: int) -> str:
-    """The own address from which `host`, a numeric address, would be reached. Nothing is sent.
+    """Find the own address from which `host`, a numeric address, would be reached. Nothing is sent.
 
     Raises:
       OSError: there is no route to it.

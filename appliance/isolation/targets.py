@@ -56,7 +56,7 @@ class Targets:
         }
 
     def arrived(self) -> set[str]:
-        """The leakers whose token arrived."""
+        """Find the leakers whose token arrived."""
         names = {"child": "python-child"}
         found = {names.get(name, name) for name, listener in self._sockets.items() if self._received(listener)}
         written = self._directory / "outside" / "token"

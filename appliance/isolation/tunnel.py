@@ -40,5 +40,5 @@ def require(address: str) -> None:
 
 
 def refusal(reason: str) -> IsolationViolated:
-    """The error for an objection."""
+    """Make the error for an objection."""
     return IsolationViolated(f"ranks on several machines talk over WireGuard alone: {reason}", hint=HINT)

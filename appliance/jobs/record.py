@@ -37,13 +37,13 @@ class Record:
         return "Record(...)"
 
     def encode(self) -> bytes:
-        """The bytes that are sealed: compact JSON. `decode(encode(r)) == r`."""
+        """Write the bytes that are sealed: compact JSON. `decode(encode(r)) == r`."""
         content: dict[str, Any] = {"u": self.unit, "k": self.kind, "p": self.parts}
         return orjson.dumps(content | ({"f": self.fields} if self.fields else {}))
 
     @staticmethod
     def decode(data: bytes) -> Record:
-        """The record that `encode` wrote. Raises `ValueError` (without the content) if `data` is something else."""
+        """Read what `encode` wrote. Raises `ValueError` (without the content) if `data` is something else."""
         try:
             raw = orjson.loads(data)
             parts = tuple((role, text) for role, text in raw["p"])

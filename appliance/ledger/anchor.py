@@ -21,7 +21,7 @@ class Anchor:
         self.path = path
 
     def read(self, ring: Keyring) -> tuple[str, Checkpoint] | None:
-        """The anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
+        """Read the anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
         try:
             note = self.path.read_bytes().decode()
         except FileNotFoundError:

@@ -45,7 +45,7 @@ def _check_row(
 
 
 def check_storage(connection: Connection, problems: Problems) -> None:
-    """The database's own check of its pages and indexes: a damaged index cannot change a row, but hide it."""
+    """Run the database's own check of its pages and indexes: a damaged index cannot change a row, but hide it."""
     for problem in dialect.of(connection).storage_problems(connection):
         problems.add(problem)
 

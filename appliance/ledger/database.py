@@ -95,7 +95,7 @@ class Database:
 
 
 def roles(application_url: str, eraser_url: str = "") -> Roles:
-    """The roles behind the URLs of the application and of whoever erases bodies; proves that both can connect."""
+    """Find the roles behind the URLs of the application and of whoever erases bodies; proves that both can connect."""
     names = []
     for url in (application_url, eraser_url):
         names.append("")

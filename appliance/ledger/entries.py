@@ -45,7 +45,7 @@ class Filter:
         return wanted and (self.actor is None or leaf.get("actor") == self.actor)
 
     def query(self) -> Select[tuple[int, bytes]]:
-        """The query for what the database knows in columns; actor and facts stand in the leaf only."""
+        """Ask for what the database knows in columns; actor and facts stand in the leaf only."""
         column = schema.entry.c
         query = select(column.idx, column.leaf).order_by(column.idx.desc() if self.newest_first else column.idx)
         if self.type is not None:
@@ -60,7 +60,7 @@ class Filter:
 
 
 def read_entries(connection: Connection, wanted: Filter) -> Iterator[Entry]:
-    """The entries that match, one at a time. Raises `IntegrityError` for a leaf that is none."""
+    """Read the entries that match, one at a time. Raises `IntegrityError` for a leaf that is none."""
     rows = connection.execute(wanted.query().execution_options(yield_per=1000))
     leaves = ((row.idx, parse_leaf(row.leaf)) for row in rows)
     matching = (item for item in leaves if wanted.admits(item[1]))
@@ -69,13 +69,13 @@ def read_entries(connection: Connection, wanted: Filter) -> Iterator[Entry]:
 
 
 def read_entry(connection: Connection, data: bytes) -> Entry:
-    """The entry that a leaf's bytes are. Raises `IntegrityError` for a leaf that is none."""
+    """Read a leaf's bytes as an entry. Raises `IntegrityError` for a leaf that is none."""
     leaf = parse_leaf(data)
     return Entry(leaf["index"], leaf, body_verdict(connection, leaf))
 
 
 def body_verdict(connection: Connection, leaf: dict[str, Any]) -> BodyVerdict | None:
-    """What can be said of the body without a key to open it."""
+    """Say what can be said of the body without a key to open it."""
     if leaf["body"] is None:
         return None
     try:

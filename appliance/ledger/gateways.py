@@ -55,14 +55,14 @@ class Gateway(Generic[Row]):
         self._staged: dict[str, Row] = {}
 
     def get(self, key: str) -> Row:
-        """The row with this key. Raises `ArtefactMissing`."""
+        """Read the row with this key. Raises `ArtefactMissing`."""
         row = self.find(key)
         if row is None:
             raise ArtefactMissing(f"there is no {self._sql.table} {key}")
         return row
 
     def find(self, key: str) -> Row | None:
-        """The row with this key, or None."""
+        """Read the row with this key, or None."""
         if key in self._staged:
             return self._staged[key]
         return next(iter(self._stored(self._sql.one, key)), None)
@@ -124,7 +124,7 @@ class WritableGateway(Gateway[Row]):
         return bool(self._staged)
 
     def flush(self, event_id: str) -> tuple[list[Statement], list[dict[str, str]]]:
-        """What writes the staged rows under the event, and what its leaf says of them: table, key, SHA-256."""
+        """Prepare what writes the staged rows under the event, and what its leaf says of them: table, key, SHA-256."""
         statements: list[Statement] = []
         covered = []
         for key, row in sorted(self._staged.items()):

@@ -123,7 +123,7 @@ class HeadCheck:
             self.outside_size = head.size
 
     def _advance(self) -> tuple[int, str] | None:
-        """The next tree head as (size, note); rows that cannot be one are reported and skipped."""
+        """Read the next tree head as (size, note); rows that cannot be one are reported and skipped."""
         for n, size, note in self._rows:
             expected, self._n = self._n, self._n + 1
             right_types = (type(n), type(size), type(note)) == (int, int, str)

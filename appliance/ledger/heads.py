@@ -26,7 +26,7 @@ class TreeHead:
 
 
 def last_tree_head(connection: Connection, ring: Keyring) -> TreeHead | None:
-    """The newest signed tree head, its signatures checked. Raises `IntegrityError` when they do not verify."""
+    """Read the newest signed tree head, its signatures checked. Raises `IntegrityError` when they do not verify."""
     columns = schema.tree_head.c
     row = connection.execute(select(columns.size, columns.note).order_by(columns.n.desc()).limit(1)).one_or_none()
     if row is None:
@@ -38,7 +38,7 @@ def last_tree_head(connection: Connection, ring: Keyring) -> TreeHead | None:
 
 
 def first_head_over(connection: Connection, index: int, ring: Keyring) -> TreeHead | None:
-    """The oldest signed tree head that covers entry `index`: what was handed out right after the entry was written."""
+    """Find the oldest signed tree head that covers entry `index`: what was handed out right after it was written."""
     columns = schema.tree_head.c
     query = select(columns.note).where(columns.size > index).order_by(columns.size).limit(1)
     note = connection.execute(query).scalar_one_or_none()

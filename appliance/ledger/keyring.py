@@ -61,7 +61,7 @@ class Keyring:
 
     @staticmethod
     def of(keys: Keys) -> Keyring:
-        """The keyring of a log that never changed its keys."""
+        """Make the keyring of a log that never changed its keys."""
         return Keyring((KeySet(0, keys),), keys)
 
     @property
@@ -75,7 +75,7 @@ class Keyring:
         return self.sets[-1]
 
     def at(self, size: int) -> KeySet:
-        """The set that signs tree heads of this size."""
+        """Find the set that signs tree heads of this size."""
         return next(found for found in reversed(self.sets) if found.since <= size)
 
     def has(self, keys: Keys) -> bool:
@@ -83,7 +83,7 @@ class Keyring:
         return any(found.keys == keys for found in self.sets)
 
     def open(self, note: str, *, exact: bool = True) -> Checkpoint:
-        """The checkpoint in a note that the keys of its size signed. Raises `IntegrityError`."""
+        """Open a note that the keys of its size signed. Raises `IntegrityError`."""
         return open_checkpoint(note, self.at(unverified_size(note)).keys, exact=exact)
 
     def open_outside(self, note: str, *, exact: bool = True) -> Checkpoint:
@@ -96,7 +96,7 @@ class Keyring:
             return open_checkpoint(note, self.local, exact=exact)
 
     def rekeyed(self, leaf: Mapping[str, Any]) -> Keyring:
-        """The keyring after the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
+        """Add the keys of the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
         try:
             index, facts = leaf["index"], leaf["facts"]
             if type(index) is not int or type(facts["root"]) is not str:
@@ -119,7 +119,7 @@ class Keyring:
 
 
 def statement(origin: str, index: int, root: str, old: Keys, new: Keys) -> bytes:
-    """What old and new keys sign: tag, then canonical JSON. `root` is the hex root over the first `index` entries."""
+    """Write what old and new keys sign: tag, canonical JSON. `root` is the hex root over the first `index` entries."""
     both = {name: [key.encode() for key in keys] for name, keys in (("old", old), ("new", new))}
     return _TAG + canonical({"origin": origin, "index": index, "root": root, **both})
 
@@ -133,12 +133,12 @@ def rekeying(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: S
 
 
 def described(keys: Keys) -> list[KeyFacts]:
-    """A key set as entries state it."""
+    """Describe a key set as entries state it."""
     return [KeyFacts(algorithm=ALGORITHMS[k.algorithm], id=k.key_id.hex(), vkey=k.encode()) for k in keys]
 
 
 def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:
-    """Stored bytes of the first entry and of those that change the keys. Raises `IntegrityError` without a first."""
+    """Read the bytes of the first entry and of those that change the keys. Raises `IntegrityError` without a first."""
     run = dialect.of(connection).run
     rows = [*run(connection, [(_FIRST, ())]), *run(connection, [(_LATER, ())])]
     if not rows or any(not isinstance(leaf, bytes) for (leaf,) in rows):
@@ -147,7 +147,7 @@ def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:
 
 
 def first_keys(leaf: bytes) -> Keys:
-    """The keys that the first entry names. Raises `IntegrityError`."""
+    """Read the keys that the first entry names. Raises `IntegrityError`."""
     try:
         return tuple(VerifierKey.parse(key["vkey"]) for key in parse_leaf(leaf)["facts"]["keys"])
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -155,7 +155,7 @@ def first_keys(leaf: bytes) -> Keys:
 
 
 def build(leaves: Sequence[bytes], local: Keys) -> Keyring:
-    """The keyring that these leaves give, each change of keys checked. Raises `IntegrityError`."""
+    """Build the keyring that these leaves give, each change of keys checked. Raises `IntegrityError`."""
     ring = Keyring((KeySet(0, first_keys(leaves[0])),), local)
     for leaf in leaves[1:]:
         ring = ring.rekeyed(parse_leaf(leaf))

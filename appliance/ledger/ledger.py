@@ -87,7 +87,7 @@ class Ledger(LedgerReader):
     def transaction(
         self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None
     ) -> Iterator[Transaction]:
-        """A writing transaction: all of its rows and entries become durable when the block is left, or none.
+        """Open a writing transaction: all of its rows and entries become durable when the block is left, or none.
 
         Raises:
           ApplianceError: rows were changed without an event.
@@ -221,7 +221,7 @@ class Ledger(LedgerReader):
 
     @contextmanager
     def _owner(self) -> Iterator[Database]:
-        """The database as the role that owns its tables."""
+        """Open the database as the role that owns its tables."""
         if not self._config.owner_url:
             yield self._database
             return
@@ -239,7 +239,7 @@ class Ledger(LedgerReader):
             return tx.append(BodyErased(index=index))
 
     def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
-        """The newest private keys; finishes a change of keys that was interrupted after its commit."""
+        """Load the newest private keys; finishes a change of keys that was interrupted after its commit."""
         if not promote(self._config.signing_dir, ring.current.keys):
             raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return load_signers(self._config.signing_dir, self._clock)

@@ -23,7 +23,7 @@ _TOLERATED = timedelta(seconds=2)  # how far a clock may step back before the le
 
 
 def now() -> datetime:
-    """The clock of the machine."""
+    """Read the clock of the machine."""
     return datetime.now(UTC)
 
 
@@ -54,12 +54,12 @@ _BODY = "INSERT INTO body (idx, sealed) VALUES (?, ?)"
 
 
 def read_head(connection: Connection) -> Head:
-    """The head row as this transaction sees it."""
+    """Read the head row as this transaction sees it."""
     return _head(dialect.of(connection).run(connection, [(_READ, ())]))
 
 
 def lock_head(connection: Connection, before: Sequence[Statement] = ()) -> Head:
-    """The head row; on a database with row locks it is locked for the rest of the transaction.
+    """Read the head row; on a database with row locks it is locked for the rest of the transaction.
 
     `before` are statements that run first, in the same round trip.
     """
@@ -112,7 +112,7 @@ class StoredTree:
 
 
 def partial_tile(connection: Connection, level: int, n: int) -> Sequence[bytes]:
-    """The hashes there are of a tile: leaf hashes, or roots of the tiles one level below."""
+    """Read the hashes there are of a tile: leaf hashes, or roots of the tiles one level below."""
     first = n * merkle.TILE
     query, parameters = "SELECT leaf_hash FROM entry WHERE idx BETWEEN ? AND ? ORDER BY idx", [first, first + 255]
     if level:
@@ -215,7 +215,7 @@ class Appender:
         return index
 
     def _body_of(self, index: int) -> dict[str, Any] | None:
-        """The transaction's one body (name and reason), sealed with its first entry and shared by the others."""
+        """Seal the transaction's one body (name and reason) with its first entry; the others share it."""
         context = self._context
         private = {"name": context.actor.name, "reason": context.reason or ""}
         if self._body is None and any(private.values()):

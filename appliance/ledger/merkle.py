@@ -118,7 +118,7 @@ class Builder:
         return result
 
     def partial_tiles(self) -> Iterator[tuple[int, int, bytes]]:
-        """The tiles that are not full yet, as (level, n, hashes)."""
+        """List the tiles that are not full yet, as (level, n, hashes)."""
         for level, row in enumerate(self._pending):
             if row:
                 yield level, self.size >> 8 * (level + 1), b"".join(row)

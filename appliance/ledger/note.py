@@ -40,12 +40,12 @@ class Checkpoint:
     root: bytes
 
     def text(self) -> str:
-        """The note text that is signed."""
+        """Write the note text that is signed."""
         return f"{self.origin}\n{self.size}\n{encode64(self.root)}\n"
 
     @staticmethod
     def parse(text: str) -> Checkpoint:
-        """The checkpoint in a note text. Raises `IntegrityError` unless it is exactly one."""
+        """Parse a note text. Raises `IntegrityError` unless it is exactly a checkpoint."""
         lines = text.split("\n")
         if len(lines) != 4 or not lines[0] or not decimal(lines[1]):
             raise IntegrityError("a tree head is malformed")
@@ -69,12 +69,12 @@ class VerifierKey:
         return sha256(f"{self.name}\n".encode() + bytes([self.algorithm]) + self.public).digest()[:4]
 
     def encode(self) -> str:
-        """The vkey text: name+hex(id)+base64(type || public key)."""
+        """Write the vkey text: name+hex(id)+base64(type || public key)."""
         return f"{self.name}+{self.key_id.hex()}+{encode64(bytes([self.algorithm]) + self.public)}"
 
     @staticmethod
     def parse(text: str) -> VerifierKey:
-        """The key in a vkey text. Raises `IntegrityError` when it is malformed."""
+        """Parse a vkey text. Raises `IntegrityError` when it is malformed."""
         parts = text.split("+", 2)
         raw = decode64(parts[2]) if len(parts) == 3 else b""
         if not raw or not valid_name(parts[0]) or len(raw) - 1 != _PUBLIC_BYTES.get(raw[0]):
@@ -128,7 +128,7 @@ class Signer(Protocol):
 
 
 def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:
-    """What an ML-DSA-44 line signs: `cosigned_message` of c2sp.org/tlog-cosignature; `timestamp` in POSIX seconds."""
+    """Write what an ML-DSA-44 line signs, as c2sp.org/tlog-cosignature has it; `timestamp` in POSIX seconds."""
     return b"".join(
         (
             b"subtree/v1\n\0",
@@ -142,19 +142,19 @@ def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes
 
 
 def witnessed_message(text: str, timestamp: int) -> bytes:
-    """What the Ed25519 line of a witness signs: `cosignature/v1` of c2sp.org/tlog-cosignature, over the note text."""
+    """Write what a witness's Ed25519 line signs: `cosignature/v1` of c2sp.org/tlog-cosignature, over the note text."""
     return f"cosignature/v1\ntime {timestamp}\n{text}".encode()
 
 
 def sign_checkpoint(checkpoint: Checkpoint, signers: Sequence[Signer]) -> str:
-    """The signed note: text, blank line, one line for each signer."""
+    """Sign a checkpoint as a note: text, blank line, one line for each signer."""
     text = checkpoint.text()
     lines = [_line(signer.verifier, signer.sign(text)) for signer in signers]
     return f"{text}\n{''.join(lines)}"
 
 
 def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = False) -> Checkpoint:
-    """The checkpoint in a signed note that **every** trusted key signed.
+    """Open a signed note as a checkpoint that **every** trusted key signed.
 
     Lines of unknown keys are ignored, as C2SP asks, unless `exact` (a note of our own, which has no others).
 
@@ -185,7 +185,7 @@ def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = 
 
 
 def unverified_size(note: str) -> int:
-    """The size that a note claims to be a tree head of. Raises `IntegrityError` when it is malformed."""
+    """Read the size that a note claims to be a tree head of. Raises `IntegrityError` when it is malformed."""
     return Checkpoint.parse(_split(note)[0]).size
 
 
@@ -195,7 +195,7 @@ def valid_name(name: str) -> bool:
 
 
 def encode64(data: bytes) -> str:
-    """Standard base64."""
+    """Encode as standard base64."""
     return base64.b64encode(data).decode()
 
 

@@ -67,17 +67,17 @@ def check_url(url: URL) -> None:
 
 
 def file(url: URL) -> Path | None:
-    """A server's database is no file of ours."""
+    """Find no file: a server's database is none of ours."""
     return None
 
 
 def place(url: URL) -> str:
-    """The URL without its password."""
+    """Show the URL without its password."""
     return url.render_as_string(hide_password=True)
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """The engine; nothing connects yet. The database itself is made by its owner, never here."""
+    """Make the engine; nothing connects yet. The database itself is made by its owner, never here."""
     created = create_engine(url, hide_parameters=True, use_native_hstore=False)
 
     def prepare(connection: psycopg.Connection[Any], _record: Any) -> None:
@@ -163,7 +163,7 @@ def storage_problems(connection: Connection) -> Iterator[str]:
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """What an administrator may want to change."""
+    """Say what an administrator may want to change."""
     return postgres_catalogue.findings(connection)
 
 
@@ -173,7 +173,7 @@ def role(connection: Connection) -> str:
 
 
 def explained(error: BaseException | None, where: str) -> ApplianceError:
-    """What an error of PostgreSQL means, by its SQLSTATE."""
+    """Say what an error of PostgreSQL means, by its SQLSTATE."""
     state = getattr(error, "sqlstate", None) or ""
     for length in (5, 3, 2):
         if len(state) == 5 and state[:length] in _WORDS:

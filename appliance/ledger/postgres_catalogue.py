@@ -127,7 +127,7 @@ def amcheck_usable(connection: Connection) -> bool:
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """What an administrator may want to change."""
+    """Say what an administrator may want to change."""
     version = connection.exec_driver_sql("SHOW server_version").scalar_one()
     yield Finding("database", good=True, detail=f"PostgreSQL {version}")
     superuser, owner, name = connection.exec_driver_sql(_ROLE).one()

@@ -43,13 +43,13 @@ def verify_evidence(document: bytes, trusted: Sequence[str]) -> ProvenEntry:
 
 
 def encode(index: int, path: Sequence[bytes], note: str) -> str:
-    """The text of a proof: index, audit path from the leaf's sibling upwards, signed note."""
+    """Write a proof as text: index, audit path from the leaf's sibling upwards, signed note."""
     lines = [_HEADER, f"index {index}", *(encode64(digest) for digest in path), ""]
     return "\n".join(lines) + "\n" + note
 
 
 def encode_consistency(old_size: int, old_root: bytes, path: Sequence[bytes]) -> str:
-    """The text of a consistency proof: size and root of the earlier tree, then the hashes of RFC 6962, 2.1.2."""
+    """Write a consistency proof: size and root of the earlier tree, then the hashes of RFC 6962, 2.1.2."""
     lines = [_CONSISTENCY_HEADER, f"old {old_size}", encode64(old_root), *(encode64(digest) for digest in path)]
     return "\n".join(lines) + "\n"
 

@@ -91,13 +91,13 @@ class LedgerReader:
             return self._keyring(connection).sets
 
     def keys_at(self, size: int) -> KeySet:
-        """The keys that sign tree heads of this size."""
+        """Find the keys that sign tree heads of this size."""
         with self._database.read() as connection:
             return self._keyring(connection).at(size)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """The catalog in one snapshot."""
+        """Read the catalog in one snapshot."""
         with self._database.read() as connection:
             yield Reading(connection)
 
@@ -106,7 +106,7 @@ class LedgerReader:
         return self._database.findings()
 
     def head(self, covering: int | None = None) -> TreeHead | None:
-        """The newest signed tree head; the first one that covers entry `covering` where an index is given."""
+        """Read the newest signed tree head; the first one that covers entry `covering` where an index is given."""
         with self._database.read() as connection:
             if covering is not None:
                 return first_head_over(connection, covering, self._keyring(connection))
@@ -147,12 +147,12 @@ class LedgerReader:
             return read_entry(connection, self._leaf(connection, index))
 
     def leaf(self, index: int) -> bytes:
-        """The stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
+        """Read the stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
         with self._database.read() as connection:
             return self._leaf(connection, index)
 
     def body(self, index: int, private_key: bytes) -> dict[str, str] | None:
-        """The opened body (name, reason) of an entry; None where it has none or it is gone.
+        """Open the body (name, reason) of an entry; None where it has none or it is gone.
 
         Raises:
           KeyUnavailable: the 32-byte X25519 private key does not open it.
@@ -166,7 +166,7 @@ class LedgerReader:
         return unseal(sealed, leaf["body"]["commitment"], private_key, self._config.origin)
 
     def prove(self, index: int, head: TreeHead | None = None) -> str:
-        """A C2SP tlog-proof that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
+        """Prove (C2SP tlog-proof) that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
 
         Raises:
           ArtefactMissing: there is no such entry.
@@ -181,7 +181,7 @@ class LedgerReader:
         return proof.encode(index, path, head.note)
 
     def prove_consistency(self, old_size: int, head: TreeHead) -> str:
-        """A proof that the tree of `head` continues that of its first `old_size` entries; `proof.verify_consistency`.
+        """Prove that the tree of `head` continues that of its first `old_size` entries; see `proof.verify_consistency`.
 
         Raises `UsageError` unless 0 < `old_size` <= `head.size`.
         """
@@ -253,7 +253,7 @@ class LedgerReader:
             raise
 
     def _check(self, connection: Connection) -> Keyring:
-        """The keys of a ledger that is what it states and continues its anchor."""
+        """Check that the ledger is what it states and continues its anchor; its keys."""
         problems = schema.schema_problems(connection, self._stated(connection))
         if problems:
             raise IntegrityError(problems[0], where=self._database.where)
@@ -262,7 +262,7 @@ class LedgerReader:
         return self._keyring(connection)
 
     def _keyring(self, connection: Connection) -> Keyring:
-        """The keys of the log as this transaction sees it; ours must be among them."""
+        """Read the keys of the log as this transaction sees it; ours must be among them."""
         leaves = leaves_about_keys(connection)
         if self._built is None or self._built[0] != leaves:
             self._built = leaves, build(leaves, self._local)

@@ -159,7 +159,7 @@ def present(connection: Connection, table: Table) -> bool:
 
 
 def revision_of(definitions: Mapping[str, str]) -> str:
-    """The revision that these definitions are of."""
+    """Find the revision that these definitions are of."""
     return max((since for name, since in _SINCE.items() if f"table {name}" in definitions), default="0001")
 
 
@@ -174,7 +174,7 @@ def schema_digests(connection: Connection) -> dict[str, str]:
 
 
 def schema_problems(connection: Connection, expected: Mapping[str, str]) -> list[str]:
-    """What is wrong with the definitions, in words; tables of others are tolerated, guards added to ours are not."""
+    """Say what is wrong with the definitions; tables of others are tolerated, guards added to ours are not."""
     actual = schema_digests(connection)
     problems = [f"{name} is missing from the database" for name in expected.keys() - actual.keys()]
     problems += [f"{name} was added to the database" for name in actual.keys() - expected.keys()]

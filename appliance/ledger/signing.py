@@ -77,7 +77,7 @@ def create_keys(directory: Path, origin: str) -> None:
 
 
 def load_verifiers(directory: Path) -> tuple[VerifierKey, ...]:
-    """The public keys. Raises `ArtefactMissing` or `IntegrityError`."""
+    """Load the public keys. Raises `ArtefactMissing` or `IntegrityError`."""
     path = directory / _PUBLIC_FILE
     try:
         text = path.read_bytes().decode()
@@ -123,7 +123,7 @@ def promote(directory: Path, keys: tuple[VerifierKey, ...]) -> bool:
 
 
 def load_signers(directory: Path, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
-    """The private keys. Raises `IntegrityError` when they do not belong to the verifier keys beside them."""
+    """Load the private keys. Raises `IntegrityError` when they do not belong to the verifier keys beside them."""
     verifiers = load_verifiers(directory)
     (public, ed25519), (public_pq, mldsa44) = _derive(directory, verifiers[0].name)
     if (public, public_pq) != verifiers:

@@ -36,7 +36,7 @@ def write_snapshot(
 
 
 def tile_path(n: int) -> str:
-    """The path of tile number `n`: groups of three digits, all but the last with an x, such as x001/x234/067."""
+    """Name the path of tile number `n`: groups of three digits, all but the last with an x, such as x001/x234/067."""
     groups = [f"{n % 1000:03d}"]
     while n := n // 1000:
         groups.append(f"x{n % 1000:03d}")

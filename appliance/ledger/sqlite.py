@@ -44,17 +44,17 @@ def check_url(url: URL) -> None:
 
 
 def file(url: URL) -> Path | None:
-    """The database's file."""
+    """Find the database's file."""
     return Path(str(url.database))
 
 
 def place(url: URL) -> str:
-    """The file, as text."""
+    """Show the file, as text."""
     return str(url.database)
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """The engine over the file; `create` makes an empty one (mode 0600).
+    """Make the engine over the file; `create` makes an empty one (mode 0600).
 
     Raises `ArtefactMissing` without a file, `WillNotFit` where none can be made.
     """
@@ -130,7 +130,7 @@ def storage_problems(connection: Connection) -> Iterator[str]:
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """The version of the library."""
+    """State the version of the library."""
     yield Finding("database", good=True, detail=f"SQLite {sqlite3.sqlite_version}")
 
 
@@ -140,7 +140,7 @@ def role(connection: Connection) -> str:
 
 
 def explained(error: BaseException | None, where: str) -> ApplianceError:
-    """What an error of SQLite means."""
+    """Say what an error of SQLite means."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Busy("another process is writing the ledger", where=where, hint="try again")

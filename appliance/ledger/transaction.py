@@ -64,7 +64,7 @@ class Transaction:
         return self._appender.append(event, event_id=event_id, rows=rows)
 
     def finish(self) -> None:
-        """Called when the block is left without an exception. Raises `ApplianceError` for rows without an event."""
+        """End the block that was left without an exception. Raises `ApplianceError` for rows without an event."""
         if any(gateway.dirty for gateway in self._gateways()):
             raise ApplianceError("rows were changed without an event; nothing was written")
         if self._appender is not None:

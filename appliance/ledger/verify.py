@@ -136,7 +136,7 @@ def check_tables(connection: Connection, problems: Problems) -> bool:
 
 
 def check_keys(connection: Connection, trusted: Keys, problems: Problems) -> Keyring:
-    """The key sets of the log, each change of keys checked; the trusted keys alone where they are none of these."""
+    """Read the key sets of the log, each change checked; the trusted keys alone where they are none of these."""
     try:
         first, *later = keyring.leaves_about_keys(connection)
         ring = keyring.build([first], trusted)
@@ -174,7 +174,7 @@ def check_stated_definitions(connection: Connection, problems: Problems) -> None
 
 
 def stated(connection: Connection) -> dict[str, str]:
-    """The definitions that the first entry or the newest `ledger.upgraded` states.
+    """Read the definitions that the first entry or the newest `ledger.upgraded` states.
 
     Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.
     """

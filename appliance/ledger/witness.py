@@ -90,7 +90,7 @@ def add(connection: Connection, text: str, witnesses: Sequence[VerifierKey]) -> 
 def check(
     connection: Connection, witnesses: Sequence[VerifierKey], good_size: int, problems: Problems
 ) -> tuple[Cosigned, ...]:
-    """The newest cosignature of each trusted witness on a tree head that holds; a false one is a problem."""
+    """Find the newest cosignature of each trusted witness on a tree head that holds; a false one is a problem."""
     if not schema.present(connection, schema.cosig):
         return ()
     newest: dict[str, Cosigned] = {}
@@ -124,7 +124,7 @@ def _id(key: VerifierKey) -> str:
 
 
 def _verified(key: VerifierKey, line: object, note: str) -> int | None:
-    """The time of a cosignature that holds, else None."""
+    """Verify a cosignature: its time if it holds, else None."""
     try:
         name, raw = parse_signature(str(line))
     except IntegrityError:
@@ -135,7 +135,7 @@ def _verified(key: VerifierKey, line: object, note: str) -> int | None:
 
 
 def _find(connection: Connection, witness: VerifierKey, signature: bytes) -> Cosigned:
-    """The tree head that a signature is for; an answer does not say, and it is most likely the newest."""
+    """Find the tree head that a signature is for; an answer does not say, and it is most likely the newest."""
     columns = schema.tree_head.c
     for size, note in connection.execute(select(columns.size, columns.note).order_by(columns.n.desc())):
         if witness.accepts(note.rpartition("\n\n")[0] + "\n", signature):

@@ -42,7 +42,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file, after checking that all it claims lies inside the file and nothing overlaps.
+    """Read the header of a GGUF file, after checking that all it claims lies inside the file and nothing overlaps.
 
     Raises:
       DataInvalid: not a GGUF file, a version or byte order this does not read, truncated, or inconsistent.

@@ -102,7 +102,7 @@ def check_run(policy: Policy, run: RunFile, dataset: DatasetFacts, model: ModelF
 
 
 def check_plan(policy: Policy, dataset: DatasetFacts, plan: PrivacyPlan) -> None:
-    """Does the privacy plan keep within the policy, and is it a plan for this dataset?
+    """Check that the privacy plan keeps within the policy, and is a plan for this dataset.
 
     Raises:
       ConfigInvalid: if the plan was made for another unit of privacy or number of units.

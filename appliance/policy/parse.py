@@ -16,7 +16,7 @@ V = TypeVar("V", bound=Value)
 
 
 def parse_value(model: type[V], data: bytes, where: str) -> V:
-    """Reads `data` as YAML and validates it as `model`, whose first key must be `schema`.
+    """Read `data` as YAML and validate it as `model`, whose first key must be `schema`.
 
     Raises:
       ConfigInvalid: with `where` = `file:line`, and a hint naming the nearest known key where one is unknown.
@@ -34,7 +34,7 @@ def parse_value(model: type[V], data: bytes, where: str) -> V:
 
 
 def _explained(error: ValidationError, document: Document, model: type[Value]) -> ConfigInvalid:
-    """The first problem of a file as one sentence. Unknown keys come first: a typing error also makes a key missing."""
+    """Say the first problem of a file. Unknown keys come first: a typing error also makes a key missing."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     problems.sort(
         key=lambda problem: (problem["type"] != "extra_forbidden", document.lines[document.known(problem["loc"])])
@@ -64,7 +64,7 @@ def _unknown_key(path: Path, document: Document, model: type[Value]) -> ConfigIn
 
 
 def _keys_at(root: dict[str, Any], path: Path) -> list[str]:
-    """The keys that the JSON schema `root` allows at `path`."""
+    """List the keys that the JSON schema `root` allows at `path`."""
     nodes = [root]
     for part in path:
         nodes = [child for node in nodes for child in _children(root, node, part)]

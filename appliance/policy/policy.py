@@ -80,7 +80,7 @@ class Policy(Value):
         return hashlib.sha256(self._text).hexdigest()
 
     def rules(self, dataset_class: str = "default") -> ClassRules:
-        """The rules for `dataset_class`. Raises `PolicyDenied` for a class the policy does not know."""
+        """Find the rules for `dataset_class`. Raises `PolicyDenied` for a class the policy does not know."""
         found = self.classes.get(dataset_class)
         if found is None:
             known = ", ".join(sorted(self.classes))
@@ -89,7 +89,7 @@ class Policy(Value):
 
 
 def parse(data: bytes, where: str) -> Policy:
-    """Reads a policy file.
+    """Read a policy file.
 
     Args:
       data: the bytes of the file.

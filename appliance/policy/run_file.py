@@ -138,14 +138,14 @@ class RunFile(Value):
         )
 
     def steps(self, declared_units: int) -> int:
-        """Sampled steps: as given, or epochs x declared units / expected batch size, rounded up."""
+        """Count the sampled steps: as given, or epochs x declared units / expected batch size, rounded up."""
         if self.train.steps is not None:
             return self.train.steps
         return math.ceil(Fraction(self.train.epochs or 0) * declared_units / self.train.expected_batch_size)
 
 
 def parse(data: bytes, where: str) -> RunFile:
-    """Reads a run file.
+    """Read a run file.
 
     Args:
       data: the bytes of the file.
@@ -214,7 +214,7 @@ _ALTERNATIVE = {"train.steps": "# epochs: 2  (instead of steps)", "train.epochs"
 
 
 def render(run: RunFile) -> str:
-    """Writes `run` as YAML, every key under a line that says what it does and what it costs."""
+    """Write `run` as YAML, every key under a line that says what it does and what it costs."""
     tree = run.model_dump(mode="json", by_alias=True, exclude_none=True)
     lines: list[str] = []
     for key, value in tree.items():

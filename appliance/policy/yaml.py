@@ -41,7 +41,7 @@ class Document:
     where: str
 
     def known(self, path: Path) -> Path:
-        """The longest beginning of `path` that exists in the file."""
+        """Find the longest beginning of `path` that exists in the file."""
         while path not in self.lines:
             path = path[:-1]
         return path
@@ -52,7 +52,7 @@ class Document:
 
 
 def load(data: bytes, where: str) -> Document:
-    """Parses one YAML document.
+    """Parse one YAML document.
 
     Args:
       data: UTF-8 bytes, at most `MAX_BYTES`.
@@ -152,7 +152,7 @@ class _Builder:
 
 
 def resolve(plain: str) -> Any:
-    """The value of an unquoted scalar: null, true, false, an integer, a decimal number, or else the text itself."""
+    """Resolve an unquoted scalar: null, true, false, an integer, a decimal number, or else the text itself."""
     if plain in _WORDS:
         return _WORDS[plain]
     if _INT.fullmatch(plain):
@@ -161,12 +161,12 @@ def resolve(plain: str) -> Any:
 
 
 def shown(key: str) -> str:
-    """A key as messages may show it: only if it looks like one, since any file may be handed over by mistake."""
+    """Show a key in a message only if it looks like one, since any file may be handed over by mistake."""
     return f"'{key}'" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}", key) else "(not a word)"
 
 
 def scalar(value: str | int | float) -> str:
-    """Writes a scalar so that `load` reads back the same value.
+    """Write a scalar so that `load` reads back the same value.
 
     Raises:
       ValueError: for a string with half of a surrogate pair, or a number that YAML files here do not hold.

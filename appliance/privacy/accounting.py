@@ -64,7 +64,7 @@ class Mechanism:
 
 
 def composition(plan: PrivacyPlan, attempts: int, noise_multiplier: float | None = None) -> list[Mechanism]:
-    """What `attempts` attempts of a plan are: a mechanism for each stretch of equal sample rate, one after the other.
+    """List what `attempts` attempts of a plan are: a mechanism for each stretch of equal sample rate, in order.
 
     Args:
       plan: its schedule says which rate each attempt has.
@@ -110,7 +110,7 @@ def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float
 
 
 def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """The smallest noise multiplier found (to about 1e-4 relative) with `epsilon_pld` at most `epsilon`.
+    """Find the smallest noise multiplier (to about 1e-4 relative) with `epsilon_pld` at most `epsilon`.
 
     The upper end of the bracket is returned, and checked with the very function that charges.
 
@@ -155,7 +155,7 @@ def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: fl
 
 
 def charged_epsilon(pld: float, prv: float) -> float:
-    """The larger of the two accountants' epsilons.
+    """Take the larger of the two accountants' epsilons.
 
     Raises:
       GateFailed: they differ by more than 1 % and by more than 0.012, or one of them is not a finite number.
@@ -204,7 +204,7 @@ def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
 
 @lru_cache(maxsize=64)
 def _composed(noise_multiplier: float, sample_rate: float, attempts: int, interval: float) -> Any:
-    """The privacy loss distribution of `attempts` steps, both directions."""
+    """Compose the privacy loss distribution of `attempts` steps, both directions."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     step = from_gaussian_mechanism(
@@ -214,7 +214,7 @@ def _composed(noise_multiplier: float, sample_rate: float, attempts: int, interv
 
 
 def _rate(sample_rate: Fraction) -> float:
-    """The rate as a double that is never below it."""
+    """Round the rate to a double that is never below it."""
     rate = float(sample_rate)
     return math.nextafter(rate, 1.0) if Fraction(rate) < sample_rate else rate
 
@@ -232,7 +232,7 @@ def _start(rates: Sequence[tuple[Fraction, int]], epsilon: float) -> float:
 
 
 def _search(spent: Callable[[float], float], epsilon: float, start: float, factor: float) -> float:
-    """The noise multiplier where `spent` crosses `epsilon`: a bracket by steps of `factor`, then Brent's method.
+    """Find the noise multiplier where `spent` crosses `epsilon`: a bracket by steps of `factor`, then Brent's method.
 
     It starts in the middle because little noise means a wide distribution, which is slow to compose. Epsilon is close
     to a power of the noise multiplier, so in logarithms a few steps suffice.

@@ -35,7 +35,7 @@ class Spend:
 
     @staticmethod
     def of_plan(run_id: str, dataset_id: str, plan: PrivacyPlan) -> Spend:
-        """The reservation of a plan: all its attempts, and what PRV may say of them above PLD."""
+        """Reserve for a plan: all its attempts, and what PRV may say of them above PLD."""
         return Spend(
             run_id=run_id,
             dataset_id=dataset_id,
@@ -123,5 +123,5 @@ def _check_one(
 
 
 def _neighbours(dataset: str, overlaps: Mapping[str, Collection[str]]) -> set[str]:
-    """The dataset, and all that overlap it by either one's account."""
+    """Find the dataset, and all that overlap it by either one's account."""
     return {dataset, *overlaps.get(dataset, ()), *(other for other, theirs in overlaps.items() if dataset in theirs)}

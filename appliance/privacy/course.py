@@ -23,7 +23,7 @@ def epsilon_curve(plan: PrivacyPlan, attempts: int, points: int = POINTS) -> lis
 
 
 def odds_bound(epsilon: str) -> str:
-    """The power e^epsilon, rounded up: by what factor (epsilon, 0)-DP lets anyone's odds about one unit rise.
+    """Raise e to epsilon, rounded up: by what factor (epsilon, 0)-DP lets anyone's odds about one unit rise.
 
     Args:
       epsilon: decimal text, as it is charged.

@@ -72,7 +72,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, run_id: str, plan_sha256: str) -> Journal:
-        """Creates the journal, or continues it; a torn last line is first turned into a line that counts.
+        """Create the journal, or continue it; a torn last line is first turned into a line that counts.
 
         Raises:
           IntegrityError: the file is not an intact journal of this run and plan.
@@ -122,7 +122,7 @@ class Journal:
         self._append({"type": "checkpointed", "step": step, "sha256": sha256})
 
     def close(self) -> None:
-        """Closes the file. Everything is on the disk already."""
+        """Close the file. Everything is on the disk already."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -149,7 +149,7 @@ class Journal:
 
 
 def read(path: Path, run_id: str) -> JournalState | None:
-    """What the journal says of `run_id`; None where there is none. Never raises for what the file contains.
+    """Read what the journal says of `run_id`; None where there is none. Never raises for what the file contains.
 
     Raises:
       IntegrityError: the file is there and cannot be read.
@@ -162,7 +162,7 @@ def read(path: Path, run_id: str) -> JournalState | None:
 
 
 def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] | None) -> int:
-    """Attempts to charge for a run that has ended: never fewer than were sampled.
+    """Count the attempts to charge for a run that has ended: never fewer than were sampled.
 
     Args:
       state: what `read` returned.
@@ -206,7 +206,7 @@ def _parse(content: bytes, run_id: str) -> JournalState:
 
 
 def _follow(state: JournalState, line: bytes, opening: str | None) -> JournalState | None:
-    """The state after `line`, or None if the line does not follow. Writing it again must give the same bytes."""
+    """Follow `line` to the next state; None if it does not follow. Writing it again must give the same bytes."""
     try:
         value = orjson.loads(line)
         entry = value["entry"]

@@ -30,7 +30,7 @@ def make_plan(
     trainable_parameters: int,
     phases: Sequence[Phase] = (),
 ) -> PrivacyPlan:
-    """A plan whose `steps` + `spare_steps` attempts together are (epsilon, delta)-DP.
+    """Make a plan whose `steps` + `spare_steps` attempts together are (epsilon, delta)-DP.
 
     The noise is calibrated at delta minus what the noise sampler itself costs.
 
@@ -78,7 +78,7 @@ def make_plan(
 
 
 def share_out(ratios: Sequence[float], steps: int) -> list[int]:
-    """Steps of each phase: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
+    """Share out steps: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
 
     Raises:
       ConfigInvalid: the ratios do not add up to 1, or there are fewer steps than phases.

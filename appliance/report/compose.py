@@ -42,7 +42,7 @@ NOT_SHOWN = (
 
 
 def compose(evidence: Evidence) -> Report:
-    """The whole report. Raises `ArtefactMissing` when no entry reserves the run."""
+    """Compose the whole report. Raises `ArtefactMissing` when no entry reserves the run."""
     found = findings(evidence)
     tone, sentence = headline(evidence, found)
     sections = (
@@ -61,7 +61,7 @@ def compose(evidence: Evidence) -> Report:
 
 
 def performed_section(evidence: Evidence) -> Section:
-    """What was done and what was not, so that silence is never taken for success."""
+    """Say what was done and what was not, so that silence is never taken for success."""
     rows: list[tuple[str, Sentence]] = []
     for what, type_ in BY_EVENT:
         event = evidence.last(type_)
@@ -75,7 +75,7 @@ def performed_section(evidence: Evidence) -> Section:
 
 
 def proof_section(evidence: Evidence) -> Section:
-    """The entries and the tree head, and how to check them."""
+    """List the entries and the tree head, and say how to check them."""
     head = evidence.head
     covered: list[tuple[str, Sentence]] = [
         ("Log", say(head.figure("origin"))),

@@ -50,11 +50,11 @@ class Evidence:
     others: tuple[LoggedEvent, ...]
 
     def last(self, *types: str) -> LoggedEvent | None:
-        """The newest entry about the run of one of these types."""
+        """Find the newest entry about the run of one of these types."""
         return next((event for event in reversed(self.events) if event.type in types), None)
 
     def first(self, *types: str) -> LoggedEvent | None:
-        """The oldest entry about the run of one of these types."""
+        """Find the oldest entry about the run of one of these types."""
         return next((event for event in self.events if event.type in types), None)
 
     def all(self, *types: str) -> tuple[LoggedEvent, ...]:
@@ -143,7 +143,7 @@ def concerning(run_id: str, known: Sequence[LoggedEvent]) -> list[LoggedEvent]:
 
 
 def _newest(known: Sequence[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
-    """The newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
+    """Find the newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
     found = [e for e in known if e.type == type_ and e.facts[name] == value and e.index < before.index]
     return found[-1:]
 

@@ -14,7 +14,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def selftest_section(evidence: Evidence) -> Section:
-    """The checks of the engine before the run."""
+    """List the checks of the engine before the run."""
     blocks = [block for event in evidence.all("audit.selftest") for block in _selftest(event)]
     return Section("selftest", "Self-test of the training engine", tuple(blocks) or (Paragraph(NOT_PERFORMED),))
 
@@ -45,7 +45,7 @@ def _selftest(event: LoggedEvent) -> list[Block]:
 
 
 def utility_section(evidence: Evidence) -> Section:
-    """What the adapter is good for, measured under differential privacy, and what it did to public text."""
+    """Say what the adapter is good for, measured under differential privacy, and what it did to public text."""
     event = evidence.last("evaluation.settled")
     if event is None:
         failed = evidence.last("evaluation.failed")
@@ -138,7 +138,7 @@ def _public(event: LoggedEvent) -> list[Block]:
 
 
 def isolation_section(evidence: Evidence) -> Section:
-    """What the sandbox of each worker reached, and the software that ran."""
+    """Say what the sandbox of each worker reached, and which software ran."""
     ran = [event for event in evidence.events if states(event, "/isolation")]
     seen: dict[str, LoggedEvent] = {event.type: event for event in ran}
     rows = tuple(

@@ -20,7 +20,7 @@ CHANGES = {
 
 
 def watermark_section(evidence: Evidence) -> Section:
-    """The mark: what was committed before training, what was embedded, what it should survive."""
+    """Describe the mark: what was committed before training, what was embedded, what it should survive."""
     event = evidence.last("watermark.embedded")
     if event is None:
         return Section("watermark", "Watermark", (Paragraph(NOT_PERFORMED), *_order(evidence)))
@@ -89,7 +89,7 @@ def claimed(score: Decimal) -> bool:
 
 
 def _order(evidence: Evidence) -> list[Table]:
-    """Commitment, start of training and embedding with their places in the log."""
+    """List commitment, start of training and embedding with their places in the log."""
     steps = [
         ("The key was committed to", evidence.first("watermark.committed")),
         ("Training started", evidence.first("run.started")),

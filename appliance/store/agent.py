@@ -197,7 +197,7 @@ def _base64(key: bytes) -> str:
 
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, under a lock that tells a living agent from the socket of a dead one."""
+    """Listen at `path`, under a lock that tells a living agent from the socket of a dead one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = path.parent.stat()
     if owner.st_uid != os.geteuid() or stat.S_IMODE(owner.st_mode) & 0o077:

@@ -67,11 +67,11 @@ class AgentClient:
         return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
 
     def lock(self) -> None:
-        """Makes the agent zero its keys and exit; when this returns, it has zeroed them."""
+        """Make the agent zero its keys and exit; when this returns, it has zeroed them."""
         self._ask(LockRequest())
 
     def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
-        """A new data key for a dataset.
+        """Ask for a new data key for a dataset.
 
         Returns:
           data key (32 bytes), the wrapped key to record, the epoch to record, fingerprint key (32 bytes).
@@ -83,11 +83,11 @@ class AgentClient:
             raise _bad_reply() from None
 
     def body_key(self) -> bytes:
-        """The raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
+        """Ask for the raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
         return _key(self._ask(BodyKeyRequest()), "body_key")
 
     def release(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int) -> bytes:
-        """The data key of a dataset (32 bytes).
+        """Ask for the data key of a dataset (32 bytes).
 
         Args:
           evidence: what proves the reservation; the agent's `authorise` judges it.
@@ -109,7 +109,7 @@ class AgentClient:
         return _key(self._ask(request), "data_key")
 
     def seal(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int, node: NodeKey, context: str) -> str:
-        """The data key of a dataset sealed to a node, as `store.nodes.unseal` opens it there.
+        """Ask for the data key of a dataset sealed to a node, as `store.nodes.unseal` opens it there.
 
         Args:
           evidence: as for `release`; it must name the node.

@@ -71,7 +71,7 @@ class RootKey:
 
 
 def read_canonical(path: Path, kind: type[V]) -> V:
-    """Reads a file that must be, byte for byte, what `to_json` writes for a `kind`.
+    """Read a file that must be, byte for byte, what `to_json` writes for a `kind`.
 
     Raises:
       ArtefactMissing: there is no such file.
@@ -154,7 +154,7 @@ class KeyRing:
         return data_key, wrapped, epoch
 
     def unwrap(self, wrapped: str, dataset_id: str, epoch: int) -> bytes:
-        """The data key that `new_data_key` wrapped.
+        """Unwrap the data key that `new_data_key` wrapped.
 
         Raises:
           KeyUnavailable: the key-encryption key of that epoch is not here (shredded, or its device is not mounted).
@@ -195,27 +195,27 @@ def _no_epoch_key(path: Path) -> KeyUnavailable:
 
 
 def fingerprint_key(root: RootKey) -> bytes:
-    """The 32-byte key of record and subject fingerprints: the same for all datasets of a store, so they compare."""
+    """Derive the 32-byte key of fingerprints: the same for all datasets of a store, so that they compare."""
     return bytes(root.derive("fingerprint"))
 
 
 def body_private_key(root: RootKey) -> bytes:
-    """The raw X25519 private key (32 bytes) that opens the sealed bodies of the ledger."""
+    """Derive the raw X25519 private key (32 bytes) that opens the sealed bodies of the ledger."""
     return bytes(root.derive("body-x25519"))
 
 
 def body_public_key(root: RootKey) -> bytes:
-    """The raw X25519 public key (32 bytes) that belongs to `body_private_key`."""
+    """Derive the raw X25519 public key (32 bytes) that belongs to `body_private_key`."""
     return X25519PrivateKey.from_private_bytes(body_private_key(root)).public_key().public_bytes_raw()
 
 
 def write_body_public_key(root: RootKey, path: Path) -> None:
-    """Publishes the body public key, so that bodies can be sealed while the store is sealed."""
+    """Publish the body public key, so that bodies can be sealed while the store is sealed."""
     write_atomic(path, f"{_BODY_KEY_PREFIX}{body_public_key(root).hex()}\n".encode(), mode=0o644)
 
 
 def read_body_public_key(path: Path) -> bytes:
-    """The body public key (32 bytes). Raises `ArtefactMissing`, or `IntegrityError` if the file is malformed."""
+    """Read the body public key (32 bytes). Raises `ArtefactMissing`, or `IntegrityError` if the file is malformed."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -97,7 +97,7 @@ def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> Roo
 
 
 def unlock(path: Path, passphrase: str) -> RootKey:
-    """The root key of the store.
+    """Open the root key of the store.
 
     Raises:
       ArtefactMissing: there is no keyslot file.
@@ -116,7 +116,7 @@ def unlock(path: Path, passphrase: str) -> RootKey:
 
 
 def store_id(path: Path) -> str:
-    """The id of the store, readable while it is sealed. Raises as `unlock` does, except for the passphrase."""
+    """Read the id of the store, also while it is sealed. Raises as `unlock` does, except for the passphrase."""
     return _read(path).store_id
 
 

@@ -57,12 +57,12 @@ class Header:
     commitment: bytes
 
     def encode(self) -> bytes:
-        """The bytes of the header."""
+        """Write the header."""
         return _header_core(self.salt, self.object_id) + self.commitment
 
     @staticmethod
     def decode(data: bytes) -> Header:
-        """The header that `data` is. Raises `IntegrityError`."""
+        """Read a header from `data`. Raises `IntegrityError`."""
         if len(data) < _FIXED.size:
             raise IntegrityError("header: too short")
         magic, algorithm, chunk_log2, length, salt = _FIXED.unpack_from(data)
@@ -115,7 +115,7 @@ class Stream:
 
     @staticmethod
     def of(header: Header, data_key: bytes | bytearray) -> Stream:
-        """The stream that `header` announces. Raises `IntegrityError` if `data_key` is not the key it was made with."""
+        """Make the stream that `header` announces. Raises `IntegrityError` if it was made with another `data_key`."""
         stream = Stream(data_key, header.salt, header.object_id)
         if not hmac.compare_digest(stream.header.commitment, header.commitment):
             raise IntegrityError("header: altered, or sealed with another key")
@@ -130,7 +130,7 @@ class Stream:
         self._aead.decrypt_into(self._nonce(index, last=False), data, self._digest + _STREAM_BYTES.pack(index), out)
 
     def seal_footer(self, chunks: int, trailer_digest: bytes, data_bytes: int, records: int) -> bytes:
-        """The last 32 bytes of the object; authenticates the trailer and with it the length."""
+        """Seal the last 32 bytes of the object, which authenticate the trailer and with it the length."""
         plain = FOOTER.pack(data_bytes, records)
         return self._aead.encrypt(self._nonce(chunks, last=True), plain, self._digest + trailer_digest)
 
@@ -162,7 +162,7 @@ class Trailer:
         return blake3(self.digests + _STREAM_BYTES.pack(self.stream_bytes)).digest()
 
     def encode(self) -> bytes:
-        """The bytes of the trailer."""
+        """Write the trailer."""
         return self.digests + _STREAM_BYTES.pack(self.stream_bytes) + self.digest
 
     def part(self, number: int) -> bytes:

@@ -15,7 +15,7 @@ from appliance.values import FileDigest
 
 
 def tree_digest(directory: Path) -> tuple[str, tuple[FileDigest, ...]]:
-    """The digest of a directory of regular files.
+    """Digest a directory of regular files.
 
     Returns:
       SHA-256 (hex) over the canonical JSON (RFC 8785) of `[[path, bytes, sha256], ...]`, sorted by path with `/`
@@ -33,7 +33,7 @@ def tree_digest(directory: Path) -> tuple[str, tuple[FileDigest, ...]]:
 
 
 def verify_tree(directory: Path, files: Iterable[FileDigest]) -> None:
-    """Compares a directory with the files it was recorded with.
+    """Compare a directory with the files it was recorded with.
 
     Raises:
       ArtefactMissing: `directory` is not there.

@@ -13,7 +13,7 @@ from appliance.privacy.accounting import Mechanism, composition, epsilon_pld
 
 
 def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:
-    """What `attempts` steps of the plan have cost, by three accountants, at the delta left beside the sampler's."""
+    """State what `attempts` steps of the plan cost by three accountants, at the delta left beside the sampler's."""
     mechanisms = composition(plan, attempts)
     delta = plan.delta - plan.sampler_delta
     return PrivacySpent(

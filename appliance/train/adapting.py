@@ -183,7 +183,7 @@ def _check_calls(adapter: Adapter) -> None:
 
 
 def body(model: Any) -> nn.Module:
-    """The model without its head: token ids in, last hidden states out.
+    """Find the model without its head: token ids in, last hidden states out.
 
     Raises:
       ConfigInvalid: when the model does not separate the two.

@@ -76,7 +76,7 @@ def coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
 
 
 def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
-    """The counts of every length and the bits under them, from the longest down; then all once more, and the shortest.
+    """Prove the counts of every length and the bits under them, longest first; then all once more, and the shortest.
 
     Raises:
       GateFailed: the second time gives other bits.
@@ -90,7 +90,7 @@ def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
 
 
 def _agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tensor]:
-    """The largest count under which rows do not matter, with the smaller ones that give the same bits."""
+    """Find the largest count under which rows do not matter, with the smaller ones that give the same bits."""
     reference: Tensor | None = None
     counts: list[int] = []
     for count in candidates(engine.most_rows(length)):
@@ -123,7 +123,7 @@ def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
 
 
 def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tensor | None:
-    """The gradients of two records that take turns in so many rows, [2, n]; of one if there is only one row.
+    """Compute the gradients of two records that take turns in so many rows, [2, n]; of one if there is only one row.
 
     None if a record has several, or if memory does not hold so many rows; the engine shrinks then.
     """
@@ -149,7 +149,7 @@ def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tens
 
 
 def _reported(engine: Engine, gradients: Tensor) -> Tensor:
-    """The columns that the reporting sites wrote; behind them, where it is looked at, the factor of the clip."""
+    """Take the columns that the reporting sites wrote; behind them, where it is looked at, the factor of the clip."""
     parts = [gradients[:, start:end] for start, end in engine.reporting()]
     if engine.on_gpu or engine.whole:
         parts.append(engine.sum.factors(gradients)[:, None])
@@ -167,14 +167,14 @@ def _same(bits: Tensor | None, reference: Tensor | None) -> bool:
 def synthetic(
     engine: Engine, length: int, tokens: int, generator: torch.Generator, supervised: int | None = None
 ) -> Encoded:
-    """A record of random tokens; two thirds of it are supervised, or its last so many tokens."""
+    """Make a record of random tokens; two thirds of it are supervised, or its last so many tokens."""
     ids = torch.randint(0, engine.vocabulary, (tokens,), generator=generator).tolist()
     first = tokens // 3 if supervised is None else tokens - 1 - supervised
     return Encoded(tuple(ids), tuple(range(max(0, first), tokens - 1)), length)
 
 
 def _remembered(engine: Engine) -> dict[str, Any]:
-    """What the modules of the model hold besides their parameters: buffers and plain attributes, by name."""
+    """Collect what the modules of the model hold besides their parameters: buffers and plain attributes, by name."""
     found: dict[str, Any] = {}
     for name, module in engine.adapter.model.named_modules():
         for key, value in (*vars(module).items(), *module._buffers.items()):

@@ -26,7 +26,7 @@ def make_repeatable(device: torch.device) -> None:
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device for which the host does not wait."""
+    """Copy to the device; the host does not wait for it."""
     if device.type == "cuda":
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True)

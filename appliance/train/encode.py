@@ -37,7 +37,7 @@ class Encoded:
 
 
 def buckets(max_tokens: int) -> list[int]:
-    """The public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
+    """List the public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
     lengths = [8]
     while lengths[-1] < max_tokens:
         lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
@@ -82,7 +82,7 @@ class Encoder:
         return Private(self._truncated)
 
     def encode(self, record: Record) -> Encoded:
-        """The record's tokens, what of them is supervised, and its bucket."""
+        """Encode the record's tokens, what of them is supervised, and its bucket."""
         pieces = self._pieces(record)
         ids: list[int] = []
         supervised: list[bool] = []

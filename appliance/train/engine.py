@@ -107,7 +107,7 @@ class Engine:
         return self._device.type != "cpu"
 
     def padded(self, length: int) -> int:
-        """The length that a row of this bucket is computed with; public."""
+        """Find the length that a row of this bucket is computed with; public."""
         return max(length, self._least)
 
     def most_rows(self, length: int) -> int:
@@ -119,7 +119,7 @@ class Engine:
         return self._counts(length)[0]
 
     def accumulate(self, units: Sequence[Unit]) -> None:
-        """Adds the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
+        """Add the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
         singles = [records[0] for records in units if len(records) == 1]
         for _, rows in self._computed([(0, record) for record in singles]):
             self.sum.add(rows)
@@ -245,7 +245,7 @@ class Engine:
                     yield part, rows
 
     def _held(self, batch: list[Encoded]) -> Tensor | None:
-        """The gradients, or None if the batch has to be split. Nothing was added to a sum by then."""
+        """Compute the gradients; None if the batch has to be split. Nothing was added to a sum by then."""
         if len(batch) > self.rows_at(batch[0].length):
             return None  # memory did not hold as many before
         try:
@@ -267,7 +267,7 @@ class Engine:
             yield from self._split(list(group))
 
     def _split(self, same: list[tuple[int, Encoded]]) -> list[list[tuple[int, Encoded]]]:
-        """Records of one bucket as micro-batches of proved row counts."""
+        """Split records of one bucket into micro-batches of proved row counts."""
         length = same[0][1].length
         sizes = deal(len(same), self._counts(length), self.padded(length), overhead(self._device))
         starts = itertools.accumulate(sizes, initial=0)

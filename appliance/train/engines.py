@@ -39,23 +39,23 @@ class Ranks(Protocol):
         ...
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """This rank's part of the batch that the first rank draws from `units` units; it may be empty."""
+        """Deal out this rank's part of the batch that the first rank draws from `units` units; it may be empty."""
         ...
 
     def reduce(self, total: Tensor) -> None:
-        """Makes `total` (whole numbers in float64) the sum over all ranks, on the first; elsewhere it is used up."""
+        """Make `total` (whole numbers in float64) the sum over all ranks, on the first; elsewhere it is used up."""
         ...
 
     def share(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor; the others' gives shape, dtype and device."""
+        """Share the first rank's tensor; the others' gives shape, dtype and device."""
         ...
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
-        """The first rank's bytes, or None."""
+        """Share the first rank's bytes, or None."""
         ...
 
     def agree(self, tensor: Tensor) -> None:
-        """Raises `GateFailed` on every rank unless all hold the same bits."""
+        """Raise `GateFailed` on every rank unless all hold the same bits."""
         ...
 
 
@@ -65,18 +65,18 @@ class Alone:
     main = True
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """The whole batch."""
+        """Deal out the whole batch."""
         return draw()
 
     def reduce(self, total: Tensor) -> None:
-        """It is the sum already."""
+        """Do nothing: it is the sum already."""
 
     def share(self, tensor: Tensor) -> Tensor:
-        """The same."""
+        """Give back the same."""
         return tensor
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
-        """The same."""
+        """Give back the same."""
         return data
 
     def agree(self, tensor: Tensor) -> None:
@@ -146,7 +146,7 @@ class Several:
         return bytes(self.share(torch.frombuffer(mine or bytearray(1), dtype=torch.uint8)).numpy())[:length]
 
     def agree(self, tensor: Tensor) -> None:
-        """Compares SHA-256 digests of the bytes."""
+        """Compare SHA-256 digests of the bytes."""
         digest = hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         found = [torch.empty_like(own) for _ in range(self.size)]

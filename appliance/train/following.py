@@ -69,16 +69,16 @@ class FollowedSnapshots:
         self._ranks, self._snapshots = ranks, snapshots
 
     def save(self, name: str, data: bytes) -> None:
-        """Stores on the first rank."""
+        """Store on the first rank."""
         if self._snapshots is not None:
             self._snapshots.save(name, data)
 
     def load(self, name: str) -> bytes | None:
-        """What the first rank has under this name; a collective."""
+        """Load what the first rank has under this name; a collective."""
         return self._ranks.share_bytes(self._snapshots.load(name) if self._snapshots is not None else None)
 
     def delete(self, name: str) -> None:
-        """Removes it on the first rank."""
+        """Remove it on the first rank."""
         if self._snapshots is not None:
             self._snapshots.delete(name)
 

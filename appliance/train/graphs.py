@@ -45,7 +45,7 @@ class Graphs:
         self.refused = False
 
     def find(self, ids: Tensor) -> _Recording | None:
-        """The recording for micro-batches of this shape, if there is one."""
+        """Find the recording for micro-batches of this shape, if there is one."""
         return self._recordings.get(tuple(ids.shape))
 
     def replay(self, found: _Recording, ids: Tensor, upstream: Callable[[Tensor], Tensor]) -> None:

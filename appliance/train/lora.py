@@ -60,7 +60,7 @@ class GradientBuffer:
         self._expected = [int(index in expected) for index in range(sites)]
 
     def finish(self) -> Tensor:
-        """The gradients of the micro-batch, [rows, width] in the buffer's dtype.
+        """Finish the gradients of the micro-batch, [rows, width] in the buffer's dtype.
 
         Raises:
           GateFailed: when a target did not report exactly once: its values would be stale or incomplete.
@@ -92,12 +92,12 @@ class Site:
         self.weight = dense(self.base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The adapted layer; replaces PEFT's forward."""
+        """Compute the adapted layer; replaces PEFT's forward."""
         result: Tensor = _PerRecordLora.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
         return result
 
     def write(self, u: Tensor, v: Tensor | None, x: Tensor | None, g: Tensor) -> None:
-        """Writes this site's per-record gradients.
+        """Write this site's per-record gradients.
 
         Args:
           u: s x A^T, [N, r] with N = rows * length.
@@ -200,7 +200,7 @@ class Adapter:
         return [p for site in self.sites for p in ((site.b,) if site.freeze_a else (site.a, site.b))]
 
     def bind(self, buffer: GradientBuffer | None) -> None:
-        """Sends the per-record gradients of every site to `buffer`."""
+        """Send the per-record gradients of every site to `buffer`."""
         for site in self.sites:
             site.buffer = buffer
 
@@ -212,7 +212,7 @@ class Adapter:
             yield site.b, flat[site.middle : site.end].view(site.rank, -1).t()
 
     def flatten(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of `views` for one tensor per trainable parameter: float32 [P]."""
+        """Flatten one tensor per trainable parameter, the inverse of `views`: float32 [P]."""
         flat = torch.empty(self.parameters, dtype=torch.float32, device=values[0].device)
         for (_, view), value in zip(self.views(flat), values, strict=True):
             view.copy_(value)

@@ -49,7 +49,7 @@ class Supervised:
     numbers: Sequence[int] | Tensor
 
     def on(self, numbers: Tensor) -> Supervised:
-        """The same with its numbers as an int64 tensor on the device."""
+        """Put its numbers on the device, as an int64 tensor."""
         return replace(self, numbers=numbers)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Records(Protocol):
 def members(
     unit: UnitOfPrivacy, records: Records, unit_of: Sequence[str] | None = None, where: Filter | None = None
 ) -> list[list[int]]:
-    """The records of each unit that has any which `where` selects; None selects all.
+    """List the records of each unit that has any which `where` selects; None selects all.
 
     Args:
       unit: the unit of privacy of the plan.

@@ -45,7 +45,7 @@ def prove(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
 
 
 def prove_exact(engine: Engine) -> None:
-    """Compares per-record gradients with plain autograd through the model's own forward, one record at a time."""
+    """Compare per-record gradients with plain autograd through the model's own forward, one record at a time."""
     generator = torch.Generator().manual_seed(1)
     length = 16
     batch = [synthetic(engine, length, length - n, generator) for n in range(min(3, engine.most_rows(length)))]
@@ -64,7 +64,7 @@ def prove_exact(engine: Engine) -> None:
 
 
 def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
-    """The gradient of one unpadded record by plain PEFT and autograd: the oracle of the engine, float32 [P]."""
+    """Compute the gradient of one unpadded record by plain PEFT and autograd: the oracle of the engine, float32 [P]."""
     ids = torch.tensor([record.ids], device=adapter.sites[0].a.device)
     layers = [adapter.model.get_submodule(site.name) for site in adapter.sites]
     try:

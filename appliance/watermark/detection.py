@@ -35,7 +35,7 @@ class Suspect(Protocol):
     """A model or an adapter under suspicion, as the detector sees it."""
 
     def products(self, reference: Reference) -> tuple[Tensor, Tensor] | None:
-        """The products dv V [o, r] and dv^T U [i, r] of a module, float64; None if the suspect does not have it."""
+        """Compute dv V [o, r] and dv^T U [i, r] of a module, float64; None if the suspect does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Residual:
 
 
 def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
-    """The residual of a suspect, computed once for any number of keys.
+    """Compute the residual of a suspect, once for any number of keys.
 
     Raises:
       DataInvalid: the suspect holds numbers that are not finite.
@@ -107,7 +107,7 @@ def score(residual: Residual, key_of: Callable[[str], bytes]) -> float:
 
 
 def log_p_bound(score: float, keys_tested: int = 1) -> float:
-    """The logarithm of the bound on p: ln(2 keys) - T^2 / 2, at most 0 (Hoeffding; Bonferroni over keys)."""
+    """Bound p, as a logarithm: ln(2 keys) - T^2 / 2, at most 0 (Hoeffding; Bonferroni over keys)."""
     return min(0.0, math.log(2 * keys_tested) - score * score / 2)
 
 

@@ -18,12 +18,12 @@ from appliance.watermark.reference import Reference, complements
 
 
 def amplitude(reference: Reference, rho: float) -> float:
-    """a, the size of one entry of the turn."""
+    """Choose a, the size of one entry of the turn."""
     return rho / math.sqrt(reference.outputs + reference.inputs)
 
 
 def mark(reference: Reference, key: bytes, rho: float, scale: float) -> tuple[Tensor, Tensor]:
-    """The marked factors of one module.
+    """Mark the factors of one module.
 
     Args:
       reference: the module before.

@@ -58,7 +58,7 @@ class Reference:
 
 
 def decompose(module: str, a: Tensor, b: Tensor, scale: float, directions: Tensor) -> Reference:
-    """The reference of one module.
+    """Make the reference of one module.
 
     Args:
       module: its name in the base model.
@@ -97,7 +97,7 @@ class Complement:
 
     @staticmethod
     def of(*directions: Tensor) -> Complement:
-        """The complement of the span of the columns of `directions`."""
+        """Find the complement of the span of the columns of `directions`."""
         return Complement(torch.linalg.qr(torch.cat([d.double() for d in directions], dim=1)).Q)
 
     def __call__(self, matrix: Tensor) -> Tensor:

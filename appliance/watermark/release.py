@@ -62,7 +62,7 @@ def prepare(factors: Factors, weight_of: Callable[[str], Tensor], directions: Ma
 
 
 def embed(prepared: Prepared, key_of: Callable[[str], bytes], scale: float) -> Marked:
-    """The marked adapter.
+    """Mark the adapter.
 
     Args:
       prepared: from `prepare`.

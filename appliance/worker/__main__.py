@@ -65,7 +65,7 @@ def _bug(bug: Exception) -> Failure:
 
 @contextmanager
 def _locked(run_dir: RunDir) -> Iterator[None]:
-    """The worker's lock on its run directory: two workers never train one run. Ranks inherit it from their launcher."""
+    """Lock the run directory for this worker: two never train one run. Ranks inherit the lock from their launcher."""
     if "APPLIANCE_LOCK" in os.environ:
         descriptor = int(os.environ["APPLIANCE_LOCK"])
     else:

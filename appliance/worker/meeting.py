@@ -48,7 +48,7 @@ def meet(rendezvous: Rendezvous, rank: int, key: bytes) -> Several:
 
 
 def prefix(rendezvous: Rendezvous, key: bytes) -> str:
-    """What this start's names in the store begin with; it tells nothing of the key (32 bytes)."""
+    """Name what this start's names in the store begin with; it tells nothing of the key (32 bytes)."""
     salt = bytes.fromhex(rendezvous.nonce)
     return HKDF(hashes.SHA256(), 16, salt, b"appliance/rendezvous/v1").derive(key).hex()
 

@@ -69,7 +69,7 @@ class Place:
 
 
 def here() -> Place:
-    """The place of this process."""
+    """Find the place of this process."""
     rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     meets = os.environ.get("APPLIANCE_RENDEZVOUS")
     return Place(rank, max(1, size), local, Rendezvous.model_validate_json(meets) if meets else None)

@@ -110,7 +110,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _outcome(run_dir: RunDir, statuses: list[int], first: int = 0) -> bytes:
-    """What the first rank left if all went well, else the failure that is not merely the loss of another rank."""
+    """Find what the first rank left if all went well, else the failure that is not merely the loss of another rank."""
     left = [_left(run_dir, first + i) for i in range(len(statuses))]
     if not any(statuses) and left[0]:
         return left[0]

@@ -12,7 +12,7 @@ _SIZE, _PRODUCTS, _REPEATS = 4096, 8, 3
 
 
 def gpu_rate(engine: EngineOptions) -> GpuRate | None:
-    """The rate of the GPU in the engine's dtype; None on the CPU, whose rate the control plane measures itself."""
+    """Measure the GPU's rate in the engine's dtype; None on the CPU, whose rate the control plane measures."""
     if engine.device == "cpu":
         return None
     import torch

@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "crypto
 
 
 def gpu_of(engine: EngineOptions, local: int = 0) -> Gpu | None:
-    """The GPU that a job gets: None for one on the CPU. Call it before a key is asked for.
+    """Find the GPU that a job gets: None for one on the CPU. Call it before a key is asked for.
 
     Args:
       engine: of the job.

@@ -64,7 +64,7 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
 
 
 def _key(job: TrainJob, run_dir: RunDir, place: Place) -> bytes:
-    """The dataset's key: from the key agent, or on a node from its ticket, with the node's key."""
+    """Fetch the dataset's key: from the key agent, or on a node from its ticket, with the node's key."""
     if place.rendezvous and place.rendezvous.node:
         ticket = Ticket.model_validate_json(run_dir.ticket.read_bytes())
         return nodes.unseal(ticket.sealed, Path(place.rendezvous.node), ticket.context())
@@ -96,7 +96,7 @@ def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
 
 
 def _confirm(plan: PrivacyPlan) -> None:
-    """The second accountant must confirm the plan's epsilon before a record is read."""
+    """Confirm the plan's epsilon with the second accountant before a record is read."""
     from appliance.train.accounting import spent
 
     reserved = spent(plan, plan.attempts)

@@ -150,7 +150,7 @@ def _seal(
 
 @contextmanager
 def _staging(home: Home) -> Iterator[Path]:
-    """A name in the directory of objects that is gone afterwards, whatever happens; no other ingest sweeps it away."""
+    """Offer a name beside the objects that is gone afterwards, whatever happens; no other ingest sweeps it away."""
     path = home.objects / f".incoming-{secrets.token_hex(8)}{PARTIAL}"
     with unswept(home.objects):
         try:

@@ -25,7 +25,7 @@ def spec_for(
     unescape_html: bool = False,
     keep: Sequence[str] = (),
 ) -> IngestSpec:
-    """The reading rules for `paths`; format "auto" goes by the first file's suffix.
+    """Choose the reading rules for `paths`; format "auto" goes by the first file's suffix.
 
     Raises:
       UsageError: the format cannot be told, or the columns named do not fit together.

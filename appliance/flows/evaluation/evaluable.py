@@ -144,7 +144,7 @@ def _plan(policy: Policy, dataset: DatasetRow, *, comparisons: int, epsilon: flo
 
 
 def _training_job(home: Home, run: RunRow, base: ModelRow) -> TrainJob:
-    """The job of the run as it was reserved: its template, its lengths, its engine."""
+    """Read the job of the run as it was reserved: its template, its lengths, its engine."""
     run_dir = home.run(run.id)
     job = run_dir.reserved_job(TrainJob, run.spec_sha256)
     if base.sha256 != job.model_sha256:

@@ -124,7 +124,7 @@ def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
 
 
 def _marked(run_id: str, events: Sequence[LoggedEvent]) -> dict[str, Any]:
-    """The facts of the mark, which the ledger committed to before training; an unmarked adapter never leaves."""
+    """State the facts of the mark, which the ledger committed to before training; an unmarked adapter never leaves."""
     embedded = next((event for event in reversed(events) if event.type == "watermark.embedded"), None)
     if embedded is None:
         hint = f"mark it with `appliance watermark embed {run_id}`"

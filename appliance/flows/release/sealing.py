@@ -94,7 +94,7 @@ def seal_directory(desk: Desk, out: Path, contents: Contents) -> Sealed:
 
 @contextmanager
 def assembling(out: Path) -> Iterator[Assembly]:
-    """A directory under a temporary name, which becomes `out` when the block ends well and vanishes when it does not.
+    """Offer a directory under a temporary name, which becomes `out` when the block ends well and vanishes when not.
 
     Files get mode 0644, directories 0755, whatever the umask: the directory is there to be handed on.
 
@@ -153,7 +153,7 @@ def _evidence(ledger: LedgerReader, manifest: Manifest, index: int, head: TreeHe
 
 
 def _rekeyed(ledger: LedgerReader, before: int | None = None) -> Iterator[int]:
-    """Indices of the entries that changed the signing keys: who pinned older keys follows them to the newest."""
+    """Find the entries that changed the signing keys: who pinned older keys follows them to the newest."""
     for keys in ledger.key_sets[1:]:
         if before is None or keys.since <= before:
             yield keys.since - 1

@@ -29,7 +29,7 @@ def citable(ledger: LedgerReader) -> list[LoggedEvent]:
 
 
 def logged(entry: Entry) -> LoggedEvent:
-    """An entry as the report and export rooms see it."""
+    """Show an entry as the report and export rooms see it."""
     leaf = entry.leaf
     return LoggedEvent(
         index=entry.index,

@@ -20,7 +20,7 @@ from appliance.privacy.plan import share_out
 
 
 def phases(ledger: LedgerReader, run: RunFile, dataset: DatasetRow) -> list[Phase]:
-    """The phases of a run file in order; none where it has no curriculum.
+    """List the phases of a run file in order; none where it has no curriculum.
 
     Raises:
       ConfigInvalid: shares that do not add up, units above those of the dataset, or a field that was not kept.
@@ -54,13 +54,13 @@ def _phase(number: int, choice: PhaseChoice, steps: int, run: RunFile, declared_
 
 
 def kept_fields(ledger: LedgerReader, dataset: DatasetRow) -> list[str]:
-    """The columns that were sealed beside every record of a dataset, as the ledger states them."""
+    """List the columns that were sealed beside every record of a dataset, as the ledger states them."""
     sealed = next(ledger.entries(DataSealed, subject=dataset.id, limit=1), None)
     return [] if sealed is None else list(sealed.leaf["facts"].get("kept", []))
 
 
 def planned_facts(plan: PrivacyPlan) -> dict[str, Any]:
-    """The phases as `run.reserved` states them; nothing for a plan without a curriculum."""
+    """State the phases as `run.reserved` states them; nothing for a plan without a curriculum."""
     if not plan.phases:
         return {}
     return {"phases": [_stated(phase) for phase in plan.phases]}

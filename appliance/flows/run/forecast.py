@@ -48,7 +48,7 @@ class Forecast:
 
 
 def shape(home: Home, row: ModelRow) -> Shape:
-    """The numbers of an imported model.
+    """Read the numbers of an imported model.
 
     Raises:
       IntegrityError: its configuration cannot be read, or is not that of a decoder.
@@ -64,12 +64,12 @@ def shape(home: Home, row: ModelRow) -> Shape:
 
 
 def asked(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, grouped: bool) -> Asked:
-    """The run as the estimates see it."""
+    """Describe the run as the estimates see it."""
     return Asked(shape=shape(home, row), lora=run.lora, engine=engine, max_tokens=run.train.max_tokens, grouped=grouped)
 
 
 def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int | None = None) -> Forecast:
-    """What the run needs, checked against the memory there is.
+    """Predict what the run needs, and check it against the memory there is.
 
     Args:
       home: the appliance's home.
@@ -98,7 +98,7 @@ def _time(home: Home, wanted: Asked, records: int, gpu: str) -> Seconds | None:
 
 
 def sized(home: Home, run: RunFile, engine: EngineOptions, memory: int | None = None) -> RunFile:
-    """The run file with the largest physical batch up to the default that fits; the smallest where none does.
+    """Give the run file the largest physical batch up to the default that fits; the smallest where none does.
 
     Args:
       home: the appliance's home.
@@ -116,7 +116,7 @@ def sized(home: Home, run: RunFile, engine: EngineOptions, memory: int | None = 
 
 
 def alternatives(plan: PrivacyPlan) -> Iterator[tuple[float, int, int, float, float]]:
-    """The trade-off: (epsilon, steps, batch, noise multiplier, noise per unit of batch) around a plan.
+    """List the trade-off: (epsilon, steps, batch, noise multiplier, noise per unit of batch) around a plan.
 
     The noise multiplier is right to about a hundredth; what a run gets is calibrated finely. The last number is the
     noise's standard deviation, in clip norms, in the mean over an expected batch: the smaller, the better the model.

@@ -44,7 +44,7 @@ class Partners:
         return 1 + len(self.nodes)
 
     def facts(self) -> dict[str, Any]:
-        """What the entry of the start says of them."""
+        """State what the entry of the start says of them."""
         return {"nnodes": self.count, "nodes": [node.fingerprint for node in self.nodes]}
 
     def rendezvous(self, machine: int, ranks: int, nonce: str) -> Rendezvous:
@@ -120,7 +120,7 @@ def require_network(spec: IsolationSpec, partners: Partners) -> None:
 def write_tickets(
     home: Home, run_dir: RunDir, job: TrainJob, partners: Partners, ranks: int, nonce: str, evidence: bytes
 ) -> list[Path]:
-    """A ticket for each of the other machines, in place of those of earlier starts.
+    """Write a ticket for each of the other machines, in place of those of earlier starts.
 
     Args:
       home: the appliance's home.

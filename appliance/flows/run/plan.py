@@ -69,7 +69,7 @@ class Resolved:
 
 
 def draft(home: Home, dataset: str, base: str, request: PlanRequest) -> RunFile:
-    """A complete run file for `dataset` and `base` at the epsilon asked for."""
+    """Draft a complete run file for `dataset` and `base` at the epsilon asked for."""
     with home.rows() as rows:
         chosen, based = catalog.find_dataset(rows, dataset), catalog.find_model(rows, base)
     value = {
@@ -102,7 +102,7 @@ def settings(request: PlanRequest, declared_units: int) -> dict[str, dict[str, A
 
 
 def default_steps(declared_units: int) -> int:
-    """Sampled steps if the operator names none: 6 up to 600 units, then growing with their square root."""
+    """Choose the sampled steps if the operator names none: 6 up to 600 units, then growing with their square root."""
     return max(LEAST_STEPS, round(LEAST_STEPS * math.sqrt(declared_units / AT_UNITS)))
 
 
@@ -112,7 +112,7 @@ def default_rate(steps: int) -> float:
 
 
 def load(path: Path) -> RunFile:
-    """The run file at `path`.
+    """Read the run file at `path`.
 
     Raises:
       ArtefactMissing: there is none.
@@ -187,7 +187,7 @@ def afford(ledger: LedgerReader, resolved: Resolved) -> tuple[Books, float, floa
 
 
 def preview(home: Home, run: RunFile) -> tuple[Resolved, float, float]:
-    """What `train start` would do with this run file: the plan, and the lifetime epsilon before and after."""
+    """Work out what `train start` would do with this run file: the plan, and the lifetime epsilon before and after."""
     with home.reader() as ledger:
         resolved = resolve(ledger, run)
         _, before, after = afford(ledger, resolved)

@@ -26,7 +26,7 @@ def _epsilon(encoded: bytes, attempts: int) -> float:
 
 
 def sampling(plan: PrivacyPlan) -> str:
-    """The sample rate of a plan in words, of every phase where it has several."""
+    """Say in words at what rate a plan samples, for every phase where it has several."""
     if not plan.phases:
         return f"sample rate {plan.sample_rate}"
     rates = ", ".join(f"{phase.sample_rate} in phase {phase.name}" for phase in plan.phases)
@@ -34,7 +34,7 @@ def sampling(plan: PrivacyPlan) -> str:
 
 
 def guarantee(row: RunRow) -> str:
-    """The guarantee sentence of a settled run: mechanism, unit, relation, epsilon, delta, what, against whom."""
+    """Write the guarantee sentence of a settled run: mechanism, unit, relation, epsilon, delta, what, against whom."""
     plan = plan_of(row)
     unit = (
         "one record"

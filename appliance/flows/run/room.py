@@ -46,7 +46,7 @@ class Need:
 
 
 def here(engine: EngineOptions, memory: int | None = None) -> Room:
-    """What this machine has free for a run.
+    """Ask what this machine has free for a run.
 
     Args:
       engine: on what device, in how many processes.
@@ -64,7 +64,7 @@ def here(engine: EngineOptions, memory: int | None = None) -> Room:
 
 
 def need(wanted: Asked) -> Need:
-    """What a run takes at its peak."""
+    """Predict what a run takes at its peak."""
     processes = wanted.engine.nproc
     if wanted.engine.device == "cpu":
         return Need(gpu=0, host=footprint(wanted).total * processes)
@@ -78,7 +78,7 @@ def fits(wanted: Asked, room: Room) -> bool:
 
 
 def suited(wanted: Asked, most: int, room: Room) -> Asked:
-    """The run with the largest physical batch up to `most` tokens that fits.
+    """Give the run the largest physical batch up to `most` tokens that fits.
 
     Activations are recomputed only where nothing fits without. Where nothing fits at all: the smallest batch.
     """
@@ -91,7 +91,7 @@ def suited(wanted: Asked, most: int, room: Room) -> Asked:
 
 
 def changed(wanted: Asked, **engine: Any) -> Asked:
-    """The run with other engine options."""
+    """Give the run other engine options."""
     return replace(wanted, engine=wanted.engine.model_copy(update=engine))
 
 
@@ -112,7 +112,7 @@ def require(wanted: Asked, room: Room) -> None:
 
 
 def _others(wanted: Asked, room: Room) -> Iterator[Asked]:
-    """What else could be asked for, the least change first."""
+    """List what else could be asked for, the least change first."""
     most, lora = wanted.engine.physical_tokens, wanted.lora
     quantised = replace(wanted, lora=lora.model_copy(update={"quantize_base": "nf4"}))
     yield suited(wanted, most, room)
@@ -125,7 +125,7 @@ def _others(wanted: Asked, room: Room) -> Iterator[Asked]:
 
 
 def _difference(wanted: Asked, one: Asked) -> str:
-    """What of a run file, or of the command line, has to be changed for it."""
+    """Say what of a run file, or of the command line, has to be changed for it."""
     engine = one.engine
     changes = {
         "quantize_base: nf4": one.lora.quantize_base != wanted.lora.quantize_base,

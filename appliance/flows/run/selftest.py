@@ -80,7 +80,7 @@ def on_demand(home: Home, run: RunFile, engine: EngineOptions, operator: Operato
 
 
 def latest(home: Home, run_id: str) -> Tested | None:
-    """The newest recorded self-test of a run."""
+    """Find the newest recorded self-test of a run."""
     with home.reader() as ledger:
         return _latest(ledger, run_id)
 
@@ -111,7 +111,7 @@ def _test(desk: Desk, job: SelftestJob, directory: RunDir, spec_sha256: str, pol
 
 
 def _counting(ledger: LedgerReader, run: RunRow) -> Tested | None:
-    """The newest test of the run, if it passed, is of this very job, and software and boot are the same."""
+    """Find the newest test of the run, if it passed, is of this very job, and software and boot are the same."""
     for entry in ledger.entries(SelfTested, subject=run.id, newest_first=True, limit=1):
         leaf = proof.verify(ledger.prove(entry.index), ledger.leaf(entry.index), ledger.verifier_keys).leaf
         same = leaf["software"] == software() and leaf["boot_id"] == boot_id() != "unknown"

@@ -64,7 +64,7 @@ def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None
 
 
 def _attempts(run_dir: RunDir, run: RunRow) -> int:
-    """Attempts to charge: none before the first start (no key was released), else what an undamaged journal shows."""
+    """Count the attempts to charge: none before the first start (no key was released), else what the journal shows."""
     if run.state == RunState.RESERVED:
         return 0
     state = journal.read(run_dir.journal, run.id)
@@ -95,7 +95,7 @@ def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
 
 
 def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:
-    """The control plane's own PLD must be what the worker says; of PRV the worker's word is taken, if it is near."""
+    """Compare the control plane's own PLD with the worker's; of PRV the worker's word is taken, if it is near."""
     own = epsilon_pld(composition(plan, spent.attempts), plan.delta - plan.sampler_delta)
     if spent.epsilon_pld != own:
         raise IntegrityError(f"the worker accounts epsilon {spent.epsilon_pld:.4f} where {own:.4f} is right")

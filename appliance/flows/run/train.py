@@ -146,7 +146,7 @@ def _invite(home: Home, run_dir: RunDir, job: TrainJob, start: _Start, others: P
 
 
 def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
-    """The error for a run that can go on once what stopped it is gone; its own class, so its own exit status."""
+    """Make the error for a run that can go on once what stopped it is gone; its own class, so its own exit status."""
     kind = type(obstacle) if isinstance(obstacle, ApplianceError) else Interrupted
     what = obstacle.message if isinstance(obstacle, ApplianceError) else "interrupted"
     hint = f"go on with `appliance train resume {row.id}`, or settle with `appliance train abort {row.id}`"

@@ -77,7 +77,7 @@ def _embedded(markable: Markable, result: EmbedResult) -> WatermarkEmbedded:
 
 
 def _confirm(job_dir: RunDir, made: WatermarkEmbedded, markable: Markable, done: WatermarkEmbedded | None) -> None:
-    """The files must be what the worker says, and what the ledger says if this was done before."""
+    """Compare the files with what the worker says, and with what the ledger says if this was done before."""
     released, _ = tree_digest(job_dir.released)
     certificate = file_sha256(job_dir.certificate)
     if (released, certificate) != (made.released_sha256, made.certificate_sha256):

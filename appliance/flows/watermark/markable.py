@@ -57,7 +57,7 @@ def algorithm_sha256() -> str:
 
 
 def current_key(rows: Reading | Transaction) -> WatermarkKeyRow | None:
-    """The watermark key that new runs are committed to, or None if there is none yet."""
+    """Find the watermark key that new runs are committed to, or None if there is none yet."""
     return next((row for row in rows.watermark_keys.list() if row.state == KeyState.CURRENT), None)
 
 
@@ -118,7 +118,7 @@ def embedded_in(ledger: LedgerReader, run_id: str) -> WatermarkEmbedded | None:
 
 
 def tried_on(ledger: LedgerReader, suspect_sha256: str) -> set[tuple[str, str]]:
-    """The (run, key) pairs that were tried on a suspect before; each has signs of its own."""
+    """List the (run, key) pairs that were tried on a suspect before; each has signs of its own."""
     facts = (entry.leaf["facts"] for entry in ledger.entries(WatermarkDetected))
     return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}
 
