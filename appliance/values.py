@@ -64,7 +64,7 @@ def decimal(value: float) -> str:
     return format(Decimal(repr(float(value))), "f")
 
 
-def rounded_up(epsilon: float) -> str:
+def round_up(epsilon: float) -> str:
     """Epsilon as it is charged: a decimal text with four places, never below the float."""
     return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.0001"), ROUND_CEILING))
 

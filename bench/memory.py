@@ -188,7 +188,7 @@ def measure(case: Case, directory: Path) -> dict[str, int]:
     from appliance.estimate.parts import buffer_rows
     from appliance.flows.launch import KERNEL_CACHES
 
-    filled = replace(case, short=buffer_rows(asked(case, directory)))
+    filled = replace(case, short=buffer_rows(workload(case, directory)))
     command = [sys.executable, __file__, "--child", json.dumps(asdict(filled)), str(directory)]
     environment = {**os.environ, **KERNEL_CACHES}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -210,9 +210,9 @@ def shape(directory: Path) -> Any:
     return shape_of(config, found.shapes, found.parameters, stored)
 
 
-def asked(case: Case, directory: Path) -> Any:
+def workload(case: Case, directory: Path) -> Any:
     """A case as the estimate sees it."""
-    from appliance.estimate.parts import Asked
+    from appliance.estimate.parts import Workload
     from appliance.jobs.job import EngineOptions
     from appliance.jobs.lora import LoraSpec
 
@@ -220,14 +220,14 @@ def asked(case: Case, directory: Path) -> Any:
         dtype=case.dtype, physical_tokens=case.tokens, gradient_checkpointing=case.checkpointing,
         gradient_dtype=case.gradient_dtype,
     )  # fmt: skip
-    return Asked(shape=shape(directory), lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)
+    return Workload(shape=shape(directory), lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)
 
 
 def estimate(case: Case, directory: Path) -> int:
     """What `train plan` says of a case."""
     from appliance.estimate.memory import footprint
 
-    return footprint(asked(case, directory)).total
+    return footprint(workload(case, directory)).total
 
 
 CASES = [

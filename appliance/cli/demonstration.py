@@ -76,7 +76,7 @@ def demo(
     handed = _hand_out(settings, step, row)
     _audit(settings, handed)
     step("ledger", "verify")
-    lines = _closing(settings, flow.closing(settings.home(), row), handed, time.monotonic() - began)
+    lines = _describe_end(settings, flow.describe_end(settings.home(), row), handed, time.monotonic() - began)
     render.result(settings, "demo", _document(settings, row, handed), lines)
 
 
@@ -123,7 +123,7 @@ def _open_home(settings: Settings, step: _Steps) -> None:
 
 def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> None:
     """Whatever an earlier demo in the same home has not brought in: watermark key, model, two datasets."""
-    known = flow.known(settings.home())
+    known = flow.find_known(settings.home())
     if flow.WATERMARK_KEY not in known:
         step("watermark", "keygen")
     if MODEL not in known:
@@ -168,7 +168,7 @@ def _write_secret(path: Path) -> None:
     path.write_text(secrets.token_urlsafe(24) + "\n")
 
 
-def _closing(settings: Settings, guarantee: list[str], handed: Path, seconds: float) -> list[str]:
+def _describe_end(settings: Settings, guarantee: list[str], handed: Path, seconds: float) -> list[str]:
     home = settings.root
     return [
         "",

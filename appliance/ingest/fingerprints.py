@@ -92,7 +92,7 @@ def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
     return found
 
 
-def sorted_unique(fingerprints: bytes | bytearray) -> bytes:
+def sort_unique(fingerprints: bytes | bytearray) -> bytes:
     """Sort the 16-byte rows of `fingerprints`, and keep each once."""
     return np.unique(_rows(fingerprints)).tobytes()
 

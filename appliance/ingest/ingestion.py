@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.errors import DataInvalid
-from appliance.ingest.fingerprints import Fingerprinter, sorted_unique
+from appliance.ingest.fingerprints import Fingerprinter, sort_unique
 from appliance.ingest.keyset import KeySet
 from appliance.ingest.reading import read_rows
-from appliance.ingest.shapes import Parts, kept_of, shaper, subject_of, unescaped
+from appliance.ingest.shapes import Parts, keep_columns, shaper, subject_of, unescape
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
 from appliance.jobs.plan import UnitKind
@@ -78,9 +78,9 @@ class Ingestion:
                 if candidate is not None:
                     batch.append(candidate)
                 if len(batch) >= _BATCH:
-                    yield from self._kept(batch)
+                    yield from self._keep_new(batch)
                     batch.clear()
-        yield from self._kept(batch)
+        yield from self._keep_new(batch)
         self._finish()
 
     @property
@@ -113,16 +113,16 @@ class Ingestion:
         """Sorted, unique, 16 bytes each: of the yielded records, their subjects, and their source rows' long texts."""
         if self._state != "done":
             raise RuntimeError("the files have not been read to their end")
-        return sorted_unique(self._found)
+        return sort_unique(self._found)
 
     def _candidate(self, row: Row | BadRow, file: str) -> _Candidate | None:
         if isinstance(row, BadRow):
             self._reject(row)
             return None
-        fields = unescaped(row.fields) if self._spec.unescape_html else row.fields
+        fields = unescape(row.fields) if self._spec.unescape_html else row.fields
         try:
             kind, parts = self._shape(fields)
-            kept = kept_of(fields, self._spec.keep)
+            kept = keep_columns(fields, self._spec.keep)
             record = self._print.record(kind, parts)
             key = unit = record
             column = self._spec.unit.key
@@ -139,7 +139,7 @@ class Ingestion:
         if len(self._rejected) < MAX_LISTED:
             self._rejected.append(row)
 
-    def _kept(self, batch: list[_Candidate]) -> Iterator[Record]:
+    def _keep_new(self, batch: list[_Candidate]) -> Iterator[Record]:
         self._counts["accepted"] += len(batch)
         new = self._seen.add(b"".join([candidate.key for candidate in batch]))
         for candidate, is_new in zip(batch, new, strict=True):

@@ -65,14 +65,14 @@ def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
             item = item.values()
         stack.extend([part for part in item if type(part) is dict or type(part) is list])
     for key, count in counts.items():
-        quoted = _quoted(key)
+        quoted = _quote(key)
         if quoted is None or line.count(quoted) != count:
             return True
     return False
 
 
 @lru_cache(maxsize=4096)
-def _quoted(key: str) -> bytes | None:
+def _quote(key: str) -> bytes | None:
     plain = key.isprintable() and not any(mark in key for mark in '"\\/')
     return f'"{key}"'.encode() if plain else None
 

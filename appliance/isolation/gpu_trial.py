@@ -76,7 +76,7 @@ def _copy(driver: cuda.Driver) -> str:
     with closing(_Memory(driver, _BYTES)) as memory:
         driver.call("cuMemcpyHtoD_v2", memory.address, sent, ctypes.c_size_t(_BYTES))
         driver.call("cuMemcpyDtoH_v2", back, memory.address, ctypes.c_size_t(_BYTES))
-    return _agreed(back.raw == sent, f"{_BYTES >> 20} MiB there and back")
+    return _require_same(back.raw == sent, f"{_BYTES >> 20} MiB there and back")
 
 
 def _pin(driver: cuda.Driver) -> str:
@@ -96,7 +96,7 @@ def _compute(driver: cuda.Driver) -> str:
         driver.call("cuLaunchKernel", function, *(1, 1, 1), *(1, 1, 1), 0, None, parameters, None)
         driver.call("cuCtxSynchronize")
         driver.call("cuMemcpyDtoH_v2", ctypes.byref(value), memory.address, ctypes.c_size_t(4))
-    return _agreed(value.value == 42, "compiled and run")
+    return _require_same(value.value == 42, "compiled and run")
 
 
 class _Memory:
@@ -110,7 +110,7 @@ class _Memory:
         self._driver.call("cuMemFree_v2", self.address)
 
 
-def _agreed(same: bool, detail: str) -> str:
+def _require_same(same: bool, detail: str) -> str:
     if not same:
         raise ApplianceError("the GPU gave back something else")
     return detail

@@ -35,19 +35,19 @@ def machine() -> str:
 
 def prctl(option: int, argument: int = 0) -> int:
     """Get or set an attribute of this process; see prctl in section 2 of the manual. Raises OSError."""
-    return _checked(_LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+    return _check(_LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
 
 
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Call any system call with integers, buffers or null pointers. Raises OSError."""
-    return _checked(_LIBC.syscall(ctypes.c_long(number), *(_argument(a) for a in arguments)))
+    return _check(_LIBC.syscall(ctypes.c_long(number), *(_argument(a) for a in arguments)))
 
 
 def _argument(value: int | bytes | ctypes.Array[ctypes.c_char] | None) -> object:
     return ctypes.c_long(value) if isinstance(value, int) else value
 
 
-def _checked(result: int) -> int:
+def _check(result: int) -> int:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code or errno.EINVAL, os.strerror(code))

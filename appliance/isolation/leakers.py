@@ -56,7 +56,7 @@ def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False
             through: dict[str, bool] = json.loads(done.stdout)
         except (json.JSONDecodeError, subprocess.TimeoutExpired):
             raise IsolationViolated("the planted leakers could not be run in the sandbox") from None
-        arrived = targets.arrived()
+        arrived = targets.find_arrived()
     return {name: "leaked" if through[name] or name in arrived else "blocked" for name in through}
 
 

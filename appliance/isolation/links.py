@@ -117,7 +117,7 @@ def _all(data: bytes) -> Iterator[tuple[int, bytes]]:
         if not _MESSAGE.size <= length <= len(data) or kind == _ERROR:
             raise _unreadable()
         yield kind, data[_MESSAGE.size : length]
-        data = data[_aligned(length) :]
+        data = data[_align(length) :]
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -127,7 +127,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         if not _ATTRIBUTE.size <= length <= len(data):
             raise _unreadable()
         yield kind & _TYPE_OF_ATTRIBUTE, data[_ATTRIBUTE.size : length]
-        data = data[_aligned(length) :]
+        data = data[_align(length) :]
 
 
 def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
     return layout.unpack_from(data)
 
 
-def _aligned(length: int) -> int:
+def _align(length: int) -> int:
     return (length + 3) & ~3
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from appliance.values import Count, Digest, Value
 
@@ -17,7 +17,8 @@ class EngineOptions(Value):
 
     Attributes:
       gradient_bytes: of per-record gradients that exist at once. It is public and stands in the job, so it is the same
-        whenever and wherever the run goes on: the row count of a micro-batch follows from it.
+        whenever and wherever the run goes on: the row count of a micro-batch follows from it. Jobs and tickets that
+        were written before there was a choice do not state it; the default is not written, so their bytes hold.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -28,6 +29,13 @@ class EngineOptions(Value):
     gradient_bytes: Count = 1 << 28
     threads: Annotated[int, Field(ge=0)] = 0
     nproc: Count = 1
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if written["gradient_bytes"] == type(self).model_fields["gradient_bytes"].default:
+            del written["gradient_bytes"]
+        return written
 
 
 class IsolationSpec(Value):

@@ -41,7 +41,7 @@ class Gatekeeper:
 
     def check(self, request: ReleaseRequest) -> None:
         """Return if the request is backed by a fresh, unused, signed leaf; raise `KeyUnavailable` otherwise."""
-        leaf = self._proven_leaf(request.evidence)
+        leaf = self._prove_leaf(request.evidence)
         facts = leaf.get("facts", {})
         kind = catalog().get(str(leaf.get("type")))
         if kind is None or not kind.opens or facts.get(kind.opens) != request.dataset_id:
@@ -58,7 +58,7 @@ class Gatekeeper:
         here = int(facts.get("ranks", 1)) // int(facts.get("nnodes", 1))  # each machine runs as many
         shown_by = self.used.setdefault(str(facts.get("nonce")), set())
         if len(shown_by) >= here or pid in shown_by:
-            raise _used()
+            raise _refuse_used()
         shown_by.add(pid)
 
     def _use_for_node(self, facts: dict[str, Any], node: str) -> None:
@@ -66,15 +66,15 @@ class Gatekeeper:
             raise KeyUnavailable("the evidence does not name this node")
         use = (str(facts.get("nonce")), node)
         if use in self.sealed:
-            raise _used()
+            raise _refuse_used()
         self.sealed.add(use)
 
-    def _proven_leaf(self, evidence: bytes) -> dict[str, Any]:
+    def _prove_leaf(self, evidence: bytes) -> dict[str, Any]:
         try:
             return proof.verify_evidence(evidence, self.trusted).leaf
         except ApplianceError:
             raise KeyUnavailable("the evidence does not prove a run of this log") from None
 
 
-def _used() -> KeyUnavailable:
+def _refuse_used() -> KeyUnavailable:
     return KeyUnavailable("the evidence has been used", hint="`appliance train resume RUN` makes fresh evidence")

@@ -87,9 +87,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise self._dialect.explained(error.orig, self.where) from None
+            raise self._dialect.explain(error.orig, self.where) from None
         except self._dialect.DRIVER_ERRORS as error:
-            raise self._dialect.explained(error, self.where) from None
+            raise self._dialect.explain(error, self.where) from None
         except UnicodeDecodeError:  # the driver fails so on an error message that quotes a damaged definition
             raise IntegrityError("the ledger's database is damaged", where=self.where) from None
 

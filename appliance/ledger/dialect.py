@@ -81,7 +81,7 @@ class Dialect(Protocol):
         None of them may depend on what another one returns; the first that fails raises the driver's error.
         """
 
-    def inserting(self, rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    def insert(self, rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
         """Write what adds rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order."""
 
     def tables(self, connection: Connection) -> set[str]:
@@ -99,7 +99,7 @@ class Dialect(Protocol):
     def role(self, connection: Connection) -> str:
         """Name of the role that the connection has; empty where there are no roles."""
 
-    def explained(self, error: BaseException | None, where: str) -> ApplianceError:
+    def explain(self, error: BaseException | None, where: str) -> ApplianceError:
         """Say what an error of the driver means."""
 
 

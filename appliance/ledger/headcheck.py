@@ -66,7 +66,7 @@ class HeadCheck:
         self._row = self._advance()
         self.wanted = self._next_size()
 
-    def reached(self, size: int, root: bytes) -> None:
+    def reach(self, size: int, root: bytes) -> None:
         """Compare the tree heads of this size, here and outside, with the recomputed root."""
         note = None
         if self._row and self._row[0] == size:

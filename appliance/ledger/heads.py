@@ -81,7 +81,7 @@ def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Seque
     last = last_tree_head(connection, ring)
     if last is not None and last.size == head.size:
         return last
-    root = _recomputed(connection, head.size, last)
+    root = _recompute(connection, head.size, last)
     if root != head.root:
         raise IntegrityError("the head of the ledger does not follow from its entries; it was not signed")
     note = sign_checkpoint(Checkpoint(ring.origin, head.size, root), signers())
@@ -92,7 +92,7 @@ def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Seque
     return TreeHead(head.size, root, note)
 
 
-def _recomputed(connection: Connection, size: int, last: TreeHead | None) -> bytes:
+def _recompute(connection: Connection, size: int, last: TreeHead | None) -> bytes:
     old = last.size if last else 0
     tree = StoredTree(connection, size)
     frontier = merkle.frontier_at(old, tree.node)

@@ -95,7 +95,7 @@ class Keyring:
                 raise
             return open_checkpoint(note, self.local, exact=exact)
 
-    def rekeyed(self, leaf: Mapping[str, Any]) -> Keyring:
+    def follow(self, leaf: Mapping[str, Any]) -> Keyring:
         """Add the keys of the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
         try:
             index, facts = leaf["index"], leaf["facts"]
@@ -111,7 +111,7 @@ class Keyring:
         fitting = kinds == [ED25519, MLDSA44] and all(key.name == self.origin for key in new)
         if not fitting or facts["old"] != list(self.current.texts) or index < self.current.since:
             raise IntegrityError(f"entry {index} does not change the signing keys from those before it")
-        if len(signatures) != len(signers) or not all(map(VerifierKey.signed, signers, [said] * 4, signatures)):
+        if len(signatures) != len(signers) or not all(map(VerifierKey.has_signed, signers, [said] * 4, signatures)):
             raise IntegrityError(
                 f"entry {index} changes the signing keys, but the old and the new did not both sign it"
             )
@@ -124,15 +124,15 @@ def statement(origin: str, index: int, root: str, old: Keys, new: Keys) -> bytes
     return _TAG + canonical({"origin": origin, "index": index, "root": root, **both})
 
 
-def rekeying(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> LedgerRekeyed:
+def rekey(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> LedgerRekeyed:
     """Make the entry `index` that hands over from the keys of `ring` to those of `new`."""
     taking = tuple(signer.verifier for signer in new)
     said = statement(ring.origin, index, root, ring.current.keys, taking)
     signatures = [encode64(signer.sign_statement(said)) for signer in (*old, *new)]
-    return LedgerRekeyed(root=root, old=list(ring.current.texts), keys=described(taking), signatures=signatures)
+    return LedgerRekeyed(root=root, old=list(ring.current.texts), keys=describe(taking), signatures=signatures)
 
 
-def described(keys: Keys) -> list[KeyFacts]:
+def describe(keys: Keys) -> list[KeyFacts]:
     """Describe a key set as entries state it."""
     return [KeyFacts(algorithm=ALGORITHMS[k.algorithm], id=k.key_id.hex(), vkey=k.encode()) for k in keys]
 
@@ -158,5 +158,5 @@ def build(leaves: Sequence[bytes], local: Keys) -> Keyring:
     """Build the keyring that these leaves give, each change of keys checked. Raises `IntegrityError`."""
     ring = Keyring((KeySet(0, first_keys(leaves[0])),), local)
     for leaf in leaves[1:]:
-        ring = ring.rekeyed(parse_leaf(leaf))
+        ring = ring.follow(parse_leaf(leaf))
     return ring

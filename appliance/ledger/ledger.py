@@ -16,7 +16,7 @@ from appliance.ledger.database import Database, roles
 from appliance.ledger.dialect import Roles
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
-from appliance.ledger.keyring import Keyring, described, first_keys, leaves_about_keys, rekeying
+from appliance.ledger.keyring import Keyring, describe, first_keys, leaves_about_keys, rekey
 from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, now, read_head
 from appliance.ledger.note import Signer, valid_name
@@ -135,7 +135,7 @@ class Ledger(LedgerReader):
             last = sign_head(connection, ring, lambda: old)
             new = create_next_keys(self._config.signing_dir, self._config.origin, self._clock)
             appender = Appender(connection, context)
-            rekeyed = rekeying(ring, last.size, last.root.hex(), old, new)
+            rekeyed = rekey(ring, last.size, last.root.hex(), old, new)
             index = appender.append(rekeyed)
             if index != last.size:
                 raise Busy("the clock stepped back while the keys were changed; nothing was written", hint="try again")
@@ -200,7 +200,7 @@ class Ledger(LedgerReader):
             if first_keys(leaves_about_keys(connection)[0]) != self._local:
                 raise UsageError("the database holds another ledger", hint="name an empty one")
             return
-        keys, definitions = described(self._local), schema.schema_digests(connection)
+        keys, definitions = describe(self._local), schema.schema_digests(connection)
         appender = Appender(connection, self._context(_SYSTEM))
         appender.append(LedgerCreated(origin=self._config.origin, keys=keys, definitions=definitions))
         appender.flush()

@@ -153,7 +153,7 @@ class Appender:
         """Write the staged entries, the body, the tiles they fill and the head."""
         head, size = self._head, self._head.size + len(self._entries)
         kind = dialect.of(self._connection)
-        statements = kind.inserting(self._entries)
+        statements = kind.insert(self._entries)
         if self._body is not None:
             statements.append((_BODY, (self._body[0], self._body[1].sealed)))
         if size // merkle.TILE > head.size // merkle.TILE:
@@ -172,7 +172,7 @@ class Appender:
 
     def _note_regression(self, moment: str) -> None:
         """Stage a `clock.regression` entry when the clock stepped back since the last time that was said."""
-        if moment >= self._last or _parsed(self._last) - _parsed(moment) <= _TOLERATED:
+        if moment >= self._last or _parse(self._last) - _parse(moment) <= _TOLERATED:
             return
         observed = self._last_observed()
         if observed is None or moment < observed:
@@ -239,5 +239,5 @@ class Appender:
             level, width = level + 1, width * merkle.TILE
 
 
-def _parsed(moment: str) -> datetime:
+def _parse(moment: str) -> datetime:
     return datetime.fromisoformat(moment)

@@ -91,9 +91,9 @@ class Builder:
         self.size += 1
         row = self._pending[0]
         row.append(digest)
-        return () if len(row) < TILE else self._filled()
+        return () if len(row) < TILE else self._fill()
 
-    def _filled(self) -> list[Tile]:
+    def _fill(self) -> list[Tile]:
         tiles: list[Tile] = []
         for level in range(len(self._pending)):
             row = self._pending[level]

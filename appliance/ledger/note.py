@@ -84,7 +84,7 @@ class VerifierKey:
             raise IntegrityError("a verifier key is malformed")
         return key
 
-    def signed(self, message: bytes, signature: bytes) -> bool:
+    def has_signed(self, message: bytes, signature: bytes) -> bool:
         """Whether `signature` is this key's signature of a message that is no checkpoint."""
         try:
             if self.algorithm == MLDSA44:
@@ -124,7 +124,7 @@ class Signer(Protocol):
         """Signature of the note text, as `VerifierKey.accepts` takes it."""
 
     def sign_statement(self, message: bytes) -> bytes:
-        """Signature of a message that is no checkpoint, as `VerifierKey.signed` takes it."""
+        """Signature of a message that is no checkpoint, as `VerifierKey.has_signed` takes it."""
 
 
 def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:

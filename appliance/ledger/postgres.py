@@ -130,7 +130,7 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
     return _rows(cursors[-1])
 
 
-def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
     """One statement however many rows they are: from as many arrays as there are columns."""
     if len(rows) == 1:
         return [(_INSERT, rows[0])]
@@ -172,7 +172,7 @@ def role(connection: Connection) -> str:
     return str(connection.exec_driver_sql("SELECT current_user").scalar_one())
 
 
-def explained(error: BaseException | None, where: str) -> ApplianceError:
+def explain(error: BaseException | None, where: str) -> ApplianceError:
     """Say what an error of PostgreSQL means, by its SQLSTATE."""
     state = getattr(error, "sqlstate", None) or ""
     for length in (5, 3, 2):

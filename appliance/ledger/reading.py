@@ -28,7 +28,7 @@ from appliance.ledger.note import VerifierKey
 from appliance.ledger.signing import load_verifiers
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
-from appliance.ledger.verify import Verification, stated, verify_ledger
+from appliance.ledger.verify import Verification, read_stated, verify_ledger
 
 FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
@@ -254,7 +254,7 @@ class LedgerReader:
 
     def _check(self, connection: Connection) -> Keyring:
         """Check that the ledger is what it states and continues its anchor; its keys."""
-        problems = schema.schema_problems(connection, self._stated(connection))
+        problems = schema.schema_problems(connection, self._read_stated(connection))
         if problems:
             raise IntegrityError(problems[0], where=self._database.where)
         ring = build(leaves_about_keys(connection), self._local)
@@ -270,14 +270,14 @@ class LedgerReader:
             raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return self._built[1]
 
-    def _stated(self, connection: Connection) -> dict[str, str]:
+    def _read_stated(self, connection: Connection) -> dict[str, str]:
         try:
-            return stated(connection)
+            return read_stated(connection)
         except (StopIteration, KeyError, TypeError, ValueError):
             raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
 
     def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._stated(connection))
+        return schema.revision_of(self._read_stated(connection))
 
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses

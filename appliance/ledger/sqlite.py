@@ -106,7 +106,7 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
         cursor.close()
 
 
-def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
     """One statement a row: SQLite keeps it compiled."""
     return [(_INSERT, row) for row in rows]
 
@@ -139,7 +139,7 @@ def role(connection: Connection) -> str:
     return ""
 
 
-def explained(error: BaseException | None, where: str) -> ApplianceError:
+def explain(error: BaseException | None, where: str) -> ApplianceError:
     """Say what an error of SQLite means."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

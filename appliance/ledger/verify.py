@@ -145,7 +145,7 @@ def check_keys(connection: Connection, trusted: Keys, problems: Problems) -> Key
         return Keyring.of(trusted)
     for leaf in later:
         try:
-            ring = ring.rekeyed(parse_leaf(leaf))
+            ring = ring.follow(parse_leaf(leaf))
         except IntegrityError as error:
             problems.add(error.message, _index(leaf))
             break
@@ -166,14 +166,14 @@ def _index(leaf: bytes) -> int | None:
 def check_stated_definitions(connection: Connection, problems: Problems) -> None:
     """Compare the definitions with the newest statement of them."""
     try:
-        definitions = stated(connection)
+        definitions = read_stated(connection)
     except (StopIteration, ApplianceError, KeyError, TypeError, ValueError):
         problems.add("the first entry does not say how the ledger was made", 0)
         return
     check_definitions(connection, definitions, problems)
 
 
-def stated(connection: Connection) -> dict[str, str]:
+def read_stated(connection: Connection) -> dict[str, str]:
     """Read the definitions that the first entry or the newest `ledger.upgraded` states.
 
     Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.

@@ -102,7 +102,7 @@ def check(
         key = next((key for key in witnesses if _id(key) == witness), None)
         if key is None:  # nobody here trusts it, so it says nothing
             continue
-        time = _verified(key, line, note)
+        time = _verify(key, line, note)
         if time is None:
             problems.add(f"the cosignature of {key.name} on {size} entries does not verify")
         elif size <= good_size:
@@ -123,7 +123,7 @@ def _id(key: VerifierKey) -> str:
     return f"{key.name}+{key.key_id.hex()}"
 
 
-def _verified(key: VerifierKey, line: object, note: str) -> int | None:
+def _verify(key: VerifierKey, line: object, note: str) -> int | None:
     """Verify a cosignature: its time if it holds, else None."""
     try:
         name, raw = parse_signature(str(line))

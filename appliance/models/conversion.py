@@ -53,7 +53,7 @@ def convert(source: Path, output: Path) -> GgufHeader:
         link = Path(alone, "model.gguf")
         link.symlink_to(source.resolve())
         tokenizer = _tokenizer(link, header, source.name)
-        model = _without_quantisation(_dequantised(link))
+        model = _without_quantisation(_dequantise(link))
         model.save_pretrained(output, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(output)
         _drop_invented_tokens(output / "tokenizer.json", header.metadata["tokenizer.ggml.tokens"])
@@ -68,7 +68,7 @@ def smallest_exact_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     return fitting[0] if fitting else torch.float32
 
 
-def _dequantised(source: Path) -> PreTrainedModel:
+def _dequantise(source: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, **HERE_ONLY)

@@ -230,7 +230,7 @@ def _entry(key: str, value: Any, path: str, indent: str) -> list[str]:
     if isinstance(value, dict):
         inner = [line for name, part in value.items() for line in _entry(name, part, f"{path}.{name}", indent + "  ")]
         return [*lines, f"{indent}{key}:", *inner]
-    lines.append(f"{indent}{key}: {_written(value)}")
+    lines.append(f"{indent}{key}: {_write(value)}")
     if path in _ALTERNATIVE:
         lines.append(indent + _ALTERNATIVE[path])
     return lines
@@ -242,7 +242,7 @@ def _item(value: dict[str, Any], path: str, indent: str) -> list[str]:
     return [indent + lines[0].lstrip(), f"{indent}- {lines[1].lstrip()}", *lines[2:]]
 
 
-def _written(value: Any) -> str:
+def _write(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(yaml.scalar(item) for item in value) + "]"
     return yaml.scalar(value)

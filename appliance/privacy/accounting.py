@@ -195,7 +195,7 @@ def _epsilon(merged: dict[tuple[float, Fraction], int], delta: float, interval: 
 
 
 def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
-    parts = [_composed(sigma, _rate(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
+    parts = [_compose_pld(sigma, _rate(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
     total = parts[0]
     for part in parts[1:]:
         total = total.compose(part)
@@ -203,7 +203,7 @@ def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _composed(noise_multiplier: float, sample_rate: float, attempts: int, interval: float) -> Any:
+def _compose_pld(noise_multiplier: float, sample_rate: float, attempts: int, interval: float) -> Any:
     """Compose the privacy loss distribution of `attempts` steps, both directions."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 

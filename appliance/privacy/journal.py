@@ -113,11 +113,11 @@ class Journal:
         )
         return n
 
-    def released(self, step: int, sha256: str) -> None:
+    def record_release(self, step: int, sha256: str) -> None:
         """Journals the digest of the noised sum of a step, before it is applied."""
         self._append({"type": "released", "step": step, "sha256": sha256})
 
-    def checkpointed(self, step: int, sha256: str) -> None:
+    def record_checkpoint(self, step: int, sha256: str) -> None:
         """Journals the digest of the training checkpoint taken after a step."""
         self._append({"type": "checkpointed", "step": step, "sha256": sha256})
 

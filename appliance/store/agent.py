@@ -159,10 +159,10 @@ class _Agent:
             case IngestKeysRequest(dataset_id=dataset_id):
                 return self._ingest_keys(dataset_id)
             case ReleaseKeyRequest() as request:
-                return {"data_key": _base64(self._released(request, pid, uid))}
+                return {"data_key": _base64(self._release(request, pid, uid))}
             case SealKeyRequest() as request:
                 node = NodeKey(bytes.fromhex(request.node))
-                return {"sealed": seal(self._released(request, pid, uid, node.fingerprint), node, request.context)}
+                return {"sealed": seal(self._release(request, pid, uid, node.fingerprint), node, request.context)}
 
     def _ingest_keys(self, dataset_id: str) -> dict[str, Any]:
         data_key, wrapped, epoch = self._ring.new_data_key(dataset_id)
@@ -174,7 +174,7 @@ class _Agent:
             "fingerprint_key": _base64(fingerprints),
         }
 
-    def _released(self, request: ReleaseKeyRequest | SealKeyRequest, pid: int, uid: int, node: str = "") -> bytes:
+    def _release(self, request: ReleaseKeyRequest | SealKeyRequest, pid: int, uid: int, node: str = "") -> bytes:
         try:
             evidence = base64.b64decode(request.evidence, validate=True)
         except (ValueError, binascii.Error):

@@ -76,7 +76,7 @@ class AgentClient:
         Returns:
           data key (32 bytes), the wrapped key to record, the epoch to record, fingerprint key (32 bytes).
         """
-        reply = self._ask(_checked(IngestKeysRequest, dataset_id=dataset_id))
+        reply = self._ask(_make(IngestKeysRequest, dataset_id=dataset_id))
         try:
             return _key(reply, "data_key"), str(reply["wrapped"]), int(reply["epoch"]), _key(reply, "fingerprint_key")
         except (KeyError, ValueError):
@@ -99,7 +99,7 @@ class AgentClient:
           KeyUnavailable: the evidence was refused, or the key-encryption key is not here.
           IntegrityError: the wrapped key is not the one of this dataset and epoch.
         """
-        request = _checked(
+        request = _make(
             ReleaseKeyRequest,
             evidence=base64.b64encode(evidence).decode(),
             dataset_id=dataset_id,
@@ -122,7 +122,7 @@ class AgentClient:
         Raises:
           KeyUnavailable, IntegrityError: as `release`.
         """
-        request = _checked(
+        request = _make(
             SealKeyRequest,
             evidence=base64.b64encode(evidence).decode(),
             dataset_id=dataset_id,
@@ -172,7 +172,7 @@ class AgentClient:
             return parse_reply(reply)
 
 
-def _checked(kind: type[Value], **fields: object) -> Value:
+def _make(kind: type[Value], **fields: object) -> Value:
     try:
         return kind(**fields)
     except ValueError:

@@ -123,13 +123,13 @@ def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
     _refuse_shared(model, names)
     for name in names:
         layer = model.get_submodule(name)
-        if not _known(layer):
+        if not _is_known(layer):
             raise ConfigInvalid(f"{name} is not a linear layer in float32, bfloat16, NF4 or INT8", where="lora.targets")
         if spec.r > min(layer.in_features, layer.out_features):
             raise ConfigInvalid(f"rank {spec.r} is larger than a dimension of {name}", where="lora.r")
 
 
-def _known(layer: Any) -> bool:
+def _is_known(layer: Any) -> bool:
     if type(layer) is nn.Linear:
         return layer.weight.dtype in (torch.float32, torch.bfloat16)
     import bitsandbytes

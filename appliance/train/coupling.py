@@ -46,8 +46,8 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
       ConfigInvalid: the model remembers records that it has seen.
       WillNotFit: memory does not hold one record of the longest bucket.
     """
-    padded = sorted({engine.padded(length) for length in lengths})
-    before = _remembered(engine)
+    padded = sorted({engine.pad_length(length) for length in lengths})
+    before = _collect_state(engine)
     with shortened(engine):
         proved = _prove(engine, padded, head=False)
     shared = True
@@ -56,7 +56,7 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
         engine.counts = RowCounts({}, shared := False)
         if not _hold_for_the_whole(engine, proved):
             proved = _prove(engine, padded, head=True)
-    after = _remembered(engine)
+    after = _collect_state(engine)
     if after != before:
         names = ", ".join(sorted(name for name, value in after.items() if before.get(name) != value))
         raise ConfigInvalid(f"the model remembers the records it has seen ({names})", where="base")
@@ -65,7 +65,7 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
     return engine.counts
 
 
-def coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
+def is_coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
     """Whether a record's bits follow its neighbours, its row or the row count, as the engine is set now."""
     for length in lengths:
         known = candidates(engine.most_rows(length)) if engine.counts is None else engine.counts.at(length)
@@ -81,7 +81,7 @@ def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
     Raises:
       GateFailed: the second time gives other bits.
     """
-    found = {length: _agreeing(engine, length, head=head) for length in reversed(lengths)}
+    found = {length: _find_agreeing(engine, length, head=head) for length in reversed(lengths)}
     for length in (*lengths, lengths[0]):
         counts, bits = found[length]
         if not _same(_bits(engine, length, counts[-1], head=head), bits):
@@ -89,7 +89,7 @@ def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
     return found
 
 
-def _agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tensor]:
+def _find_agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tensor]:
     """Find the largest count under which rows do not matter, with the smaller ones that give the same bits."""
     reference: Tensor | None = None
     counts: list[int] = []
@@ -113,9 +113,9 @@ def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
     for length in {min(proved), fullest, max(proved)}:
         counts, bits = proved[length][0], None
         while bits is None:
-            fitting = engine.fitting(counts, length)
+            fitting = engine.keep_fitting(counts, length)
             bits = _bits(engine, length, fitting[0])
-            if bits is None and fitting == engine.fitting(counts, length):
+            if bits is None and fitting == engine.keep_fitting(counts, length):
                 return False  # memory was not the reason
         if not _same(_bits(engine, length, fitting[-1]), bits):
             return False
@@ -133,7 +133,7 @@ def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tens
     upstream = None if head else torch.randn(2, length, engine.width, generator=generator).mul_(0.01)
     try:
         gradients = engine.gradients(batch, physical=count, upstream=upstream)
-        rows = _reported(engine, gradients)
+        rows = _take_reported(engine, gradients)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -148,7 +148,7 @@ def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tens
     return rows[:2].clone()
 
 
-def _reported(engine: Engine, gradients: Tensor) -> Tensor:
+def _take_reported(engine: Engine, gradients: Tensor) -> Tensor:
     """Take the columns that the reporting sites wrote; behind them, where it is looked at, the factor of the clip."""
     parts = [gradients[:, start:end] for start, end in engine.reporting()]
     if engine.on_gpu or engine.whole:
@@ -173,7 +173,7 @@ def synthetic(
     return Encoded(tuple(ids), tuple(range(max(0, first), tokens - 1)), length)
 
 
-def _remembered(engine: Engine) -> dict[str, Any]:
+def _collect_state(engine: Engine) -> dict[str, Any]:
     """Collect what the modules of the model hold besides their parameters: buffers and plain attributes, by name."""
     found: dict[str, Any] = {}
     for name, module in engine.adapter.model.named_modules():

@@ -69,7 +69,7 @@ class Encoder:
         self._eos = tokenizer.eos_token or ""
         self._truncated = 0
         self.pad = int(tokenizer.pad_token_id or 0)
-        if self._template and self._templated((("user", "a"), ("assistant", "b"))) is None:
+        if self._template and self._apply_template((("user", "a"), ("assistant", "b"))) is None:
             raise ConfigInvalid(
                 "the base model's chat template does not keep a conversation's beginning unchanged",
                 hint="set template.from to none",
@@ -99,10 +99,10 @@ class Encoder:
         parts = record.parts
         if self._template and record.kind == "completion":
             parts = tuple(("assistant" if role == "completion" else "user", text) for role, text in parts)
-        templated = self._templated(parts) if self._template and record.kind != "text" else None
+        templated = self._apply_template(parts) if self._template and record.kind != "text" else None
         return templated if templated is not None else self._plain(record)
 
-    def _templated(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
+    def _apply_template(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
         # None where this conversation does not fit the template; it is then concatenated plainly, by itself.
         pieces: list[Piece] = []
         done = ""

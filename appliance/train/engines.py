@@ -108,7 +108,7 @@ class Several:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=patience_s)
         options._devices = [ProcessGroupGloo.create_device(hostname=address)]
-        self._group: Any = _answered(lambda: ProcessGroupGloo(store, rank, size, options))
+        self._group: Any = _answer(lambda: ProcessGroupGloo(store, rank, size, options))
 
     @property
     def main(self) -> bool:
@@ -127,14 +127,14 @@ class Several:
     def reduce(self, total: Tensor) -> None:
         """See `Ranks.reduce`."""
         sent = total.cpu()
-        _answered(lambda: self._group.reduce(sent, 0).wait())
+        _answer(lambda: self._group.reduce(sent, 0).wait())
         if self.main:
             total.copy_(sent)
 
     def share(self, tensor: Tensor) -> Tensor:
         """See `Ranks.share`."""
         sent = tensor.cpu().contiguous()
-        _answered(lambda: self._group.broadcast(sent, 0).wait())
+        _answer(lambda: self._group.broadcast(sent, 0).wait())
         return sent.to(tensor.device)
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
@@ -150,12 +150,12 @@ class Several:
         digest = hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         found = [torch.empty_like(own) for _ in range(self.size)]
-        _answered(lambda: self._group.allgather(found, own).wait())
+        _answer(lambda: self._group.allgather(found, own).wait())
         if not all(torch.equal(other, own) for other in found):
             raise GateFailed("the ranks of the run do not hold the same weights")
 
 
-def _answered(collective: Callable[[], Any]) -> Any:
+def _answer(collective: Callable[[], Any]) -> Any:
     try:
         return collective()
     except RuntimeError:  # of gloo; its text names addresses

@@ -46,15 +46,15 @@ class FollowedJournal:
         self.state = self._told()
         return self.state.attempts
 
-    def released(self, step: int, sha256: str) -> None:
+    def record_release(self, step: int, sha256: str) -> None:
         """Journals a release."""
         if self._journal is not None:
-            self._journal.released(step, sha256)
+            self._journal.record_release(step, sha256)
 
-    def checkpointed(self, step: int, sha256: str) -> None:
+    def record_checkpoint(self, step: int, sha256: str) -> None:
         """Journals a snapshot."""
         if self._journal is not None:
-            self._journal.checkpointed(step, sha256)
+            self._journal.record_checkpoint(step, sha256)
 
     def _told(self) -> Counts:
         state: Any = self._journal.state if self._journal is not None else Counts(0, 0)

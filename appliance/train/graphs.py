@@ -74,7 +74,7 @@ class Graphs:
             return
         expected = gradients.clone()
         try:
-            made = self._recorded(ids)
+            made = self._record(ids)
             gradients.zero_()
             self.replay(made, ids, upstream)
         except (RuntimeError, torch.AcceleratorError):
@@ -92,7 +92,7 @@ class Graphs:
         self._recordings.clear()
         self._pool = None
 
-    def _recorded(self, ids: Tensor) -> _Recording:
+    def _record(self, ids: Tensor) -> _Recording:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         own = ids.clone()

@@ -32,10 +32,10 @@ class Journal(Protocol):
         """Journals that a batch is about to be sampled; durable when it returns."""
         ...
 
-    def released(self, step: int, sha256: str) -> None:
+    def record_release(self, step: int, sha256: str) -> None:
         """Journals a release before it is applied."""
         ...
 
-    def checkpointed(self, step: int, sha256: str) -> None:
+    def record_checkpoint(self, step: int, sha256: str) -> None:
         """Journals a snapshot."""
         ...

@@ -125,7 +125,7 @@ class Trainer:
         self._accountant = PRVAccountant()
         self._enter(0)
         self._settings = _settings_digest(job)
-        self._journal, self._snapshots = _kept(ranks, journal, snapshots)
+        self._journal, self._snapshots = _keep(ranks, journal, snapshots)
         self._step = 0
 
     @property
@@ -154,7 +154,7 @@ class Trainer:
         dealt = self._ranks.deal(self._samplers[phase].draw, len(members))
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
-        self._apply(self._released(attempt), attempt)
+        self._apply(self._release(attempt), attempt)
         if self._step % EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
@@ -172,16 +172,16 @@ class Trainer:
         if self._accountant.history != expected:
             raise GateFailed("the accountant did not see exactly the steps that were made")
 
-    def _released(self, attempt: int) -> Tensor:
+    def _release(self, attempt: int) -> Tensor:
         if not self._ranks.main:
             return self._ranks.share(self._optimizer.follow())
-        return self._ranks.share(self._written(self._optimizer.release(), attempt))
+        return self._ranks.share(self._write(self._optimizer.release(), attempt))
 
-    def _written(self, gradient: Tensor, attempt: int) -> Tensor:
+    def _write(self, gradient: Tensor, attempt: int) -> Tensor:
         step = self._step + 1
         data = encode_release(Release(step, self._settings, gradient, attempt))
         self._snapshots.save(release_name(step), data)
-        self._journal.released(step, digest(data))
+        self._journal.record_release(step, digest(data))
         return gradient
 
     def _apply(self, gradient: Tensor, attempt: int) -> None:
@@ -206,7 +206,7 @@ class Trainer:
         )
         data = encode_state(state)
         self._snapshots.save(STATE, data)
-        self._journal.checkpointed(self._step, digest(data))
+        self._journal.record_checkpoint(self._step, digest(data))
         self._ranks.agree(state.weights)
         self._forget_releases()
 
@@ -257,7 +257,7 @@ class Trainer:
         self._progress({"step": self._step, "steps": plan.steps, "attempts": attempts, "reserved": plan.attempts})
 
 
-def _kept(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) -> tuple[Journal, Snapshots]:
+def _keep(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) -> tuple[Journal, Snapshots]:
     if isinstance(ranks, Several):
         return FollowedJournal(ranks, journal), FollowedSnapshots(ranks, snapshots)
     if journal is None or snapshots is None:

@@ -60,7 +60,7 @@ class Supervised:
         return positions, targets, counts, places
 
 
-def supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool = True) -> Supervised:
+def find_supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool = True) -> Supervised:
     """Where the records of a micro-batch are supervised.
 
     Args:

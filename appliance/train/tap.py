@@ -67,9 +67,9 @@ class ReleaseTap:
         rows = [row for unit in units for row in unit]
         numbers = iter(range(len(rows)))
         encoded = [[Encoded((next(numbers),), (0,), _LENGTH) for _ in unit] for unit in units]
-        with self._given(rows):
+        with self._give(rows):
             self._assembled.engine.accumulate(encoded)
-        return self._released(noise)
+        return self._release(noise)
 
     def release_records(
         self, units: Sequence[Sequence[Record]], noise: NDArray[np.int64] | None = None
@@ -78,19 +78,19 @@ class ReleaseTap:
         engine, encode = self._assembled.engine, self._assembled.encoder.encode
         kept, batch = engine.counts, [[encode(record) for record in unit] for unit in units]
         if kept is None:  # nothing is proved yet
-            engine.counts = RowCounts({engine.padded(record.length): (_ROWS,) for unit in batch for record in unit})
+            engine.counts = RowCounts({engine.pad_length(record.length): (_ROWS,) for unit in batch for record in unit})
         try:
             engine.accumulate(batch)
         finally:
             engine.counts = kept
-        return self._released(noise)
+        return self._release(noise)
 
     def draw(self) -> NDArray[np.int64]:
         """One noise vector of the production source, int64 [P], in grid units."""
         return self._assembled.optimizer._noise.draw(self.parameters)
 
     @contextmanager
-    def _given(self, rows: Sequence[Row]) -> Iterator[None]:
+    def _give(self, rows: Sequence[Row]) -> Iterator[None]:
         engine = self._assembled.engine
 
         def gradients(batch: Sequence[Encoded], *_: Any) -> Tensor:
@@ -107,7 +107,7 @@ class ReleaseTap:
         finally:
             del engine.gradients  # the class's own again
 
-    def _released(self, noise: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def _release(self, noise: NDArray[np.int64] | None) -> NDArray[np.float32]:
         optimizer = self._assembled.optimizer
         inner: Any = optimizer.original_optimizer
         kept, taken = optimizer._noise, []

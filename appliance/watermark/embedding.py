@@ -43,7 +43,7 @@ def mark(reference: Reference, key: bytes, rho: float, scale: float) -> tuple[Te
     return (root[:, None] * v.T).float().contiguous(), (u * root / scale).float().contiguous()
 
 
-def turned(reference: Reference, marked_a: Tensor, marked_b: Tensor, scale: float) -> float:
+def measure_turn(reference: Reference, marked_a: Tensor, marked_b: Tensor, scale: float) -> float:
     """|dW' - dW| / |dW|, without forming either; 0 for a module that is zero."""
     if reference.is_zero:
         return 0.0

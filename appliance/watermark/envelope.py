@@ -66,12 +66,12 @@ def _int4(weight: Tensor) -> Tensor:
 
 
 def _prune(share: float) -> Callable[[Tensor], Tensor]:
-    def pruned(weight: Tensor) -> Tensor:
+    def prune(weight: Tensor) -> Tensor:
         size = weight.abs()
         threshold = size.flatten().kthvalue(max(1, int(share * size.numel()))).values
         return torch.where(size > threshold, weight, 0.0)
 
-    return pruned
+    return prune
 
 
 ATTACKS: Mapping[str, Callable[[Tensor], Tensor]] = {

@@ -17,7 +17,7 @@ from appliance.store import container
 from appliance.store.agent import AgentClient
 from appliance.store.trees import tree_digest
 from appliance.values import decimal
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 from appliance.worker.opening import DecodedRecords, load_base
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ JOB = EvaluateJob
 def run(job: EvaluateJob, run_dir: RunDir) -> EvaluateResult:
     """Measure the adapters of a run against their base on held-out records and on public text."""
     sealed, adapters = job.dataset, _adapters(job)
-    gpu = sandboxed.gpu_of(job.engine)
+    gpu = confinement.gpu_of(job.engine)
     client = AgentClient(Path(job.agent_socket))
     evidence = run_dir.evidence.read_bytes()
     key = client.release(evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch)
     places = [Path(job.model_dir), Path(sealed.path), *(directory for directory, _ in adapters.values())]
-    isolation = sandboxed.enter(job.isolation, run_dir, *places, gpu=gpu)
+    isolation = confinement.enter(job.isolation, run_dir, *places, gpu=gpu)
     tokenizer, meter = _open(job, adapters)
     public = _public(job, tokenizer, meter, list(adapters)) if job.public_tokens else {}
     with container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as records:
@@ -47,7 +47,7 @@ def run(job: EvaluateJob, run_dir: RunDir) -> EvaluateResult:
         released=released,
         public=public,
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
     )
 
 

@@ -41,7 +41,7 @@ def meet(rendezvous: Rendezvous, rank: int, key: bytes) -> Several:
     store: Any = PrefixStore(prefix(rendezvous, key), _store(rendezvous, rank, deadline))
     store.set(f"here/{rank}", "")
     try:
-        store.wait([f"here/{other}" for other in range(rendezvous.size)], _left(deadline))
+        store.wait([f"here/{other}" for other in range(rendezvous.size)], _time_left(deadline))
     except RuntimeError:
         raise _nobody(rendezvous) from None
     return Several(store, rank, rendezvous.size, address=rendezvous.here)
@@ -62,7 +62,7 @@ def _store(rendezvous: Rendezvous, rank: int, deadline: float) -> Any:
         _until_it_listens(rendezvous, deadline)
     try:
         return TCPStore(
-            host, port, None, rank == 0, timeout=_left(deadline), wait_for_workers=False, master_listen_fd=listener
+            host, port, None, rank == 0, timeout=_time_left(deadline), wait_for_workers=False, master_listen_fd=listener
         )
     except RuntimeError:
         raise _nobody(rendezvous) from None
@@ -87,7 +87,7 @@ def _until_it_listens(rendezvous: Rendezvous, deadline: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _left(deadline: float) -> timedelta:
+def _time_left(deadline: float) -> timedelta:
     return timedelta(seconds=max(1.0, deadline - time.monotonic()))
 
 

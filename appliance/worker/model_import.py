@@ -8,7 +8,7 @@ from appliance.files import fsync_tree
 from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
 from appliance.store.trees import tree_digest
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 
 JOB = ImportJob
 
@@ -16,7 +16,7 @@ JOB = ImportJob
 def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
     """Import `job.source` into `job.output_dir`."""
     source, output = Path(job.source), Path(job.output_dir)
-    isolation = sandboxed.enter(job.isolation, run_dir, source)
+    isolation = confinement.enter(job.isolation, run_dir, source)
     from appliance.models.importing import import_model
 
     made = import_model(source, output)
@@ -34,5 +34,5 @@ def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
         has_chat_template=made.has_chat_template,
         shapes=made.shapes,
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
     )

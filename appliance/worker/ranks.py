@@ -111,7 +111,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 def _outcome(run_dir: RunDir, statuses: list[int], first: int = 0) -> bytes:
     """Find what the first rank left if all went well, else the failure that is not merely the loss of another rank."""
-    left = [_left(run_dir, first + i) for i in range(len(statuses))]
+    left = [_read_outcome(run_dir, first + i) for i in range(len(statuses))]
     if not any(statuses) and left[0]:
         return left[0]
     failures = [data for data in left if b"appliance.failure/1" in data]
@@ -124,7 +124,7 @@ def _outcome(run_dir: RunDir, statuses: list[int], first: int = 0) -> bytes:
     return to_json(Failure(error="Interrupted", message=f"a rank was ended by {name}", hint=hint))
 
 
-def _left(run_dir: RunDir, rank: int) -> bytes:
+def _read_outcome(run_dir: RunDir, rank: int) -> bytes:
     try:
         return (run_dir.ranks / f"{rank}.json").read_bytes()
     except FileNotFoundError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from appliance.errors import GateFailed
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 from appliance.worker.opening import load_base
 from appliance.worker.rates import gpu_rate
 
@@ -16,8 +16,8 @@ JOB = SelftestJob
 
 def run(job: SelftestJob, run_dir: RunDir) -> SelftestResult:
     """Examine the mechanism that a run of this job would train with."""
-    gpu = sandboxed.gpu_of(job.engine)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), gpu=gpu)
+    gpu = confinement.gpu_of(job.engine)
+    isolation = confinement.enter(job.isolation, run_dir, Path(job.model_dir), gpu=gpu)
     rate = gpu_rate(job.engine)
     checks = _examine(job)
     return SelftestResult(
@@ -25,7 +25,7 @@ def run(job: SelftestJob, run_dir: RunDir) -> SelftestResult:
         passed=all(check.passed for check in checks),
         checks=tuple(checks),
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
         rate=rate,
     )
 

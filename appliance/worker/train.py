@@ -22,7 +22,7 @@ from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
 from appliance.store.trees import tree_digest
 from appliance.values import to_json
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 from appliance.worker.opening import DecodedRecords, load_base
 from appliance.worker.place import Place, here
 
@@ -40,10 +40,10 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     place = here()
     if place.several:
         sandbox.require_ranks_alone(job.isolation, place.address)
-    gpu = sandboxed.gpu_of(job.engine, place.local)
+    gpu = confinement.gpu_of(job.engine, place.local)
     key = _key(job, run_dir, place)
     paths = (Path(job.model_dir), Path(job.dataset.path))
-    isolation = sandboxed.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address, gpu=gpu)
+    isolation = confinement.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address, gpu=gpu)
     trained = _train(job, run_dir, key, place)
     if not place.main:
         return RankResult(rank=place.rank)
@@ -59,7 +59,7 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
         adapter_sha256=digest,
         trainable_parameters=trained.trainable_parameters,
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
     )
 
 

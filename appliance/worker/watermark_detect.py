@@ -14,7 +14,7 @@ from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult
 from appliance.store import container
 from appliance.store.trees import tree_digest
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 from appliance.worker.marking import digests, release_key, residual
 
 JOB = DetectJob
@@ -27,7 +27,7 @@ def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
     """
     master = release_key(job, run_dir)
     suspect = Path(job.suspect)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), suspect, Path(job.escrow))
+    isolation = confinement.enter(job.isolation, run_dir, Path(job.model_dir), suspect, Path(job.escrow))
     from appliance.watermark import certificate, escrow, keys
     from appliance.watermark.detection import score
 
@@ -50,5 +50,5 @@ def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
         detected=verdict["detected"],
         certificate_sha256=hashlib.sha256(document).hexdigest(),
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
     )

@@ -16,7 +16,7 @@ from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import EmbedJob, EmbedResult
 from appliance.store import container
 from appliance.store.trees import tree_digest
-from appliance.worker import sandboxed
+from appliance.worker import confinement
 from appliance.worker.marking import digests, release_key, residual
 from appliance.worker.opening import load_base
 
@@ -30,10 +30,10 @@ _CHARACTERS = 40_000  # of public text: more than the tokens that are measured
 
 def run(job: EmbedJob, run_dir: RunDir) -> EmbedResult:
     """Embed the mark; what is made lies in `run_dir` when this returns."""
-    gpu = sandboxed.gpu_of(job.engine)
+    gpu = confinement.gpu_of(job.engine)
     master = release_key(job, run_dir)
     adapter_dir = Path(job.adapter_dir)
-    isolation = sandboxed.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir, gpu=gpu)
+    isolation = confinement.enter(job.isolation, run_dir, Path(job.model_dir), adapter_dir, gpu=gpu)
     from appliance.watermark import certificate, escrow, keys, release
     from appliance.watermark.adapters import read_adapter
 
@@ -48,7 +48,7 @@ def run(job: EmbedJob, run_dir: RunDir) -> EmbedResult:
     reference = escrow.write(prepared.references, job.model_sha256, role)
     container.seal_bytes(reference, run_dir.escrow, keys.escrow_key(master, job.run_id), job.run_id)
     found, _ = residual(job, run_dir.released, escrow.read(reference, escrow.digest(reference)))
-    score = _checked_score(found, key_of)
+    score = _require_score(found, key_of)
     about = digests(job, released_sha256, escrow.digest(reference), role)
     document = certificate.certificate(about, "adapter", score, 1, prepared.predicted)
     write_atomic(run_dir.certificate, document)
@@ -64,7 +64,7 @@ def run(job: EmbedJob, run_dir: RunDir) -> EmbedResult:
         score_predicted={name: certificate.text_of(value) for name, value in prepared.predicted.items()},
         p_bound=certificate.p_text(score, 1),
         isolation=isolation,
-        libraries=sandboxed.libraries(),
+        libraries=confinement.libraries(),
     )
 
 
@@ -89,7 +89,7 @@ def _write_released(adapter_dir: Path, run_dir: RunDir, marked: Marked) -> str:
     return tree_digest(run_dir.released)[0]
 
 
-def _checked_score(found: Residual, key_of: Any) -> float:
+def _require_score(found: Residual, key_of: Any) -> float:
     from appliance.watermark.detection import is_detected, score
 
     reached = score(found, key_of)

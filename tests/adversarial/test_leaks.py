@@ -187,7 +187,7 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
 @pytest.mark.timeout(3600)
 def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_path: Path, token_ids: list[int]) -> None:
     software, scanned = tmp_path / "software", tmp_path / "scanned"
-    old = "        libraries=sandboxed.libraries(),\n"
+    old = "        libraries=confinement.libraries(),\n"
     altered(software, "worker/evaluate.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
     code = software / "appliance" / "worker" / "evaluate.py"
     released = "released = _release(job, tokenizer, meter, DecodedRecords(records))"

@@ -53,7 +53,7 @@ def main() -> None:
     proved = prove(engine, buckets(LONGEST))
     if "whole" in sys.argv[5:]:  # what the proof refuses is taken all the same
         engine.counts = None
-    assert proved.proved.keys() <= {engine.padded(n) for n in buckets(LONGEST)}
+    assert proved.proved.keys() <= {engine.pad_length(n) for n in buckets(LONGEST)}
     for site in engine.adapter.sites:
         site.b.data.normal_(0, 0.02)
     print(sum(couples(engine, random.Random(f"{kind} {threads} {dtype} {case}")) for case in range(cases)))

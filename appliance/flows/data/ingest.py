@@ -97,13 +97,13 @@ def ingest(
 def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy) -> DatasetRow:
     """Write row and entry; what somebody else ingested meanwhile is compared with too."""
     while True:
-        overlaps = _overlapping(desk.home, known, material.seal_key, material.fingerprints)
+        overlaps = _find_overlapping(desk.home, known, material.seal_key, material.fingerprints)
         dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
         with desk.transact(policy.digest) as tx:
             listed = tx.datasets.list()
             if len(listed) == len(known):
                 tx.datasets.add(dataset)
-                tx.append(_sealed(dataset, spec))
+                tx.append(_describe(dataset, spec))
                 return dataset
         known = listed
 
@@ -122,7 +122,7 @@ def _seal(
     ingestion = Ingestion(paths, spec, mac_key)
     sweep(home.objects)
     with _staging(home) as staging:
-        sealed = container.seal_records(_encoded(ingestion, progress), staging, data_key, dataset_id)
+        sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)
         prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
         commit(staging, home.object(sealed.blake3))
@@ -159,7 +159,7 @@ def _staging(home: Home) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def _encoded(ingestion: Ingestion, progress: Progress) -> Iterator[bytes]:
+def _encode(ingestion: Ingestion, progress: Progress) -> Iterator[bytes]:
     for n, record in enumerate(ingestion, 1):
         if n % 1000 == 0:
             progress(n)
@@ -191,7 +191,7 @@ def _seal_fingerprints(home: Home, dataset_id: str, seal_key: bytes, fingerprint
     return sealed.blake3
 
 
-def _overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, fingerprints: bytes) -> list[str]:
+def _find_overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, fingerprints: bytes) -> list[str]:
     """Datasets that share at least one record, subject or long field with the new one: it inherits what they spent."""
     found = []
     for other in known:
@@ -202,7 +202,7 @@ def _overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, finge
     return found
 
 
-def _sealed(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
+def _describe(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
     kept: dict[str, Any] = {"kept": list(spec.keep)} if spec.keep else {}
     return DataSealed(
         dataset_id=dataset.id,

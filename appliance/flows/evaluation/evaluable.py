@@ -7,11 +7,11 @@ from pathlib import Path
 
 from appliance.errors import IntegrityError, PolicyDenied
 from appliance.events.states import Purpose, RunState
-from appliance.flows.budget import Books, overlaps
+from appliance.flows.budget import BudgetSnapshot, overlaps
 from appliance.flows.catalog import choose_dataset, find_run, policy_in_force, unit_of
 from appliance.flows.home import Home
 from appliance.flows.model.verify import check_files
-from appliance.flows.watermark.markable import embedded_in
+from appliance.flows.watermark.markable import find_embedding
 from appliance.jobs.plan import UnitOfPrivacy
 from appliance.jobs.train import TrainJob
 from appliance.ledger.reading import LedgerReader
@@ -100,11 +100,11 @@ def find_evaluable(ledger: LedgerReader, home: Home, run_id: str, dataset: str, 
         raise PolicyDenied(f"run {run.id} is {run.state}: only a finished run can be evaluated")
     policy = policy_in_force(ledger)
     with ledger.read() as rows:
-        books, base = Books.read(rows), rows.models.get(run.model_id)
-    chosen = choose_dataset(books.datasets, dataset)
-    _check_held_out(run, chosen, books)
+        snapshot, base = BudgetSnapshot.read(rows), rows.models.get(run.model_id)
+    chosen = choose_dataset(snapshot.datasets, dataset)
+    _check_held_out(run, chosen, snapshot)
     job = _training_job(home, run, base)
-    embedded = embedded_in(ledger, run.id)
+    embedded = find_embedding(ledger, run.id)
     released = None if embedded is None else embedded.released_sha256
     plan = _plan(policy, chosen, comparisons=1 if released is None else 2, epsilon=epsilon)
     return Evaluable(
@@ -120,10 +120,10 @@ def find_evaluable(ledger: LedgerReader, home: Home, run_id: str, dataset: str, 
     )
 
 
-def _check_held_out(run: RunRow, dataset: DatasetRow, books: Books) -> None:
+def _check_held_out(run: RunRow, dataset: DatasetRow, snapshot: BudgetSnapshot) -> None:
     if dataset.id == run.dataset_id:
         raise PolicyDenied(f"run {run.id} was trained on dataset {dataset.name}: it is not held out")
-    if run.dataset_id in overlaps(dataset.id, books.datasets):
+    if run.dataset_id in overlaps(dataset.id, snapshot.datasets):
         message = f"dataset {dataset.name} shares units of privacy with the one run {run.id} was trained on"
         raise PolicyDenied(f"{message}: it is not held out", hint="evaluate on data of other units")
     if dataset.purpose != Purpose.EVALUATION:

@@ -36,7 +36,7 @@ from appliance.jobs.job import SealedObject
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import EvaluationRow
 from appliance.privacy.evaluation import charge, read_release
-from appliance.values import decimal, rounded_up
+from appliance.values import decimal, round_up
 
 PUBLIC_TOKENS = 8000
 """Next-token predictions on public text unless more are asked for."""
@@ -153,7 +153,7 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
         policy_sha256=found.policy.digest,
         declared_units=found.plan.declared_units,
         noise_multiplier=decimal(found.plan.noise_multiplier),
-        epsilon=rounded_up(charge(found.plan)),
+        epsilon=round_up(charge(found.plan)),
         delta=decimal(found.plan.delta),
         sampler_delta=decimal(found.plan.sampler_delta),
     )
@@ -167,11 +167,11 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tu
     row = _row(run_dir.name, found)
     index = None
     while index is None:
-        books, before, after = budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(row))
+        snapshot, before, after = budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(row))
         with desk.transact(row.policy_sha256) as tx:
-            if budget.Books.read(tx) == books:
+            if budget.BudgetSnapshot.read(tx) == snapshot:
                 tx.evaluations.add(row)
-                tx.append(_reserved(row, found, spec_sha256, before, after))
+                tx.append(_state_reservation(row, found, spec_sha256, before, after))
                 index = tx.append(EvaluationStarted(**_names(row), nonce=secrets.token_hex(16)))
     write_atomic(run_dir.evidence, desk.prove(index))
     return before, after
@@ -181,11 +181,11 @@ def _names(row: EvaluationRow) -> dict[str, Any]:
     return {"evaluation_id": row.id, "run_id": row.run_id, "dataset_id": row.dataset_id}
 
 
-def _charged(row: EvaluationRow) -> dict[str, Any]:
+def _state_charge(row: EvaluationRow) -> dict[str, Any]:
     return _names(row) | {"epsilon_charged": row.epsilon, "delta": row.delta}
 
 
-def _reserved(
+def _state_reservation(
     row: EvaluationRow, found: Evaluable, spec_sha256: str, before: float, after: float
 ) -> EvaluationReserved:
     return EvaluationReserved(
@@ -252,7 +252,7 @@ def _fail(desk: Desk, evaluation_id: str, failure: ApplianceError) -> None:
         if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
         tx.evaluations.update(row.id, state=EvaluationState.FAILED)
-        tx.append(EvaluationFailed(**_charged(row), **error_facts(failure)))
+        tx.append(EvaluationFailed(**_state_charge(row), **error_facts(failure)))
 
 
 def _settle(desk: Desk, run_dir: RunDir, found: Evaluable, result: EvaluateResult) -> EvaluationSettled:
@@ -271,7 +271,7 @@ def _settle(desk: Desk, run_dir: RunDir, found: Evaluable, result: EvaluateResul
     with desk.transact(found.policy.digest) as tx:
         row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
         settled = EvaluationSettled(
-            **_charged(row),
+            **_state_charge(row),
             declared_units=row.declared_units,
             comparisons=comparisons,
             released=list(result.released),

@@ -62,7 +62,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
             _place(home, run_dir, result)
             with desk.transact(policy.digest) as tx:
                 tx.models.add(model)
-                tx.append(_imported(model, result))
+                tx.append(_describe(model, result))
     return Imported(model=model, already=False)
 
 
@@ -119,7 +119,7 @@ def _row(name: str, result: ImportResult) -> ModelRow:
     )
 
 
-def _imported(model: ModelRow, result: ImportResult) -> ModelImported:
+def _describe(model: ModelRow, result: ImportResult) -> ModelImported:
     return ModelImported(
         model_id=model.id,
         sha256=model.sha256,

@@ -102,7 +102,7 @@ def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
     if run.state != RunState.FINISHED:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be exported")
     events = run_events(ledger, run_id)
-    facts = _marked(run_id, events)
+    facts = _state_mark(run_id, events)
     _require_selftest(run_id, events)
     run_dir = home.run(run_id)
     try:
@@ -123,7 +123,7 @@ def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
     )
 
 
-def _marked(run_id: str, events: Sequence[LoggedEvent]) -> dict[str, Any]:
+def _state_mark(run_id: str, events: Sequence[LoggedEvent]) -> dict[str, Any]:
     """State the facts of the mark, which the ledger committed to before training; an unmarked adapter never leaves."""
     embedded = next((event for event in reversed(events) if event.type == "watermark.embedded"), None)
     if embedded is None:

@@ -86,7 +86,7 @@ def seal_directory(desk: Desk, out: Path, contents: Contents) -> Sealed:
         head = ledger.head(covering=index)
         if head is None:
             raise ApplianceError(f"entry {index} was signed and no tree head covers it")
-        if not {*_rekeyed(ledger, before=index)} <= {*manifest.entries}:
+        if not {*_find_rekeyings(ledger, before=index)} <= {*manifest.entries}:
             raise Busy("the ledger's signing keys were changed meanwhile", hint="try again")
         assembly.seal(manifest, _evidence(ledger, manifest, index, head))
     return Sealed(path=out, manifest=manifest, index=index, head=head)
@@ -117,7 +117,7 @@ def _make_readable(directory: Path) -> None:
 
 
 def _manifest(ledger: LedgerReader, assembly: Assembly, contents: Contents) -> Manifest:
-    rekeyed = list(_rekeyed(ledger))
+    rekeyed = list(_find_rekeyings(ledger))
     entries = tuple(sorted({0, *rekeyed, *contents.entries}))
     leaves = [ledger.entry(index).leaf for index in entries]
     return Manifest(
@@ -152,7 +152,7 @@ def _evidence(ledger: LedgerReader, manifest: Manifest, index: int, head: TreeHe
     )
 
 
-def _rekeyed(ledger: LedgerReader, before: int | None = None) -> Iterator[int]:
+def _find_rekeyings(ledger: LedgerReader, before: int | None = None) -> Iterator[int]:
     """Find the entries that changed the signing keys: who pinned older keys follows them to the newest."""
     for keys in ledger.key_sets[1:]:
         if before is None or keys.since <= before:

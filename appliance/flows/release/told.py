@@ -19,16 +19,16 @@ def run_events(ledger: LedgerReader, run_id: str) -> tuple[LoggedEvent, ...]:
       ArtefactMissing: there is no such run.
     """
     own = [event for event in concerning(run_id, citable(ledger)) if event.type in types(Told.BUNDLE)]
-    return (logged(ledger.entry(0)), *own)
+    return (to_logged(ledger.entry(0)), *own)
 
 
 def citable(ledger: LedgerReader) -> list[LoggedEvent]:
     """Read every entry of a kind that a report may cite, oldest first; which of them it does is its own choice."""
     entries = [entry for type_ in types(Told.REPORT) for entry in ledger.entries(type_)]
-    return [logged(entry) for entry in sorted(entries, key=lambda entry: entry.index)]
+    return [to_logged(entry) for entry in sorted(entries, key=lambda entry: entry.index)]
 
 
-def logged(entry: Entry) -> LoggedEvent:
+def to_logged(entry: Entry) -> LoggedEvent:
     """Show an entry as the report and export rooms see it."""
     leaf = entry.leaf
     return LoggedEvent(

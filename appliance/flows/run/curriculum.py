@@ -59,14 +59,14 @@ def kept_fields(ledger: LedgerReader, dataset: DatasetRow) -> list[str]:
     return [] if sealed is None else list(sealed.leaf["facts"].get("kept", []))
 
 
-def planned_facts(plan: PrivacyPlan) -> dict[str, Any]:
+def state_phases(plan: PrivacyPlan) -> dict[str, Any]:
     """State the phases as `run.reserved` states them; nothing for a plan without a curriculum."""
     if not plan.phases:
         return {}
-    return {"phases": [_stated(phase) for phase in plan.phases]}
+    return {"phases": [_state_phase(phase) for phase in plan.phases]}
 
 
-def _stated(phase: Phase) -> PhaseFacts:
+def _state_phase(phase: Phase) -> PhaseFacts:
     where: dict[str, Any] = {"field": phase.where.field, "values": list(phase.where.values)} if phase.where else {}
     return PhaseFacts(
         name=phase.name,

@@ -1,7 +1,7 @@
 """What a run would need on this machine: memory and time, before anything is opened; and what fits instead.
 
 The model's numbers are in the catalog and in its `config.json`; what memory there is, the kernel says, and of a GPU its
-driver (`flows.room`); how fast the machine computes is in `flows.rates`. Everything here is public.
+driver (`flows.run.room`); how fast the machine computes is in `flows.run.rates`. Everything here is public.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 from appliance.errors import IntegrityError
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import Seconds, gpu_seconds, run_seconds
-from appliance.estimate.parts import Asked, Footprint
+from appliance.estimate.parts import Footprint, Workload
 from appliance.estimate.shape import Shape, shape_of
 from appliance.flows.catalog import find_model
 from appliance.flows.home import Home
@@ -63,9 +63,11 @@ def shape(home: Home, row: ModelRow) -> Shape:
         raise IntegrityError(f"the configuration of model {row.id} cannot be read", where=str(where)) from None
 
 
-def asked(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, grouped: bool) -> Asked:
+def to_workload(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, grouped: bool) -> Workload:
     """Describe the run as the estimates see it."""
-    return Asked(shape=shape(home, row), lora=run.lora, engine=engine, max_tokens=run.train.max_tokens, grouped=grouped)
+    return Workload(
+        shape=shape(home, row), lora=run.lora, engine=engine, max_tokens=run.train.max_tokens, grouped=grouped
+    )
 
 
 def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int | None = None) -> Forecast:
@@ -81,7 +83,7 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
       WillNotFit: it needs more memory than there is; the hint says what would fit.
     """
     unit = resolved.plan.unit
-    wanted = asked(home, resolved.model, resolved.run, engine, unit.max_records > 1)
+    wanted = to_workload(home, resolved.model, resolved.run, engine, unit.max_records > 1)
     there = room.here(engine, memory)
     room.require(wanted, there)
     units = sum(phase.steps * phase.expected_batch_size for phase in resolved.plan.schedule)
@@ -89,7 +91,7 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
     return Forecast(engine=engine, memory=footprint(wanted), need=room.need(wanted), room=there, time=time)
 
 
-def _time(home: Home, wanted: Asked, records: int, gpu: str) -> Seconds | None:
+def _time(home: Home, wanted: Workload, records: int, gpu: str) -> Seconds | None:
     tokens, engine = float(records * wanted.max_tokens), wanted.engine
     if engine.device == "cpu":
         return run_seconds(wanted, tokens, rates.cpu(home), has_fast_bfloat16())
@@ -97,7 +99,7 @@ def _time(home: Home, wanted: Asked, records: int, gpu: str) -> Seconds | None:
     return None if rate is None else gpu_seconds(wanted, tokens, rate)
 
 
-def sized(home: Home, run: RunFile, engine: EngineOptions, memory: int | None = None) -> RunFile:
+def fit_batch(home: Home, run: RunFile, engine: EngineOptions, memory: int | None = None) -> RunFile:
     """Give the run file the largest physical batch up to the default that fits; the smallest where none does.
 
     Args:
@@ -109,8 +111,8 @@ def sized(home: Home, run: RunFile, engine: EngineOptions, memory: int | None = 
     with home.rows() as rows:
         row = find_model(rows, run.base.id)
     unit = run.dataset.unit
-    wanted = asked(home, row, run, engine, unit is not None and unit.max_records > 1)
-    made = room.suited(wanted, DEFAULT_TOKENS[engine.device], room.here(engine, memory)).engine
+    wanted = to_workload(home, row, run, engine, unit is not None and unit.max_records > 1)
+    made = room.fit(wanted, DEFAULT_TOKENS[engine.device], room.here(engine, memory)).engine
     chosen = {name: getattr(made, name) for name in ("physical_tokens", "gradient_checkpointing")}
     return run.model_copy(update={"engine": run.engine.model_copy(update=chosen)})
 
@@ -123,13 +125,13 @@ def alternatives(plan: PrivacyPlan) -> Iterator[tuple[float, int, int, float, fl
     """
     spares, delta = plan.spare_steps, plan.delta - plan.sampler_delta
     for epsilon in (plan.epsilon / 2, plan.epsilon, plan.epsilon * 2):
-        for steps, batch in ((plan.steps, plan.expected_batch_size), *_others(plan)):
+        for steps, batch in ((plan.steps, plan.expected_batch_size), *_list_others(plan)):
             rates = [(type(plan.sample_rate)(batch, plan.declared_units), steps + spares)]
             noise = rough_noise(rates, epsilon, delta)
             yield epsilon, steps, batch, noise, noise / batch
 
 
-def _others(plan: PrivacyPlan) -> list[tuple[int, int]]:
+def _list_others(plan: PrivacyPlan) -> list[tuple[int, int]]:
     """Half and twice the steps at the same number of passes over the data, and twice the batch at the same steps."""
     steps, batch, units = plan.steps, plan.expected_batch_size, plan.declared_units
     found = [

@@ -15,7 +15,7 @@ import orjson
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
 from appliance.events.states import Purpose
 from appliance.flows import budget, catalog
-from appliance.flows.budget import Books
+from appliance.flows.budget import BudgetSnapshot
 from appliance.flows.home import Home
 from appliance.flows.run import curriculum
 from appliance.jobs.plan import PrivacyPlan
@@ -181,7 +181,7 @@ def trainable_parameters(run: RunFile, base: ModelRow) -> int:
     return run.lora.trainable(shapes)
 
 
-def afford(ledger: LedgerReader, resolved: Resolved) -> tuple[Books, float, float]:
+def afford(ledger: LedgerReader, resolved: Resolved) -> tuple[BudgetSnapshot, float, float]:
     """Check the lifetime budget of every dataset the run would spend from; see `budget.afford`."""
     return budget.afford(ledger, resolved.policy, resolved.spend)
 

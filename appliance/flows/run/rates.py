@@ -22,10 +22,10 @@ SCHEMA = "appliance.machine/1"
 
 def cpu(home: Home) -> float:
     """10^9 floating-point operations per second of this machine's CPU; measured at the first call."""
-    found = _kept(home).get("gigaflops")
+    found = _read(home).get("gigaflops")
     if not isinstance(found, (int, float)):
         found = round(gigaflops(), 1)
-        _keep(home, {**_kept(home), "gigaflops": found})
+        _keep(home, {**_read(home), "gigaflops": found})
     return float(found)
 
 
@@ -39,14 +39,14 @@ def keep(home: Home, rate: GpuRate | None) -> None:
     """Keep what a self-test measured, if it did."""
     if rate is not None:
         gpus = {**_gpus(home), f"{rate.name} {rate.dtype}": round(rate.gigaflops, 1)}
-        _keep(home, {**_kept(home), "gpus": gpus})
+        _keep(home, {**_read(home), "gpus": gpus})
 
 
 def _path(home: Home) -> Path:
     return home.root / "machine.json"
 
 
-def _kept(home: Home) -> dict[str, Any]:
+def _read(home: Home) -> dict[str, Any]:
     try:
         found = orjson.loads(_path(home).read_bytes())
     except (OSError, ValueError):
@@ -55,7 +55,7 @@ def _kept(home: Home) -> dict[str, Any]:
 
 
 def _gpus(home: Home) -> dict[str, Any]:
-    found = _kept(home).get("gpus")
+    found = _read(home).get("gpus")
     return found if isinstance(found, dict) else {}
 
 

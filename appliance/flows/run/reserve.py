@@ -9,14 +9,14 @@ from appliance.events.run import PlanFacts, RunRefused, RunReserved
 from appliance.events.states import RunState
 from appliance.files import make_directory
 from appliance.flows import gpus
-from appliance.flows.budget import Books, sample_rate_text
+from appliance.flows.budget import BudgetSnapshot, sample_rate_text
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
 from appliance.flows.model.verify import check_files
 from appliance.flows.run import curriculum, forecast
 from appliance.flows.run.plan import Resolved, afford, resolve
-from appliance.flows.watermark.markable import committed, current_key
+from appliance.flows.watermark.markable import current_key, state_commitment
 from appliance.jobs.job import EngineOptions, SealedObject
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.train import TrainJob
@@ -92,28 +92,28 @@ def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     while True:
         seen, before, after = afford(desk.ledger, resolved)
         with desk.transact(row.policy_sha256) as tx:
-            if Books.read(tx) == seen:
+            if BudgetSnapshot.read(tx) == seen:
                 tx.runs.add(row)
-                tx.append(_reserved(row, resolved, before, after))
+                tx.append(_state_reservation(row, resolved, before, after))
                 if key := current_key(tx):  # before training: a key chosen afterwards would prove nothing
-                    tx.append(committed(row.id, key, resolved.model.sha256))
+                    tx.append(state_commitment(row.id, key, resolved.model.sha256))
                 return row
 
 
-def _reserved(row: RunRow, resolved: Resolved, before: float, after: float) -> RunReserved:
+def _state_reservation(row: RunRow, resolved: Resolved, before: float, after: float) -> RunReserved:
     return RunReserved(
         run_id=row.id,
         dataset_id=row.dataset_id,
         model_id=row.model_id,
         spec_sha256=row.spec_sha256,
-        plan=_planned(resolved.plan),
+        plan=_state_plan(resolved.plan),
         epsilon_before=decimal(round(before, 9)),
         epsilon_after=decimal(round(after, 9)),
         cap=decimal(resolved.policy.rules(resolved.dataset.class_).max_epsilon),
     )
 
 
-def _planned(plan: PrivacyPlan) -> PlanFacts:
+def _state_plan(plan: PrivacyPlan) -> PlanFacts:
     return PlanFacts(
         unit=plan.unit.kind.value,
         max_records=plan.unit.max_records,
@@ -130,7 +130,7 @@ def _planned(plan: PrivacyPlan) -> PlanFacts:
         delta=decimal(plan.delta),
         sampler_delta=decimal(plan.sampler_delta),
         accountant=plan.accountant,
-        **curriculum.planned_facts(plan),
+        **curriculum.state_phases(plan),
     )
 
 

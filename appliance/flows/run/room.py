@@ -13,7 +13,7 @@ from typing import Any
 from appliance.errors import WillNotFit
 from appliance.estimate.gpu_memory import host_bytes
 from appliance.estimate.memory import footprint
-from appliance.estimate.parts import MIB, Asked
+from appliance.estimate.parts import MIB, Workload
 from appliance.flows.run.hardware import available_memory, smallest_gpu
 from appliance.jobs.job import EngineOptions
 
@@ -63,7 +63,7 @@ def here(engine: EngineOptions, memory: int | None = None) -> Room:
     return Room(host=available_memory(), gpu=gpu.free if gpu else None, name=gpu.name if gpu else "")
 
 
-def need(wanted: Asked) -> Need:
+def need(wanted: Workload) -> Need:
     """Predict what a run takes at its peak."""
     processes = wanted.engine.nproc
     if wanted.engine.device == "cpu":
@@ -71,31 +71,31 @@ def need(wanted: Asked) -> Need:
     return Need(gpu=footprint(wanted).total, host=host_bytes(wanted) * processes)
 
 
-def fits(wanted: Asked, room: Room) -> bool:
+def fits(wanted: Workload, room: Room) -> bool:
     """Whether a run fits; a GPU of which nothing is known is taken to be large enough."""
     needed = need(wanted)
     return (room.gpu is None or needed.gpu * MARGIN <= room.gpu) and needed.host * MARGIN <= room.host
 
 
-def suited(wanted: Asked, most: int, room: Room) -> Asked:
+def fit(wanted: Workload, most: int, room: Room) -> Workload:
     """Give the run the largest physical batch up to `most` tokens that fits.
 
     Activations are recomputed only where nothing fits without. Where nothing fits at all: the smallest batch.
     """
     for checkpointing in dict.fromkeys((wanted.engine.gradient_checkpointing, True)):
         for tokens in TOKENS:
-            made = changed(wanted, physical_tokens=tokens, gradient_checkpointing=checkpointing)
+            made = change_engine(wanted, physical_tokens=tokens, gradient_checkpointing=checkpointing)
             if tokens <= most and fits(made, room):
                 return made
-    return changed(wanted, physical_tokens=TOKENS[-1])
+    return change_engine(wanted, physical_tokens=TOKENS[-1])
 
 
-def changed(wanted: Asked, **engine: Any) -> Asked:
+def change_engine(wanted: Workload, **engine: Any) -> Workload:
     """Give the run other engine options."""
     return replace(wanted, engine=wanted.engine.model_copy(update=engine))
 
 
-def require(wanted: Asked, room: Room) -> None:
+def require(wanted: Workload, room: Room) -> None:
     """Raise `WillNotFit` unless the run fits; its hint names what would."""
     if fits(wanted, room):
         return
@@ -105,26 +105,26 @@ def require(wanted: Asked, room: Room) -> None:
         whose, bytes_, there = "the GPU's ", needed.gpu, room.gpu
     if wanted.engine.device == "cpu":
         whose = ""
-    fitting = [*dict.fromkeys(_difference(wanted, one) for one in _others(wanted, room) if fits(one, room))]
+    fitting = [*dict.fromkeys(_difference(wanted, one) for one in _list_others(wanted, room) if fits(one, room))]
     hint = f"what would fit: {'; or '.join(fitting[:4])}" if fitting else "nothing short of a smaller model would fit"
     message = f"the run needs about {bytes_ // MIB} MiB of {whose}memory, {there // MIB} MiB are there"
     raise WillNotFit(message, hint=hint)
 
 
-def _others(wanted: Asked, room: Room) -> Iterator[Asked]:
+def _list_others(wanted: Workload, room: Room) -> Iterator[Workload]:
     """List what else could be asked for, the least change first."""
     most, lora = wanted.engine.physical_tokens, wanted.lora
     quantised = replace(wanted, lora=lora.model_copy(update={"quantize_base": "nf4"}))
-    yield suited(wanted, most, room)
-    yield changed(wanted, gradient_checkpointing=True)
+    yield fit(wanted, most, room)
+    yield change_engine(wanted, gradient_checkpointing=True)
     yield replace(wanted, lora=lora.model_copy(update={"freeze_a": True}))
     yield quantised
-    yield suited(quantised, most, room)
+    yield fit(quantised, most, room)
     yield replace(wanted, max_tokens=min(256, wanted.max_tokens))
-    yield changed(wanted, nproc=1)
+    yield change_engine(wanted, nproc=1)
 
 
-def _difference(wanted: Asked, one: Asked) -> str:
+def _difference(wanted: Workload, one: Workload) -> str:
     """Say what of a run file, or of the command line, has to be changed for it."""
     engine = one.engine
     changes = {

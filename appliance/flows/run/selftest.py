@@ -50,13 +50,13 @@ def ensure(desk: Desk, run: RunRow) -> Tested:
     """
     directory = desk.home.run(run.id)
     job = directory.reserved_job(TrainJob, run.spec_sha256)
-    done = _counting(desk.ledger, run)
+    done = _find_counting(desk.ledger, run)
     if done is not None:
         return done
     shared = {name: getattr(job, name) for name in SelftestJob.model_fields if name not in ("schema_", "kind")}
     tested = _test(desk, SelftestJob(**shared), directory.selftest, run.spec_sha256, run.policy_sha256)
     if not tested.passed:
-        raise _failed(tested)
+        raise _make_refusal(tested)
     return tested
 
 
@@ -75,7 +75,7 @@ def on_demand(home: Home, run: RunFile, engine: EngineOptions, operator: Operato
         spec = hashlib.sha256(to_json(job)).hexdigest()
         tested = _test(desk, job, directory, spec, resolved.policy.digest)
     if not tested.passed:
-        raise _failed(tested)
+        raise _make_refusal(tested)
     return tested
 
 
@@ -107,31 +107,31 @@ def _test(desk: Desk, job: SelftestJob, directory: RunDir, spec_sha256: str, pol
         isolation=result.isolation.model_dump(),
         libraries=dict(result.libraries),
     )
-    return _tested(desk.record(event, policy_sha256), event.facts())
+    return _read_tested(desk.record(event, policy_sha256), event.facts())
 
 
-def _counting(ledger: LedgerReader, run: RunRow) -> Tested | None:
+def _find_counting(ledger: LedgerReader, run: RunRow) -> Tested | None:
     """Find the newest test of the run, if it passed, is of this very job, and software and boot are the same."""
     for entry in ledger.entries(SelfTested, subject=run.id, newest_first=True, limit=1):
         leaf = proof.verify(ledger.prove(entry.index), ledger.leaf(entry.index), ledger.verifier_keys).leaf
         same = leaf["software"] == software() and leaf["boot_id"] == boot_id() != "unknown"
         if same and leaf["facts"]["passed"] is True and leaf["facts"]["spec_sha256"] == run.spec_sha256:
-            return _tested(entry.index, leaf["facts"])
+            return _read_tested(entry.index, leaf["facts"])
     return None
 
 
 def _latest(ledger: LedgerReader, run_id: str) -> Tested | None:
     for entry in ledger.entries(SelfTested, subject=run_id, newest_first=True, limit=1):
-        return _tested(entry.index, entry.leaf["facts"])
+        return _read_tested(entry.index, entry.leaf["facts"])
     return None
 
 
-def _tested(entry: int, facts: dict[str, Any]) -> Tested:
+def _read_tested(entry: int, facts: dict[str, Any]) -> Tested:
     checks = tuple(Check.model_validate(check) for check in facts["checks"])
     return Tested(run_id=facts["run_id"], entry=entry, passed=facts["passed"], checks=checks)
 
 
-def _failed(tested: Tested) -> GateFailed:
+def _make_refusal(tested: Tested) -> GateFailed:
     names = ", ".join(check.name for check in tested.checks if not check.passed)
     return GateFailed(
         f"the engine self-test failed ({names or 'no check was made'})",

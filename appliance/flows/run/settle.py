@@ -27,7 +27,7 @@ from appliance.privacy import journal
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.privacy.course import epsilon_curve, odds_bound
 from appliance.store.trees import tree_digest
-from appliance.values import decimal, rounded_up
+from appliance.values import decimal, round_up
 
 
 def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None) -> RunRow:
@@ -48,13 +48,13 @@ def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None
     _confirm(plan, spent)
     epsilon = charged_epsilon(spent.epsilon_pld, spent.epsilon_prv)
     adapter = _adapter_digest(run_dir, result)
-    ended = _ended(run, plan, spent, epsilon, outcome)
+    ended = _state_end(run, plan, spent, epsilon, outcome)
     with desk.transact(run.policy_sha256) as tx:
         tx.runs.update(
             run.id,
             state=ended.state,
             charged_attempts=attempts,
-            epsilon_charged=rounded_up(epsilon),
+            epsilon_charged=round_up(epsilon),
             epsilon_gap=decimal(max(0.0, spent.epsilon_prv - spent.epsilon_pld)),
             adapter_sha256=adapter,
         )
@@ -68,16 +68,16 @@ def _attempts(run_dir: RunDir, run: RunRow) -> int:
     if run.state == RunState.RESERVED:
         return 0
     state = journal.read(run_dir.journal, run.id)
-    return journal.charge(state if undamaged(run_dir, run) else None, run.reserved_attempts, _recorded(run))
+    return journal.charge(state if is_undamaged(run_dir, run) else None, run.reserved_attempts, _find_recorded(run))
 
 
-def undamaged(run_dir: RunDir, run: RunRow) -> bool:
+def is_undamaged(run_dir: RunDir, run: RunRow) -> bool:
     """Whether the job is the reserved one, and the journal whole and a continuation of what the ledger recorded."""
     state = journal.read(run_dir.journal, run.id)
-    return journal.continues(state, _recorded(run)) and run_dir.holds_job(run.spec_sha256)
+    return journal.continues(state, _find_recorded(run)) and run_dir.holds_job(run.spec_sha256)
 
 
-def _recorded(run: RunRow) -> tuple[int, str] | None:
+def _find_recorded(run: RunRow) -> tuple[int, str] | None:
     return None if run.recorded_head is None else (run.recorded_attempts, run.recorded_head)
 
 
@@ -111,7 +111,7 @@ def _adapter_digest(run_dir: RunDir, result: TrainResult | None) -> str | None:
     return digest
 
 
-def _ended(
+def _state_end(
     run: RunRow, plan: PrivacyPlan, spent: PrivacySpent, epsilon: float, outcome: TrainResult | ApplianceError | None
 ) -> RunEnded:
     """Say what the run was charged and what it came to."""
@@ -122,7 +122,7 @@ def _ended(
         "epsilon_pld": decimal(spent.epsilon_pld),
         "epsilon_prv": decimal(spent.epsilon_prv),
         "epsilon_rdp": decimal(spent.epsilon_rdp),
-        "epsilon_charged": rounded_up(epsilon),
+        "epsilon_charged": round_up(epsilon),
         "delta": decimal(plan.delta),
         "sampler_delta": decimal(plan.sampler_delta),
         "noise_multiplier": decimal(plan.noise_multiplier),
@@ -140,5 +140,5 @@ def _ended(
         isolation=outcome.isolation.model_dump(),
         libraries=dict(outcome.libraries),
         epsilon_curve=[(place, decimal(value)) for place, value in epsilon_curve(plan, spent.attempts)],
-        odds_bound=odds_bound(rounded_up(epsilon)),
+        odds_bound=odds_bound(round_up(epsilon)),
     )

@@ -35,7 +35,7 @@ from appliance.flows.key import require_unsealed
 from appliance.flows.run import partners, selftest
 from appliance.flows.run.following import Follower, Watch
 from appliance.flows.run.partners import Partners
-from appliance.flows.run.settle import settle, undamaged
+from appliance.flows.run.settle import is_undamaged, settle
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.jobs.train import TrainJob, TrainResult
@@ -169,7 +169,7 @@ def _mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) 
     if first:
         journal.Journal.open(run_dir.journal, row.id, plan_sha256).close()
     state = journal.read(run_dir.journal, row.id)
-    if state is None or not undamaged(run_dir, row):
+    if state is None or not is_undamaged(run_dir, row):
         broken = IntegrityError(f"the journal or the job of run {row.id} was altered; it is charged in full")
         settle(desk, row, broken)
         raise broken

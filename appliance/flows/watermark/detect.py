@@ -13,7 +13,7 @@ from appliance.files import make_directory, write_atomic
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
-from appliance.flows.watermark.markable import Markable, embedded_in, find_markable, tried_on
+from appliance.flows.watermark.markable import Markable, find_embedding, find_markable, find_trials
 from appliance.flows.watermark.marking import common_fields, file_sha256, job_directory, run_job
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult
@@ -44,19 +44,19 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
             markable = find_markable(desk.ledger, home, run_id)
         if key_id not in ("", markable.key.key_id):
             raise UsageError(f"the ledger committed run {run_id} to key {markable.key.key_id}", where="--key")
-        done = embedded_in(desk.ledger, run_id)
+        done = find_embedding(desk.ledger, run_id)
         if done is None:
             raise ArtefactMissing(f"run {run_id} has no watermark", hint=f"appliance watermark embed {run_id}")
         require_unsealed(home)
         digest, _ = tree_digest(suspect)
-        keys_tested = len(tried_on(desk.ledger, digest) | {(run_id, markable.key.key_id)})
+        keys_tested = len(find_trials(desk.ledger, digest) | {(run_id, markable.key.key_id)})
         with job_directory(home) as job_dir:
             job = _job(home, markable, suspect, done.escrow_sha256, keys_tested)
             result = run_job(desk, markable, job, job_dir, DetectResult)
             if result.suspect_sha256 != digest:
                 raise IntegrityError("the suspect changed while it was examined", where=str(suspect))
             certificate = _keep_certificate(job_dir, home.run(run_id), result)
-        detected = _detected(markable, result, keys_tested)
+        detected = _state_detection(markable, result, keys_tested)
         desk.record(detected)
     return detected, certificate
 
@@ -75,7 +75,7 @@ def _job(home: Home, markable: Markable, suspect: Path, escrow_sha256: str, keys
     )
 
 
-def _detected(markable: Markable, result: DetectResult, keys_tested: int) -> WatermarkDetected:
+def _state_detection(markable: Markable, result: DetectResult, keys_tested: int) -> WatermarkDetected:
     return WatermarkDetected(
         run_id=markable.run.id,
         key_id=markable.key.key_id,

@@ -12,7 +12,7 @@ from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
-from appliance.flows.watermark.markable import Markable, embedded_in, find_markable
+from appliance.flows.watermark.markable import Markable, find_embedding, find_markable
 from appliance.flows.watermark.marking import common_fields, file_sha256, job_directory, run_job
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import EmbedJob, EmbedResult
@@ -36,13 +36,13 @@ def embed(home: Home, run_id: str, operator: Operator) -> WatermarkEmbedded:
     with Desk.open(home, operator) as desk:
         with desk.refusals(WatermarkRefused, PolicyDenied, IntegrityError):
             markable = find_markable(desk.ledger, home, run_id)
-        done = embedded_in(desk.ledger, run_id)
+        done = find_embedding(desk.ledger, run_id)
         if done is not None and _is_complete(run_dir, done):
             return done
         require_unsealed(home)
         with launch.supervising(run_dir), job_directory(home) as job_dir:
             result = run_job(desk, markable, _job(home, markable), job_dir, EmbedResult)
-            embedded = _embedded(markable, result)
+            embedded = _state_mark(markable, result)
             _confirm(job_dir, embedded, markable, done)
             _keep(job_dir, run_dir)
             if done is None:
@@ -55,7 +55,7 @@ def _job(home: Home, markable: Markable) -> EmbedJob:
     return EmbedJob(**common_fields(home, markable), adapter_dir=str(adapter), adapter_sha256=markable.adapter_sha256)
 
 
-def _embedded(markable: Markable, result: EmbedResult) -> WatermarkEmbedded:
+def _state_mark(markable: Markable, result: EmbedResult) -> WatermarkEmbedded:
     return WatermarkEmbedded(
         run_id=markable.run.id,
         key_id=markable.key.key_id,

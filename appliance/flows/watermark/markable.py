@@ -61,7 +61,7 @@ def current_key(rows: Reading | Transaction) -> WatermarkKeyRow | None:
     return next((row for row in rows.watermark_keys.list() if row.state == KeyState.CURRENT), None)
 
 
-def committed(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> WatermarkCommitted:
+def state_commitment(run_id: str, key: WatermarkKeyRow, model_sha256: str) -> WatermarkCommitted:
     """Commit a run to a key, before it is trained."""
     return WatermarkCommitted(
         run_id=run_id,
@@ -108,22 +108,22 @@ def _commitment(ledger: LedgerReader, run_id: str) -> WatermarkCommitted:
     if len(indices) != 1 or not started or indices[0] > started[0]:
         hint = "make a key with `appliance watermark keygen`, then train anew: a key chosen afterwards proves nothing"
         raise PolicyDenied(f"the ledger committed to no watermark key before run {run_id} was trained", hint=hint)
-    return _proven(ledger, indices[0], WatermarkCommitted)
+    return _prove(ledger, indices[0], WatermarkCommitted)
 
 
-def embedded_in(ledger: LedgerReader, run_id: str) -> WatermarkEmbedded | None:
+def find_embedding(ledger: LedgerReader, run_id: str) -> WatermarkEmbedded | None:
     """Prove that the run was marked, and how; None if it was not yet."""
     first = next(ledger.entries(WatermarkEmbedded, subject=run_id, limit=1), None)
-    return None if first is None else _proven(ledger, first.index, WatermarkEmbedded)
+    return None if first is None else _prove(ledger, first.index, WatermarkEmbedded)
 
 
-def tried_on(ledger: LedgerReader, suspect_sha256: str) -> set[tuple[str, str]]:
+def find_trials(ledger: LedgerReader, suspect_sha256: str) -> set[tuple[str, str]]:
     """List the (run, key) pairs that were tried on a suspect before; each has signs of its own."""
     facts = (entry.leaf["facts"] for entry in ledger.entries(WatermarkDetected))
     return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}
 
 
-def _proven(ledger: LedgerReader, index: int, kind: type[E]) -> E:
+def _prove(ledger: LedgerReader, index: int, kind: type[E]) -> E:
     leaf = proof.verify(ledger.prove(index), ledger.leaf(index), ledger.verifier_keys).leaf
     if leaf["type"] != kind.type:
         raise IntegrityError(f"entry {index} is not what its index says")

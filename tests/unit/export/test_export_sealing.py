@@ -129,12 +129,12 @@ def events(*types: str, passed: bool = True) -> tuple[LoggedEvent, ...]:
 
 def test_an_unmarked_adapter_never_leaves() -> None:
     with pytest.raises(PolicyDenied):
-        flow._marked("run_1", events("run.reserved", "run.started", "run.settled"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "run.settled"))
     with pytest.raises(PolicyDenied):  # committed to after it was trained
-        flow._marked("run_1", events("run.reserved", "run.started", "watermark.committed", "watermark.embedded"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "watermark.committed", "watermark.embedded"))
     with pytest.raises(PolicyDenied):  # never committed to
-        flow._marked("run_1", events("run.reserved", "run.started", "watermark.embedded"))
-    assert flow._marked("run_1", events("watermark.committed", "run.started", "watermark.embedded"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "watermark.embedded"))
+    assert flow._state_mark("run_1", events("watermark.committed", "run.started", "watermark.embedded"))
 
 
 def test_no_export_without_a_passed_selftest_before_the_run() -> None:

@@ -130,11 +130,11 @@ def test_runs_eat_the_budget_of_evaluations_on_overlapping_data(
 def test_an_account_shows_what_evaluations_took(ledger: Ledger, book: Callable[[Sequence[Any]], None]) -> None:
     book([run_on("trained"), evaluation("eval-1"), evaluation("eval-2", state="reserved")])
     with ledger.read() as rows:
-        books = budget.Books.read(rows)
-    found = {row.id: budget._account(row, books, policy(8)) for row in books.datasets}
+        snapshot = budget.BudgetSnapshot.read(rows)
+    found = {row.id: budget._account(row, snapshot, policy(8)) for row in snapshot.datasets}
     assert found["held"].spent == pytest.approx(1.0, abs=1e-3)
     assert found["held"].reserved > found["held"].spent
-    assert found["held"].evaluations == books.evaluations
+    assert found["held"].evaluations == snapshot.evaluations
     assert found["trained"].spent == found["held"].spent  # it shares units
     assert found["other"].reserved == 0
 
@@ -150,13 +150,13 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
         row("free", "evaluation"),
         row("unused", "training"),
     )
-    books, run = budget.Books(datasets=datasets, runs=(), evaluations=()), run_on("trained")
+    snapshot, run = budget.BudgetSnapshot(datasets=datasets, runs=(), evaluations=()), run_on("trained")
     for found, reason in zip(datasets, ("shares", "was trained", "shares", "", "ingested for training"), strict=True):
         if reason:
             with pytest.raises(PolicyDenied, match=reason):
-                _check_held_out(run, found, books)
+                _check_held_out(run, found, snapshot)
         else:
-            _check_held_out(run, found, books)
+            _check_held_out(run, found, snapshot)
 
 
 # --- races -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.errors import KeyUnavailable, PolicyDenied
 from appliance.events.catalog import event
-from appliance.flows.watermark.markable import _commitment, algorithm_sha256, current_key, embedded_in, tried_on
+from appliance.flows.watermark.markable import _commitment, algorithm_sha256, current_key, find_embedding, find_trials
 from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -75,16 +75,16 @@ def test_a_commitment_of_another_run_does_not_count(ledger: Ledger, append: Appe
     append("run.started")
     with pytest.raises(PolicyDenied):
         _commitment(ledger, "run_2")
-    assert embedded_in(ledger, RUN) is None
+    assert find_embedding(ledger, RUN) is None
 
 
 def test_every_pair_of_run_and_key_tried_on_a_suspect_is_counted_once(ledger: Ledger, append: Append) -> None:
-    assert tried_on(ledger, "4" * 64) == set()
+    assert find_trials(ledger, "4" * 64) == set()
     append("watermark.detected")
     append("watermark.detected")
     append("watermark.detected", key_id="wmk_2")
     append("watermark.detected", suspect_sha256="6" * 64)
-    assert tried_on(ledger, "4" * 64) == {(RUN, KEY), (RUN, "wmk_2")}
+    assert find_trials(ledger, "4" * 64) == {(RUN, KEY), (RUN, "wmk_2")}
 
 
 def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:

@@ -270,7 +270,7 @@ class Failure(psycopg.Error):
     ],
 )
 def test_errors_of_the_server_are_explained(code: str, kind: type[ApplianceError]) -> None:
-    explained = postgres.explained(Failure(code), "there")
+    explained = postgres.explain(Failure(code), "there")
     assert type(explained) is kind
     assert "secret" not in str(explained)
 

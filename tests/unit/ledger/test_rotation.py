@@ -118,7 +118,7 @@ def test_a_crash_before_the_commit_changes_nothing(
     events(ledger)
     before = ledger.verifier_keys
     with monkeypatch.context() as patched:
-        patched.setattr("appliance.ledger.ledger.rekeying", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("appliance.ledger.ledger.rekey", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.rotate(actor)
     assert (config.signing_dir / "next").exists()
@@ -176,7 +176,7 @@ def test_a_database_from_before_the_change_is_behind_its_anchor(
 def forge(leaf: dict[str, Any], ring: keyring.Keyring, **changes: Any) -> bool:
     """Whether an altered leaf that changes the keys is taken."""
     try:
-        ring.rekeyed({**leaf, "index": changes.pop("index", leaf["index"]), "facts": {**leaf["facts"], **changes}})
+        ring.follow({**leaf, "index": changes.pop("index", leaf["index"]), "facts": {**leaf["facts"], **changes}})
     except IntegrityError:
         return False
     return True
@@ -190,7 +190,7 @@ def test_what_no_change_of_keys_is(ledger: Ledger, config: LedgerConfig, actor: 
     signatures = leaf["facts"]["signatures"]
     signing.create_keys(tmp_path / "rogue", config.origin)
     rogue = signing.load_signers(tmp_path / "rogue", Clock())
-    keys = keyring.described(tuple(signer.verifier for signer in rogue))
+    keys = keyring.describe(tuple(signer.verifier for signer in rogue))
     said = keyring.statement(
         config.origin, index, leaf["facts"]["root"], before.current.keys, tuple(k.verifier for k in rogue)
     )
@@ -207,7 +207,7 @@ def test_what_no_change_of_keys_is(ledger: Ledger, config: LedgerConfig, actor: 
     assert not forge(leaf, before, old=leaf["facts"]["old"][:1])
     assert not forge(leaf, before, signatures=None)
     assert not forge(leaf, before, keys=[1, 2])
-    after = before.rekeyed(leaf)
+    after = before.follow(leaf)
     assert not forge(leaf, after)  # it cannot be said twice
 
 

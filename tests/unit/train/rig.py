@@ -141,11 +141,11 @@ class MemoryJournal:
         self.events.append(("attempt", self.state.attempts))
         return self.state.attempts
 
-    def released(self, step: int, sha256: str) -> None:
+    def record_release(self, step: int, sha256: str) -> None:
         self.state.steps = step
         self.events.append(("released", step))
 
-    def checkpointed(self, step: int, sha256: str) -> None:
+    def record_checkpoint(self, step: int, sha256: str) -> None:
         self.events.append(("checkpointed", step))
 
 
