@@ -65,11 +65,11 @@ def decimal(value: float) -> str:
 
 
 def round_up(epsilon: float) -> str:
-    """Epsilon as it is charged: a decimal text with four places, never below the float."""
+    """Round epsilon as it is charged: a decimal text with four places, never below the float."""
     return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.0001"), ROUND_CEILING))
 
 
 def to_json(value: BaseModel) -> bytes:
-    """Canonical bytes of a pydantic value: sorted keys, compact, a newline at the end."""
+    """Write a pydantic value canonically: sorted keys, compact, a newline at the end."""
     dumped: Any = value.model_dump(mode="json", by_alias=True)
     return orjson.dumps(dumped, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)

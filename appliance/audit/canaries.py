@@ -40,7 +40,7 @@ class Canary:
 
 
 def directions(tap: Tap, generator: Generator) -> list[Canary]:
-    """Canaries far beyond the clip whose coordinates reach every trainable tensor, at its ends or inside.
+    """Make canaries far beyond the clip whose coordinates reach every trainable tensor, at its ends or inside.
 
     Up to 128 tensors each canary is a single coordinate; where there are more tensors, or the adapter is so large that
     128 rows would take seconds, a canary is spread over several.
@@ -52,7 +52,7 @@ def directions(tap: Tap, generator: Generator) -> list[Canary]:
 
 
 def moderate(tap: Tap, generator: Generator) -> list[Canary]:
-    """Canaries with norms around C."""
+    """Make canaries with norms around C."""
     chosen = generator.choice(tap.parameters, len(MODERATE), replace=False)
     return [Canary(np.array([at]), times * tap.clip_norm) for at, times in zip(chosen, MODERATE, strict=True)]
 
@@ -95,6 +95,6 @@ def poisoned(parameters: int, value: float) -> Row:
 
 
 def records() -> list[Record]:
-    """Four short synthetic texts; nobody's data."""
+    """Write four short synthetic texts; nobody's data."""
     texts = ("The sky is blue today.", "One two three four five.", "Water is wet and cold.", "Cats sleep all day long.")
     return [Record(unit=f"synthetic-{n}", kind="text", parts=(("text", text),)) for n, text in enumerate(texts)]

@@ -21,7 +21,7 @@ LEAST_COMPONENT = 0.97
 
 
 def examine(tap: Tap, plan: PrivacyPlan) -> list[Check]:
-    """Every check of the self-test on one mechanism; it has passed if all have.
+    """Run every check of the self-test on one mechanism; it has passed if all have.
 
     Args:
       tap: the mechanism.

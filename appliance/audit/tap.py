@@ -44,5 +44,5 @@ class Tap(Protocol):
         ...
 
     def draw(self) -> Integers:
-        """One noise vector of the production source, int64 [P], in units of the grid."""
+        """Draw a noise vector of the production source, int64 [P], in units of the grid."""
         ...

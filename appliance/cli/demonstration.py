@@ -122,7 +122,7 @@ def _open_home(settings: Settings, step: _Steps) -> None:
 
 
 def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> None:
-    """Whatever an earlier demo in the same home has not brought in: watermark key, model, two datasets."""
+    """Bring in what an earlier demo in the same home has not: watermark key, model, two datasets."""
     known = flow.find_known(settings.home())
     if flow.WATERMARK_KEY not in known:
         step("watermark", "keygen")

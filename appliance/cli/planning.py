@@ -13,7 +13,7 @@ Row = tuple[float, int, int, float, float]
 
 
 def sampling(plan: PrivacyPlan) -> list[str]:
-    """How units are sampled: one line, or one for each phase of a curriculum."""
+    """Say how units are sampled: one line, or one for each phase of a curriculum."""
     if not plan.phases:
         rate = f"rate {float(plan.sample_rate):.4f}"
         return [f"Poisson, {rate}, {plan.steps} steps + {plan.spare_steps} spare"]
@@ -24,7 +24,7 @@ def sampling(plan: PrivacyPlan) -> list[str]:
 
 
 def lines(expected: Forecast) -> list[str]:
-    """Memory and time as fields."""
+    """Show memory and time as fields."""
     engine, time = expected.engine, expected.time
     fields = [
         *_memory(expected),
@@ -39,7 +39,7 @@ def lines(expected: Forecast) -> list[str]:
 
 
 def _memory(expected: Forecast) -> list[tuple[str, str]]:
-    """On a GPU two memories: its own and the host's."""
+    """Show the memory; on a GPU there are two, its own and the host's."""
     need, room = expected.need, expected.room
     host = f"{_gib(room.host)} are available"
     if expected.engine.device == "cpu":

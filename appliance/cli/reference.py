@@ -34,7 +34,7 @@ def reference() -> str:
 
 
 def exit_codes() -> dict[int, str]:
-    """Every exit status with its meaning, from the tree of errors."""
+    """List every exit status with its meaning, from the tree of errors."""
     kinds = [kind for kind in vars(appliance.errors).values() if isinstance(kind, type)]
     return {0: "ok"} | {
         kind.exit_status: kind.meaning

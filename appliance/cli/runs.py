@@ -55,13 +55,13 @@ def settled_lines(home: Home, row: RunRow) -> list[str]:
 
 
 def tested_lines(home: Home, row: RunRow) -> list[str]:
-    """What the engine's self-test came to."""
+    """Say what the engine's self-test came to."""
     tested = selftest.latest(home, row.id)
     return [selftest.summary(tested)] if tested else []
 
 
 def table(listed: list[Listed]) -> list[str]:
-    """All runs, one a line."""
+    """Show all runs, one a line."""
     head = ("run", "name", "state", "steps", "attempts", "epsilon reserved", "epsilon charged")
     cells = [
         (

@@ -42,7 +42,7 @@ class Settings:
             return identify_run(rows, named)
 
     def operator(self) -> Operator:
-        """On whose behalf this invocation runs."""
+        """Say on whose behalf this invocation runs."""
         from appliance.flows.home import Operator
 
         return Operator(name=self.actor, reason=self.reason)

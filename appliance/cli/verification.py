@@ -68,7 +68,7 @@ def require(found: Verification, *, witnessed: bool) -> None:
 
 
 def _handed_over(done: Verified) -> list[tuple[tuple[int, str], str]]:
-    """Each set of keys but the first, with the fingerprint of the one before it."""
+    """List each set of keys but the first, with the fingerprint of the one before it."""
     return list(zip(done.key_sets[1:], [printed for _, printed in done.key_sets], strict=False))
 
 

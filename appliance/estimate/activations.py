@@ -27,21 +27,21 @@ _FLOAT = 4
 
 
 def layer_bytes(shape: Shape, lora: LoraSpec, element: int, length: int, index: int, device: Device = "cpu") -> float:
-    """Bytes that layer `index` keeps for each token of records of padded length `length`."""
+    """Count the bytes that layer `index` keeps for each token of records of padded length `length`."""
     on = _targets(shape, lora, index)
     kept = _attention(shape, lora, element, on) + _attended(shape, lora, element, length, on, device)
     return kept + _mlp(shape, lora, element, index, on) + lora.r * element * len(on)
 
 
 def attends_plainly(shape: Shape, element: int, device: Device) -> bool:
-    """Whether attention keeps the probabilities of every pair of tokens."""
+    """Tell whether attention keeps the probabilities of every pair of tokens."""
     if device == "cpu":
         return shape.latent is not None
     return element == _FLOAT and shape.latent is None and shape.kv_heads != shape.heads
 
 
 def _targets(shape: Shape, lora: LoraSpec, index: int) -> set[str]:
-    """Short names of the adapted linear layers of one decoder layer."""
+    """Name the adapted linear layers of one decoder layer, in short."""
     place = f".layers.{index}."
     return {name.split(place, 1)[1] for name in shape.linear if place in f".{name}" and lora.selects(name)}
 
@@ -94,7 +94,7 @@ def _mlp(shape: Shape, lora: LoraSpec, e: int, index: int, on: set[str]) -> floa
 
 
 def product_width(shape: Shape, lora: LoraSpec, index: int) -> int:
-    """Width of the product of gate and up that layer `index` keeps for its down projection; 0 where it keeps none."""
+    """Find the width of gate times up, which layer `index` keeps for its down projection; 0 where it keeps none."""
     kept = not lora.freeze_a and _has(_targets(shape, lora, index), "down_proj")
     return shape.intermediate * kept
 

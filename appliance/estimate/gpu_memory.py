@@ -70,7 +70,7 @@ def _layers(workload: Workload, tokens: int, length: int) -> list[float]:
 
 
 def _inputs(workload: Workload, tokens: int) -> float:
-    """With checkpointing: the inputs of all layers."""
+    """Count the inputs of all layers, which checkpointing keeps."""
     return tokens * workload.shape.layers * workload.shape.hidden * workload.element
 
 

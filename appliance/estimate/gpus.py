@@ -56,7 +56,7 @@ def _smi() -> list[Gpu]:
 
 
 def _choose(found: Sequence[Gpu], named: str | None) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES names: numbers, or beginnings of UUIDs, up to the first that names nothing."""
+    """Choose what CUDA_VISIBLE_DEVICES names: numbers, or beginnings of UUIDs, up to the first that names nothing."""
     if named is None:
         return list(found)
     chosen = list(_up_to_nothing(found, named))

@@ -57,7 +57,7 @@ def _libraries(workload: Workload) -> int:
 
 
 def _activations(workload: Workload, tokens: int, length: int) -> float:
-    """All layers at once; with checkpointing two layers', the one computed again and the last, and all inputs."""
+    """Count all layers at once; with checkpointing two, the one computed again and the last, and all inputs."""
     shape = workload.shape
     each = [
         layer_bytes(shape, workload.lora, workload.element, length, index) * tokens for index in range(shape.layers)

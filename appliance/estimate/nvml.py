@@ -45,7 +45,7 @@ class _Memory(ctypes.Structure):
 
 
 def gpus() -> list[Gpu]:
-    """Every GPU in the order of the PCI bus, as nvidia-smi numbers them.
+    """List every GPU in the order of the PCI bus, as nvidia-smi numbers them.
 
     Raises:
       Unreadable: there is no library, no driver, or a value is not given.

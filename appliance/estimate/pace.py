@@ -31,7 +31,7 @@ class Seconds:
 
 
 def gigaflops() -> float:
-    """10^9 floating-point operations per second of a float32 matrix product on all cores: the best of three."""
+    """Measure 10^9 floating-point operations per second of a float32 matrix product on all cores: the best of three."""
     import numpy as np
 
     left = np.ones((_SIZE, _SIZE), dtype=np.float32)
@@ -44,7 +44,7 @@ def gigaflops() -> float:
 
 
 def operations(workload: Workload, length: int) -> float:
-    """Floating-point operations for one token of a record of `length` tokens, forward and backward.
+    """Count the floating-point operations for one token of a record of `length` tokens, forward and backward.
 
     Two for each weight forward and two backward (the base's weights have no gradient), two more where a layer is
     computed again; attention's products; the head at every position, as if all were supervised.
@@ -62,7 +62,7 @@ def operations(workload: Workload, length: int) -> float:
 
 
 def run_seconds(workload: Workload, tokens: float, rate: float, fast_bfloat16: bool) -> Seconds:
-    """Time to train on `tokens` tokens in all.
+    """Predict the time to train on `tokens` tokens in all.
 
     Args:
       workload: model, adapter and options.

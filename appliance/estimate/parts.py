@@ -59,7 +59,7 @@ class Footprint:
 
 
 def micro_batch(physical_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """(tokens, padded length) of the largest micro-batch: of all public lengths, the one that fills up most."""
+    """Find (tokens, padded length) of the largest micro-batch: of all public lengths, the one that fills up most."""
     lengths = [8]
     while lengths[-1] < max_tokens:
         lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
@@ -79,7 +79,7 @@ def weight_bytes(workload: Workload) -> int:
 
 
 def largest_linear(shape: Shape) -> int:
-    """Values of the largest weight of a linear layer, the output head left out."""
+    """Count the values of the largest weight of a linear layer, the output head left out."""
     return max(out * into for name, (out, into) in shape.linear.items() if not name.endswith("lm_head"))
 
 
@@ -90,7 +90,7 @@ def adapter_bytes(workload: Workload) -> int:
 
 
 def buffer_rows(workload: Workload) -> int:
-    """Rows of the buffer of per-record gradients: the most records that are ever computed at once."""
+    """Count the rows of the buffer of per-record gradients: the most records that are ever computed at once."""
     room = workload.engine.gradient_bytes // (_gradient_value(workload) * max(1, workload.parameters))
     return max(1, min(MAX_ROWS, workload.engine.physical_tokens // 8, room))
 

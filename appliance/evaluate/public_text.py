@@ -23,7 +23,7 @@ def halves() -> tuple[str, str]:
 
 
 def digest() -> str:
-    """SHA-256 of the text, hex: results name what they were measured on."""
+    """Take the SHA-256 of the text, hex: results name what they were measured on."""
     return sha256(_data()).hexdigest()
 
 

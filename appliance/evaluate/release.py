@@ -31,7 +31,7 @@ class Records(Protocol, Generic[S]):
 def record_losses(
     records: Records[R], encode: Callable[[R], Tokens], measure: Callable[[list[Tokens]], Losses]
 ) -> Private[Losses]:
-    """Losses of all records, float64 [records, 1 + adapters]; see `losses.Meter.measure`."""
+    """Measure the losses of all records, float64 [records, 1 + adapters]; see `losses.Meter.measure`."""
     windows = [
         measure([encode(records[index]) for index in range(start, min(start + WINDOW, len(records)))])
         for start in range(0, len(records), WINDOW)
@@ -63,7 +63,7 @@ def noised_sum(
 
 
 def _by_unit(losses: Losses, units: Sequence[str]) -> Iterator[list[float]]:
-    """For each unit the mean over its records, in their order, of base minus adapter."""
+    """Take for each unit the mean over its records, in their order, of base minus adapter."""
     members: dict[str, list[int]] = {}
     for index, unit in enumerate(units):
         members.setdefault(unit, []).append(index)

@@ -43,7 +43,7 @@ def types(told: Told = Told.INSIDE, *, charges: bool = False) -> tuple[str, ...]
 
 
 def resolves(type_: str, pointer: str) -> bool:
-    """Whether an entry of this type can state something at an RFC 6901 pointer into its facts; `*` is any letters."""
+    """Tell whether an entry of this type can state something at an RFC 6901 pointer; `*` is any letters."""
     found: list[Any] = [catalog()[type_]]
     for step in pointer.split("/")[1:]:
         found = [inner for kind in found for inner in _inside(kind, step.replace("~1", "/").replace("~0", "~"))]

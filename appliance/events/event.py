@@ -68,7 +68,7 @@ class Facts(values.Value):
 
 
 def _problem(problem: Any) -> str:
-    """One problem in words, without the value that has it."""
+    """Say one problem in words, without the value that has it."""
     place = "/".join(str(part) for part in problem["loc"])
     return f"{place} {problem['type'].replace('_', ' ')}"
 

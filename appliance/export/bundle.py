@@ -54,7 +54,7 @@ class Assembly:
         self._files += recorded
 
     def files(self) -> tuple[FileDigest, ...]:
-        """Every payload file so far, sorted by path."""
+        """List every payload file so far, sorted by path."""
         return tuple(sorted(self._files, key=lambda file: file.path))
 
     def seal(self, manifest: Manifest, proofs: evidence.Evidence) -> None:

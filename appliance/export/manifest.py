@@ -54,7 +54,7 @@ class Manifest:
     earlier: tuple[int, ...]
 
     def encode(self) -> bytes:
-        """Canonical JSON (RFC 8785) and a newline."""
+        """Write canonical JSON (RFC 8785) and a newline."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -69,7 +69,7 @@ class Manifest:
         return rfc8785.dumps(document) + b"\n"
 
     def sha256(self) -> str:
-        """Hex digest of `encode`: what the ledger entry states."""
+        """Digest `encode`, in hex: what the ledger entry states."""
         return hashlib.sha256(self.encode()).hexdigest()
 
 

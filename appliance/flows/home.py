@@ -128,15 +128,15 @@ class Home:
         return self.root / "runs"
 
     def object(self, blake3: str) -> Path:
-        """File of one sealed object."""
+        """Name the file of one sealed object."""
         return self.objects / blake3
 
     def model(self, sha256: str) -> Path:
-        """Directory of one base model."""
+        """Name the directory of one base model."""
         return self.models / sha256
 
     def run(self, run_id: str) -> RunDir:
-        """Directory of one job."""
+        """Name the directory of one job."""
         return RunDir(self.runs / run_id)
 
     @property
@@ -145,7 +145,7 @@ class Home:
         return self.root / "agent" / "socket"
 
     def ledger_config(self, owner_url: str = "", eraser_url: str = "") -> LedgerConfig:
-        """How the ledger of this home is opened; the other roles' URLs are given when they are needed, and not kept."""
+        """Say how the ledger of this home is opened; the other roles' URLs are given when needed, and not kept."""
         return LedgerConfig(
             url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
             origin=self.config.origin,
@@ -189,7 +189,7 @@ class Home:
 
 
 def fingerprint(verifier_keys: tuple[str, ...]) -> str:
-    """SHA-256 over the verifier keys, one a line, in groups of four hex digits: short enough to compare on paper."""
+    """Digest the verifier keys, one a line (SHA-256, groups of four hex digits): short enough to compare on paper."""
     digest = hashlib.sha256("".join(f"{key}\n" for key in verifier_keys).encode()).hexdigest()
     return " ".join(digest[i : i + 4] for i in range(0, 64, 4))
 

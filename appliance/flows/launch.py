@@ -130,7 +130,7 @@ def run_worker(
 
 @contextmanager
 def _interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block the first SIGINT is only noted, and the function says whether there was one.
+    """Note the first SIGINT within the block; the function says whether there was one.
 
     Raised wherever the program happens to be, as Python does it, KeyboardInterrupt can be lost: a finalizer, or a
     callback from C, drops what is raised in it. The second SIGINT is raised, in case that something hangs.
@@ -192,7 +192,7 @@ def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subpro
 
 
 def wait_for_workers(run_dir: RunDir, wait_s: float = 60.0) -> None:
-    """Until no worker holds the run directory: what dies with its supervisor dies a moment later.
+    """Wait until no worker holds the run directory: what dies with its supervisor dies a moment later.
 
     Raises:
       Busy: one still does after `wait_s` seconds.

@@ -126,7 +126,7 @@ def log(home: Home, wanted: Wanted) -> list[Entry]:
 
 
 def show(home: Home, index: int) -> tuple[Entry, dict[str, Any] | None]:
-    """One entry and, while the store is unsealed, its body."""
+    """Read one entry and, while the store is unsealed, its body."""
     with home.reader() as ledger:
         entry = ledger.entry(index)
         try:
@@ -194,7 +194,7 @@ def upgrade(home: Home, owner_url: str, eraser_url: str) -> int:
 
 
 def _exposure(home: Home, found: Verification) -> str:
-    """`exposure`, told also by witnesses and heads that the verifier brought along."""
+    """Say `exposure`, told also by witnesses and heads that the verifier brought along."""
     if found.alterable_from == 0 or (found.anchor_external and not found.cosigned):
         return exposure(home, found.signed_size)
     if found.alterable_from >= found.entries:

@@ -48,7 +48,7 @@ class Joined:
 
 
 def directory(root: Path) -> Path:
-    """Where the key pair of a node lies."""
+    """Say where the key pair of a node lies."""
     return root / "node"
 
 

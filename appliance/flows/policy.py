@@ -58,12 +58,12 @@ def activate_in(desk: Desk, policy: Policy) -> str | None:
 
 
 def activate(home: Home, policy: Policy, operator: Operator) -> Activated:
-    """`policy activate`: from now on ingest and training must fit inside `policy`."""
+    """Put `policy` in force: from now on ingest and training must fit inside it."""
     with Desk.open(home, operator) as desk:
         return Activated(policy=policy, replaced=activate_in(desk, policy))
 
 
 def show(home: Home) -> Policy:
-    """`policy show`: the policy in force."""
+    """Read the policy in force."""
     with home.reader() as ledger:
         return catalog.policy_in_force(ledger)

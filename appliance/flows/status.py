@@ -34,11 +34,11 @@ class Status:
     disk_free_gib: int
 
     def document(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """Give it as a JSON value."""
         return asdict(self)
 
     def fields(self) -> Iterable[tuple[str, object]]:
-        """As lines for people."""
+        """Give it as lines for people."""
         yield "home", self.home
         yield "store", self.store
         yield "policy", self.policy

@@ -92,7 +92,7 @@ def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, 
 
 
 def _parse(feed: _Feed, delimiter: str) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Line, offset, and the values of each row, or the reason why there are none."""
+    """Parse line, offset, and the values of each row, or the reason why there are none."""
     parser = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         feed.begin()

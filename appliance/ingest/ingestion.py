@@ -151,7 +151,7 @@ class Ingestion:
                 )
 
     def _has_room(self, unit: bytes) -> bool:
-        """Whether this unit may give another record; counts it if so."""
+        """Tell whether this unit may give another record; counts it if so."""
         if self._spec.unit.kind == UnitKind.RECORD:
             return True
         before = self._of_subject.get(unit, 0)

@@ -47,7 +47,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
-    """Whether some key may stand twice in one object; False is certain.
+    """Tell whether some key may stand twice in one object; False is certain.
 
     orjson keeps the last of two equal keys. Every key of the text is quoted, and a quoted key cannot be part of a
     string, whose own quotes are escaped. So if each key is found as often in the bytes as in the value, none was

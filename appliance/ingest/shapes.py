@@ -64,7 +64,7 @@ def shaper(spec: IngestSpec) -> Shaper:
 
 
 def unescape(value: Any) -> Any:
-    """`value` with HTML character references turned into characters, in every string at any depth but not in keys."""
+    """Turn HTML character references into characters, in every string at any depth but not in keys."""
     if type(value) is str:
         return html.unescape(value) if "&" in value else value
     if type(value) is list:
@@ -85,7 +85,7 @@ def subject_of(fields: dict[str, Any], column: str) -> str:
 
 
 def keep_columns(fields: dict[str, Any], columns: tuple[str, ...]) -> Parts:
-    """(column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
+    """Take (column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
     found = [(column, _column(fields, column)) for column in columns if fields.get(column) is not None]
     if any(len(value) > MAX_KEPT for _, value in found):
         raise RowRefused(f"a kept column has more than {MAX_KEPT} characters")

@@ -33,7 +33,7 @@ _PTX = b"""
 
 
 def steps(driver: cuda.Driver, ordinal: int) -> Iterator[tuple[str, Callable[[], str], bool]]:
-    """(name, step, whether training needs it) of what is tried in the sandbox, the last socket being denied."""
+    """List (name, step, whether training needs it) of what is tried in the sandbox, the last socket being denied."""
     yield "library", partial(_library, driver), True
     yield "models", partial(_gpus, driver), True
     yield "free memory", partial(_free, driver, ordinal), True
@@ -124,7 +124,7 @@ def _management() -> str:
 
 
 def _sockets() -> str:
-    """No more can be made; what the driver holds is said."""
+    """Try to make more, which fails; what the driver holds is said."""
     for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):
         try:
             socket.socket(family, socket.SOCK_STREAM).close()
@@ -143,7 +143,7 @@ def _is_socket(descriptor: int) -> bool:
 
 
 def _threads() -> str:
-    """All of them are filtered, those that the driver started too."""
+    """Check that all threads are filtered, those that the driver started too."""
     tasks = list(Path("/proc/self/task").iterdir())
     loose = [task for task in tasks if "Seccomp:\t2" not in (task / "status").read_text()]
     if loose:

@@ -92,7 +92,7 @@ def source_address(host: str, port: int) -> str:
 
 
 def _dump(request: int) -> bytes:
-    """All messages of one answer, behind each other."""
+    """Ask for all messages of one answer, behind each other."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
             kernel.sendto(
@@ -111,7 +111,7 @@ def _messages(data: bytes, wanted: int) -> Iterator[bytes]:
 
 
 def _all(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of every message."""
+    """List (type, body) of every message."""
     while data:
         length, kind, *_ = _unpack(_MESSAGE, data)
         if not _MESSAGE.size <= length <= len(data) or kind == _ERROR:
@@ -121,7 +121,7 @@ def _all(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of every attribute."""
+    """List (type, value) of every attribute."""
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if not _ATTRIBUTE.size <= length <= len(data):

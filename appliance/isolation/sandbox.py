@@ -39,7 +39,7 @@ def system_paths() -> tuple[Path, ...]:
 
 
 def require_ranks_alone(spec: IsolationSpec, address: str = "") -> None:
-    """For one of several ranks, before it asks for a key: its network leads to the other ranks and nowhere else.
+    """Require of one of several ranks, before it asks for a key, that its network leads to the others alone.
 
     Args:
       spec: what is required.

@@ -119,7 +119,7 @@ def _program(machine: str, *, tcp: bool = False, driver: bool = False) -> bytes:
 
 
 def _socket_rules(*, tcp: bool, driver: bool) -> list[_Line | str]:
-    """Which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
+    """List which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
     lines: list[_Line | str] = [(_LOAD, "", "", _FAMILY_OFFSET)]
     if driver:
         lines.append((_EQUAL, "unix", "" if tcp else "deny", _UNIX))
@@ -134,7 +134,7 @@ def _socket_rules(*, tcp: bool, driver: bool) -> list[_Line | str]:
 
 
 def _assemble(lines: Sequence[_Line | str]) -> bytes:
-    """Instructions with jumps counted in lines; a label names the instruction behind it."""
+    """Assemble instructions with jumps counted in lines; a label names the instruction behind it."""
     labels: dict[str, int] = {}
     code: list[_Line] = []
     for line in lines:

@@ -41,7 +41,7 @@ class Targets:
             listener.close()
 
     def plan(self) -> dict[str, Any]:
-        """Where the targets are, for the leakers: ports, paths, this process and one of its sockets."""
+        """Say where the targets are, for the leakers: ports, paths, this process and one of its sockets."""
         ports = {name: listener.getsockname()[1] for name, listener in self._sockets.items() if name != "unix"}
         return {
             "tcp6": 1,
@@ -82,7 +82,7 @@ class Targets:
         return str(self._directory / "outside" / "socket")
 
     def _has_received(self, listener: socket.socket) -> bool:
-        """Whether anything that came in so far carries the token; senders have ended, so nothing is awaited."""
+        """Tell whether anything that came in so far carries the token; senders have ended, so nothing is awaited."""
         try:
             while True:
                 if listener.type == socket.SOCK_DGRAM:

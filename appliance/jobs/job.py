@@ -31,7 +31,7 @@ class EngineOptions(Value):
     nproc: Count = 1
 
     @model_serializer(mode="wrap")
-    def _without_what_is_new(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
         if written["gradient_bytes"] == type(self).model_fields["gradient_bytes"].default:
             del written["gradient_bytes"]

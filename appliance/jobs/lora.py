@@ -44,7 +44,7 @@ class LoraSpec(Value):
         return chosen
 
     def selects(self, module: str) -> bool:
-        """Whether the linear module of this dotted name is adapted."""
+        """Tell whether the linear module of this dotted name is adapted."""
         if module.rsplit(".", 1)[-1] in OUTPUT_HEADS:
             return False
         if self.targets == "all-linear":
@@ -52,7 +52,7 @@ class LoraSpec(Value):
         return any(_is(module, name) for name in (ATTENTION if self.targets == "attention" else self.targets))
 
     def trainable(self, shapes: Mapping[str, tuple[int, int]]) -> int:
-        """Size of the adapter on linear modules of these (out, in) shapes; a frozen A does not count."""
+        """Count the adapter's parameters on linear modules of these (out, in) shapes; a frozen A does not count."""
         chosen = [shape for name, shape in shapes.items() if self.selects(name)]
         return sum(self.r * (out + (0 if self.freeze_a else into)) for out, into in chosen)
 

@@ -40,7 +40,7 @@ class Filter(Value):
     ]
 
     def selects(self, record: Record) -> bool:
-        """Whether the record has one of the values; a record without the field has none."""
+        """Tell whether the record has one of the values; a record without the field has none."""
         return any(column == self.field and value in self.values for column, value in record.fields)
 
 
@@ -121,7 +121,7 @@ class PrivacyPlan(Value):
         return self.steps + self.spare_steps
 
     def phase_at(self, attempt: int) -> int:
-        """Which phase the n-th attempt (from 1) belongs to, as an index into `schedule`. Spare ones extend the last."""
+        """Find the phase of the n-th attempt (from 1), as an index into `schedule`. Spare ones extend the last."""
         end = 0
         for index, phase in enumerate(self.schedule[:-1]):
             end += phase.steps
@@ -130,7 +130,7 @@ class PrivacyPlan(Value):
         return len(self.schedule) - 1
 
     def rates(self, attempts: int, after: int = 0) -> list[tuple[Fraction, int]]:
-        """(sample rate, attempts) of the attempts `after` + 1 to `attempts`, in order, equal neighbours merged.
+        """List (sample rate, attempts) of the attempts `after` + 1 to `attempts`, in order, equal neighbours merged.
 
         Attempts beyond the reservation, which no correct worker makes, count at the largest rate.
         """

@@ -141,7 +141,7 @@ class RunDir:
         return hashlib.sha256(data).hexdigest()
 
     def holds_job(self, sha256: str) -> bool:
-        """Whether `job.json` is there and has this digest."""
+        """Tell whether `job.json` is there and has this digest."""
         try:
             return hashlib.sha256(self.job.read_bytes()).hexdigest() == sha256
         except FileNotFoundError:

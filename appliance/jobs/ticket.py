@@ -60,7 +60,7 @@ class Ticket(Value):
         return self
 
     def context(self) -> str:
-        """SHA-256 (hex) of the ticket without its key: what the key is sealed with."""
+        """Digest the ticket without its key (SHA-256, hex): what the key is sealed with."""
         return hashlib.sha256(to_json(self.model_copy(update={"sealed": ""}))).hexdigest()
 
 

@@ -41,7 +41,7 @@ class Anchor:
                 write_atomic(self.path, note.encode())
 
     def outside(self, other: Path) -> bool:
-        """Whether the anchor lies on another file system than `other`, where a rollback of one spares the other."""
+        """Tell whether the anchor is on another file system than `other`: a rollback of one then spares the other."""
         try:
             return self.path.stat().st_dev != other.stat().st_dev
         except OSError:

@@ -58,7 +58,7 @@ class Dialect(Protocol):
         """Raise `ConfigInvalid` unless this URL names a database that can hold a ledger."""
 
     def place(self, url: URL) -> str:
-        """Where the database is, for messages: a file, or a URL without its password."""
+        """Say where the database is, for messages: a file, or a URL without its password."""
 
     def file(self, url: URL) -> Path | None:
         """Find the database's file, where it is one on this machine."""
@@ -73,7 +73,7 @@ class Dialect(Protocol):
         """Reach copies of deleted rows in the database's own files, as far as that is possible."""
 
     def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
+        """Stream the rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
 
     def run(self, connection: Connection, statements: Sequence[Statement]) -> Rows:
         """Run statements in order, in one round trip, past SQLAlchemy; returns the rows of the last one.
@@ -85,16 +85,16 @@ class Dialect(Protocol):
         """Write what adds rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order."""
 
     def tables(self, connection: Connection) -> set[str]:
-        """Names of the tables that there are."""
+        """Name the tables that there are."""
 
     def definitions(self, connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-        """Everything that is defined, as (kind, name, table, definition)."""
+        """List everything that is defined, as (kind, name, table, definition)."""
 
     def storage_problems(self, connection: Connection) -> Iterator[str]:
         """Say what the database's own check finds wrong with its pages and indexes."""
 
     def findings(self, connection: Connection) -> Iterator[Finding]:
-        """How the database is set up, for people."""
+        """Say how the database is set up, for people."""
 
     def role(self, connection: Connection) -> str:
         """Name of the role that the connection has; empty where there are no roles."""

@@ -40,7 +40,7 @@ class Filter:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def admits(self, leaf: dict[str, Any]) -> bool:
-        """Whether a leaf that the query found has the actor and the facts."""
+        """Tell whether a leaf that the query found has the actor and the facts."""
         wanted = all(leaf["facts"].get(name) == value for name, value in self.facts.items())
         return wanted and (self.actor is None or leaf.get("actor") == self.actor)
 
@@ -90,7 +90,7 @@ def body_verdict(connection: Connection, leaf: dict[str, Any]) -> BodyVerdict | 
 
 
 def read_body(connection: Connection, leaf: dict[str, Any], *, checked: bool = True) -> bytes | None:
-    """Sealed bytes of the leaf's body; None where it has none or they are gone.
+    """Read the sealed bytes of the leaf's body; None where it has none or they are gone.
 
     Raises `IntegrityError` when they are not what the leaf committed to, unless `checked` is false.
     """

@@ -68,7 +68,7 @@ class Gateway(Generic[Row]):
         return next(iter(self._find_stored(self._sql.one, key)), None)
 
     def list(self) -> Sequence[Row]:
-        """All rows, ordered by key."""
+        """Read all rows, ordered by key."""
         merged = {to_columns(row)[self._sql.key]: row for row in self._find_stored(self._sql.all)} | dict(self._staged)
         return [merged[key] for key in sorted(merged, key=str)]
 
@@ -146,7 +146,7 @@ class WritableGateway(Gateway[Row]):
         return str(rows[0][0]) if rows else None
 
     def _check(self, row: Row) -> dict[str, Value]:
-        """Columns of the row, each of the type its column has: SQLite itself would store anything anywhere."""
+        """Check each column of the row against its type: SQLite itself would store anything anywhere."""
         columns = to_columns(row)
         for name, wanted, nullable in self._sql.types:
             value = columns.get(name)

@@ -80,7 +80,7 @@ class HeadCheck:
         self.wanted = self._next_size()
 
     def finish(self, size: int) -> None:
-        """Whatever was not reached was signed at a size that the log does not have any more."""
+        """Report what was not reached: it was signed at a size that the log does not have any more."""
         while self._row:
             self._problems.add(f"a tree head of {self._row[0]} entries was signed, there are {size}", size)
             self._row = self._advance()

@@ -79,7 +79,7 @@ class Keyring:
         return next(found for found in reversed(self.sets) if found.since <= size)
 
     def has(self, keys: Keys) -> bool:
-        """Whether exactly these keys are one of the sets."""
+        """Tell whether exactly these keys are one of the sets."""
         return any(found.keys == keys for found in self.sets)
 
     def open(self, note: str, *, exact: bool = True) -> Checkpoint:
@@ -87,7 +87,7 @@ class Keyring:
         return open_checkpoint(note, self.at(unverified_size(note)).keys, exact=exact)
 
     def open_outside(self, note: str, *, exact: bool = True) -> Checkpoint:
-        """`open`, for a note from outside the database, which may have been rolled back behind a change of keys."""
+        """Open a note from outside the database, which may have been rolled back behind a change of keys."""
         try:
             return self.open(note, exact=exact)
         except IntegrityError:

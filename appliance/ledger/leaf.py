@@ -39,7 +39,7 @@ class Actor:
 
 
 def encode_leaf(leaf: dict[str, Any]) -> bytes:
-    """Canonical bytes of a leaf whose facts were checked. Raises `LeafInvalid` when it is too long."""
+    """Encode a leaf whose facts were checked. Raises `LeafInvalid` when it is too long."""
     data = encode(leaf)
     if len(data) > MAX_LEAF:
         raise LeafInvalid(f"an entry of {len(data)} bytes is too long for the ledger")
@@ -58,7 +58,7 @@ def parse_leaf(data: bytes) -> dict[str, Any]:
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with microseconds, always 27 characters, so that text order is time order."""
+    """Write a time by RFC 3339 in UTC with microseconds, always 27 characters, so that text order is time order."""
     if moment.tzinfo is None:
         raise ApplianceError("a time without a time zone cannot stand in the ledger")
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -179,7 +179,7 @@ class Appender:
             self._stage(ClockRegression(last=self._last, observed=moment), new_event_id(), (), moment)
 
     def _last_observed(self) -> str | None:
-        """Clock reading of the newest regression if the log's time has stood still since, else None."""
+        """Find the clock reading of the newest regression if the log's time has stood still since, else None."""
         leaves = [row[2] for row in self._entries if row[4] == "clock.regression"]
         leaves = leaves or [row[0] for row in dialect.of(self._connection).run(self._connection, [(_REGRESSION, ())])]
         if not leaves:

@@ -85,7 +85,7 @@ class VerifierKey:
         return key
 
     def has_signed(self, message: bytes, signature: bytes) -> bool:
-        """Whether `signature` is this key's signature of a message that is no checkpoint."""
+        """Tell whether `signature` is this key's signature of a message that is no checkpoint."""
         try:
             if self.algorithm == MLDSA44:
                 MLDSA44PublicKey.from_public_bytes(self.public).verify(signature, message)
@@ -96,7 +96,7 @@ class VerifierKey:
         return True
 
     def accepts(self, text: str, signature: bytes) -> bool:
-        """Whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
+        """Tell whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
         try:
             if self.algorithm == ED25519:
                 Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
@@ -121,10 +121,10 @@ class Signer(Protocol):
         """The public part."""
 
     def sign(self, text: str) -> bytes:
-        """Signature of the note text, as `VerifierKey.accepts` takes it."""
+        """Sign the note text, as `VerifierKey.accepts` takes it."""
 
     def sign_statement(self, message: bytes) -> bytes:
-        """Signature of a message that is no checkpoint, as `VerifierKey.has_signed` takes it."""
+        """Sign a message that is no checkpoint, as `VerifierKey.has_signed` takes it."""
 
 
 def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:
@@ -190,7 +190,7 @@ def unverified_size(note: str) -> int:
 
 
 def valid_name(name: str) -> bool:
-    """Whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
+    """Tell whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
     return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
 
 
@@ -200,7 +200,7 @@ def encode64(data: bytes) -> str:
 
 
 def decode64(text: str) -> bytes:
-    """Bytes of standard base64; `IntegrityError` when it is not the one canonical encoding of them."""
+    """Decode standard base64; `IntegrityError` when it is not the one canonical encoding of the bytes."""
     try:
         data = base64.b64decode(text.encode(), validate=True)
     except (binascii.Error, ValueError):
@@ -211,7 +211,7 @@ def decode64(text: str) -> bytes:
 
 
 def decimal(text: str) -> bool:
-    """Whether `text` is a plain decimal number without leading zeroes, small enough for 63 bits."""
+    """Tell whether `text` is a plain decimal number without leading zeroes, small enough for 63 bits."""
     return text.isascii() and text.isdigit() and len(text) <= 18 and (text == "0" or text[0] != "0")
 
 
@@ -237,7 +237,7 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
 
 
 def parse_signature(line: str) -> tuple[str, bytes]:
-    """Key name and bytes (four of the key id, then the signature) of a line. Raises `IntegrityError`."""
+    """Parse key name and bytes (four of the key id, then the signature) of a line. Raises `IntegrityError`."""
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "—" or not valid_name(parts[1]):
         raise IntegrityError("a signature line is malformed")

@@ -105,11 +105,11 @@ def begin(connection: Connection, purpose: Purpose) -> None:
 
 
 def after_erasing(connection: Connection) -> None:
-    """Nothing: the server's vacuum, write-ahead log and archives are its administrator's."""
+    """Do nothing: the server's vacuum, write-ahead log and archives are its administrator's."""
 
 
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query through a cursor of the server, in bounded memory."""
+    """Stream the rows of a query through a cursor of the server, in bounded memory."""
     cursor = _driver(connection).cursor(f"ledger_{next(_names)}", binary=True)
     try:
         cursor.execute(sql.replace("?", "%s"), parameters)
@@ -131,25 +131,25 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
 
 
 def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
-    """One statement however many rows they are: from as many arrays as there are columns."""
+    """Write one statement however many rows they are: from as many arrays as there are columns."""
     if len(rows) == 1:
         return [(_INSERT, rows[0])]
     return [(_INSERT_MANY, [list(column) for column in zip(*rows, strict=True)])]
 
 
 def tables(connection: Connection) -> set[str]:
-    """Names of the tables that there are."""
+    """Name the tables that there are."""
     return set(connection.exec_driver_sql(postgres_catalogue.TABLES).scalars())
 
 
 def definitions(connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-    """Tables, constraints, indexes, triggers with their state, functions, rules, policies, inheritance and grants."""
+    """List tables, constraints, indexes, triggers and their state, functions, rules, policies, inheritance, grants."""
     for query in postgres_catalogue.DEFINITIONS:
         yield from (tuple(row) for row in connection.exec_driver_sql(query))
 
 
 def storage_problems(connection: Connection) -> Iterator[str]:
-    """`amcheck` over every index, with the heap, where the extension is installed and this role may use it."""
+    """Run `amcheck` over every index, with the heap, where the extension is installed and this role may use it."""
     if not postgres_catalogue.amcheck_usable(connection):
         return
     for name in connection.exec_driver_sql(postgres_catalogue.OWN_INDEXES).scalars().all():

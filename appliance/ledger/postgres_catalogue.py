@@ -122,7 +122,7 @@ WHERE r.rolname = current_user
 
 
 def amcheck_usable(connection: Connection) -> bool:
-    """Whether the extension that checks indexes is installed, and this role may use it."""
+    """Tell whether the extension that checks indexes is installed, and this role may use it."""
     return bool(connection.exec_driver_sql(_AMCHECK).scalar())
 
 

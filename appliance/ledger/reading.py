@@ -102,7 +102,7 @@ class LedgerReader:
             yield Reading(connection)
 
     def findings(self) -> list[Finding]:
-        """How the database is set up, for people."""
+        """Say how the database is set up, for people."""
         return self._database.findings()
 
     def head(self, covering: int | None = None) -> TreeHead | None:
@@ -124,7 +124,7 @@ class LedgerReader:
         newest_first: bool = False,
         facts: Mapping[str, str] | None = None,
     ) -> Iterator[Entry]:
-        """Entries in order, those that match every given filter.
+        """Read entries in order, those that match every given filter.
 
         Args:
           type: the event, or the name of its type.
@@ -142,7 +142,7 @@ class LedgerReader:
             yield from read_entries(connection, wanted)
 
     def entry(self, index: int) -> Entry:
-        """One entry. Raises `ArtefactMissing`."""
+        """Read one entry. Raises `ArtefactMissing`."""
         with self._database.read() as connection:
             return read_entry(connection, self._leaf(connection, index))
 

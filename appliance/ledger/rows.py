@@ -189,7 +189,7 @@ def _state(kind: type[StrEnum] | type[bool], value: Any, error: type[ApplianceEr
 
 
 def row_digest(table: str, columns: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of a stored row: tag, then the canonical JSON of its table and its columns that are not NULL.
+    """Digest a stored row: hex SHA-256 of tag, then the canonical JSON of its table and columns that are not NULL.
 
     Leaving NULLs out keeps old digests true when a later release adds a column. Raises `LeafInvalid` for a value
     that is neither text nor a whole number.

@@ -149,12 +149,12 @@ OWN = frozenset(metadata.tables) | {"alembic_version"}
 
 
 def tables_since_the_first() -> list[str]:
-    """Names of the tables that every revision has."""
+    """Name the tables that every revision has."""
     return sorted(OWN - _SINCE.keys())
 
 
 def present(connection: Connection, table: Table) -> bool:
-    """Whether the database has this table; one of an older revision may not."""
+    """Tell whether the database has this table; one of an older revision may not."""
     return str(table.name) in dialect.of(connection).tables(connection)
 
 
@@ -164,7 +164,7 @@ def revision_of(definitions: Mapping[str, str]) -> str:
 
 
 def schema_digests(connection: Connection) -> dict[str, str]:
-    """Hex SHA-256 of every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
+    """Digest (hex SHA-256) every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
     texts: dict[str, list[str]] = {}
     for kind, name, table, definition in dialect.of(connection).definitions(connection):
         if table in OWN or name in OWN:

@@ -36,11 +36,11 @@ class Ed25519Signer:
     _key: Ed25519PrivateKey = field(repr=False)
 
     def sign(self, text: str) -> bytes:
-        """64-byte signature over the note text."""
+        """Sign the note text with 64 bytes."""
         return self._key.sign(text.encode())
 
     def sign_statement(self, message: bytes) -> bytes:
-        """64-byte signature of a message that is no checkpoint."""
+        """Sign a message that is no checkpoint with 64 bytes."""
         return self._key.sign(message)
 
 
@@ -53,13 +53,13 @@ class MLDSA44Signer:
     _clock: Callable[[], datetime]
 
     def sign(self, text: str) -> bytes:
-        """8 bytes of POSIX time, then the 2420-byte signature."""
+        """Sign with 8 bytes of POSIX time, then the 2420-byte signature."""
         seconds = max(0, int(self._clock().timestamp()))
         message = cosigned_message(self.verifier.name, Checkpoint.parse(text), seconds)
         return seconds.to_bytes(8, "big") + self._key.sign(message)
 
     def sign_statement(self, message: bytes) -> bytes:
-        """2420-byte signature of a message that is no checkpoint."""
+        """Sign a message that is no checkpoint with 2420 bytes."""
         return self._key.sign(message)
 
 
@@ -92,7 +92,7 @@ def load_verifiers(directory: Path) -> tuple[VerifierKey, ...]:
 
 
 def create_next_keys(directory: Path, origin: str, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
-    """Fresh keys in `next`; what is left there from a change of keys that never was is dropped."""
+    """Make fresh keys in `next`; what is left there from a change of keys that never was is dropped."""
     with locked(directory):
         shutil.rmtree(directory / _NEXT, ignore_errors=True)
         create_keys(directory / _NEXT, origin)

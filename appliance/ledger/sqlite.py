@@ -72,7 +72,7 @@ def engine(url: URL, *, writable: bool, create: bool) -> Engine:
 
 
 def begin(connection: Connection, purpose: Purpose) -> None:
-    """BEGIN, or BEGIN IMMEDIATE for whoever will write."""
+    """Begin, at once for whoever will write."""
     connection.exec_driver_sql("BEGIN" if purpose == "read" else "BEGIN IMMEDIATE")
 
 
@@ -84,7 +84,7 @@ def after_erasing(connection: Connection) -> None:
 
 
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query in bounded memory."""
+    """Stream the rows of a query in bounded memory."""
     cursor = connection.connection.cursor()
     try:
         cursor.execute(sql, parameters)
@@ -107,22 +107,22 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
 
 
 def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
-    """One statement a row: SQLite keeps it compiled."""
+    """Write one statement a row: SQLite keeps it compiled."""
     return [(_INSERT, row) for row in rows]
 
 
 def tables(connection: Connection) -> set[str]:
-    """Names of the tables that there are."""
+    """Name the tables that there are."""
     return {name for (name,) in stream(connection, "SELECT name FROM sqlite_master WHERE type = 'table'", ())}
 
 
 def definitions(connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-    """SQLite's catalogue keeps the text of each definition; the index of a constraint has none of its own."""
+    """Read SQLite's catalogue: the text of each definition; the index of a constraint has none of its own."""
     return stream(connection, "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master", ())
 
 
 def storage_problems(connection: Connection) -> Iterator[str]:
-    """SQLite's own check: a damaged index cannot change a row, but hide it from a query."""
+    """Run SQLite's own check: a damaged index cannot change a row, but hide it from a query."""
     for (finding,) in stream(connection, "PRAGMA integrity_check", ()):
         if finding != "ok":
             yield "the database's pages or indexes are damaged"
@@ -135,7 +135,7 @@ def findings(connection: Connection) -> Iterator[Finding]:
 
 
 def role(connection: Connection) -> str:
-    """SQLite has no roles: whoever can write the file is its owner."""
+    """Name no role: SQLite has none, whoever can write the file is its owner."""
     return ""
 
 
@@ -157,7 +157,7 @@ def explain(error: BaseException | None, where: str) -> ApplianceError:
 
 
 def _files_can_be_made(directory: Path) -> bool:
-    """Whether there is room for the write-ahead log and its shared memory, of which SQLite only says "cannot open"."""
+    """Tell whether there is room for the write-ahead log and shared memory, of which SQLite only says "cannot open"."""
     try:
         with disk_errors_explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
             return True

@@ -127,7 +127,7 @@ def verify_ledger(
 
 
 def check_tables(connection: Connection, problems: Problems) -> bool:
-    """Whether the tables are there without which nothing can be read; definitions are compared later."""
+    """Tell whether the tables are there without which nothing can be read; definitions are compared later."""
     present = schema.schema_digests(connection).keys()
     missing = [name for name in schema.tables_since_the_first() if f"table {name}" not in present]
     for name in missing:
@@ -199,7 +199,7 @@ def _read_anchor(anchor: Anchor, ring: Keyring, problems: Problems) -> list[Outs
 
 
 def _read_kept(notes: Sequence[str], ring: Keyring) -> list[OutsideHead]:
-    """Heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
+    """Read heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
     opened = [(note, ring.open_outside(note, exact=False)) for note in notes]
     return [OutsideHead(False, note, checkpoint.size, checkpoint.root) for note, checkpoint in opened]
 

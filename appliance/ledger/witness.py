@@ -31,7 +31,7 @@ class Cosigned:
 
 
 def load_witnesses(path: Path) -> tuple[VerifierKey, ...]:
-    """Keys of the trusted witnesses, one a line; blank lines and those with # are skipped; none without a file.
+    """Load the trusted witnesses' keys, one a line; blank lines and those with # are skipped; none without a file.
 
     Raises `IntegrityError` for a line that is no verifier key of a witness.
     """
@@ -49,7 +49,7 @@ def load_witnesses(path: Path) -> tuple[VerifierKey, ...]:
 
 
 def request(connection: Connection, head: TreeHead, old: int | None) -> str:
-    """Body of an `add-checkpoint` request for `head`: the size the witness knows, a consistency proof, the note.
+    """Write an `add-checkpoint` request for `head`: the size the witness knows, a consistency proof, the note.
 
     `old` is what the witness said it knows; where it is None, the newest size that anybody cosigned.
     """
@@ -111,7 +111,7 @@ def check(
 
 
 def lines(connection: Connection, size: int) -> list[str]:
-    """Cosignature lines of the tree head of this size."""
+    """List the cosignature lines of the tree head of this size."""
     if not schema.present(connection, schema.cosig):
         return []
     cosig = schema.cosig.c

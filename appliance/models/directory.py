@@ -105,7 +105,7 @@ def licence_of(directory: Path) -> str:
 
 
 def plain_licence(stated: object) -> str:
-    """`stated` without quotes where it is a plain short name, else "unknown": it goes into the ledger and reports."""
+    """Take `stated` without quotes if it is a plain short name, else "unknown": it goes into ledger and reports."""
     name = str(stated).strip("\"'")
     return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,63}", name) else "unknown"
 
@@ -144,7 +144,7 @@ def _is_file(source: Path, name: str) -> bool:
 
 
 def _check_config(value: Any, name: str) -> None:
-    """Refuses, at any depth, what makes transformers look for code or weights elsewhere."""
+    """Refuse, at any depth, what makes transformers look for code or weights elsewhere."""
     pending: list[Any] = [value]
     while pending:
         item = pending.pop()

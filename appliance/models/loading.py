@@ -91,7 +91,7 @@ def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
 
 
 def check_complete(info: dict[str, Any], where: str) -> None:
-    """Refuses what transformers only warns of: parameters that were not in the files and were made up.
+    """Refuse what transformers only warns of: parameters that were not in the files and were made up.
 
     Raises:
       DataInvalid: naming the first parameter.

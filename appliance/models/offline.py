@@ -78,7 +78,7 @@ def strict(failure: str, where: str, hint: str = "") -> Iterator[None]:
 
 
 def _disk_full(error: Exception) -> bool:
-    """Whether the disk or a quota is full; safetensors says so only in its text."""
+    """Tell whether the disk or a quota is full; safetensors says so only in its text."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return any(f"(os error {code})" in str(error) for code in NO_SPACE)

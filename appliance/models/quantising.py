@@ -61,7 +61,7 @@ def load_quantised(
 
 
 def is_quantised(module: torch.nn.Module) -> bool:
-    """Whether a layer is a bitsandbytes linear layer."""
+    """Tell whether a layer is a bitsandbytes linear layer."""
     import bitsandbytes
 
     return isinstance(module, (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt))

@@ -36,7 +36,7 @@ class ModelFacts:
 
 
 def check_ingest(policy: Policy, dataset_class: str, unit: UnitOfPrivacy, declared_units: int) -> ClassRules:
-    """May data of this class be ingested with this unit of privacy? Asked before a file is opened.
+    """Refuse data of this class with this unit of privacy, before a file is opened, if they may not be ingested.
 
     Returns:
       The rules that hold for the data.
@@ -58,7 +58,7 @@ def check_ingest(policy: Policy, dataset_class: str, unit: UnitOfPrivacy, declar
 
 
 def check_ingested(policy: Policy, dataset_class: str, *, accepted: int, rejected: int, units: int) -> None:
-    """May what was read become a dataset? The counts are private: the refusal names the rule and not the numbers.
+    """Refuse what was read if it may not become a dataset. The counts are private: the refusal names the rule alone.
 
     Args:
       policy: the active policy.
@@ -82,7 +82,7 @@ def check_ingested(policy: Policy, dataset_class: str, *, accepted: int, rejecte
 
 
 def check_run(policy: Policy, run: RunFile, dataset: DatasetFacts, model: ModelFacts) -> ClassRules:
-    """May this run be asked for? Asked before a plan is made. `check_plan` follows, once there is one.
+    """Refuse a run that may not be asked for, before a plan is made. `check_plan` follows, once there is one.
 
     Returns:
       The rules that hold for the run.

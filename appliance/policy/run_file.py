@@ -237,7 +237,7 @@ def _entry(key: str, value: Any, path: str, indent: str) -> list[str]:
 
 
 def _item(value: dict[str, Any], path: str, indent: str) -> list[str]:
-    """One item of a list: its first key carries the dash, and the comment above it stays outside."""
+    """Write one item of a list: its first key carries the dash, and the comment above it stays outside."""
     lines = [line for name, part in value.items() for line in _entry(name, part, f"{path}.{name}", indent + "  ")]
     return [indent + lines[0].lstrip(), f"{indent}- {lines[1].lstrip()}", *lines[2:]]
 

@@ -47,7 +47,7 @@ class Document:
         return path
 
     def place(self, path: Path) -> str:
-        """`file:line` of the value at `path`, or of the nearest value around it."""
+        """Name `file:line` of the value at `path`, or of the nearest value around it."""
         return f"{self.where}:{self.lines[self.find_known(path)]}"
 
 

@@ -76,7 +76,7 @@ def composition(plan: PrivacyPlan, attempts: int, noise_multiplier: float | None
 
 
 def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon at `delta` of all mechanisms together, an upper bound, rounded up to a multiple of 1e-4.
+    """Compute epsilon at `delta` of all mechanisms together, an upper bound, rounded up to a multiple of 1e-4.
 
     Equal mechanisms are merged first, so a run that is split in two costs what the whole costs. The result does not
     depend on the order. `math.inf` where no finite epsilon can be shown.
@@ -89,7 +89,7 @@ def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon by Rényi DP (Mironov 2017), to be printed beside: looser, but an older and independent argument.
+    """Compute epsilon by Rényi DP (Mironov 2017), to be printed beside: looser, an older, independent argument.
 
     Raises:
       ConfigInvalid: delta is not in (0, 1).
@@ -105,7 +105,7 @@ def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float) -> float:
-    """`calibrate_schedule` for attempts of one sample rate."""
+    """Calibrate attempts of one sample rate, as `calibrate_schedule` does."""
     return calibrate_schedule([(sample_rate, attempts)], epsilon, delta)
 
 
@@ -144,7 +144,7 @@ def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, de
 
 
 def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """`calibrate_schedule` in a tenth of the time, right to about a hundredth: for tables, never for a run."""
+    """Calibrate in a tenth of the time, right to about a hundredth: for tables, never for a run."""
     attempts = sum(count for _, count in rates)
 
     def spent(noise_multiplier: float) -> float:
@@ -177,7 +177,7 @@ def _merge(mechanisms: Sequence[Mechanism], delta: float) -> dict[tuple[float, F
 
 
 def _interval(attempts: int) -> float:
-    """Discretisation interval. Connecting the dots adds about attempts * interval^2 to epsilon: below 2.5e-4 here.
+    """Choose the discretisation. Connecting the dots adds about attempts * interval^2 to epsilon: below 2.5e-4 here.
 
     A power of two that changes rarely, so that composed distributions stay cached and can be convolved.
     """
@@ -226,7 +226,7 @@ def _round_up(epsilon: float) -> float:
 
 
 def _start(rates: Sequence[tuple[Fraction, int]], epsilon: float) -> float:
-    """Where to begin: about where q sqrt(T) / sigma is epsilon. Far below, the distribution would need gigabytes."""
+    """Begin about where q sqrt(T) / sigma is epsilon. Far below, the distribution would need gigabytes."""
     spread = math.sqrt(math.fsum(float(rate) ** 2 * count for rate, count in rates))
     return max(1.0, spread / max(1.0, epsilon))
 
@@ -257,7 +257,7 @@ def _search(spent: Callable[[float], float], epsilon: float, start: float, facto
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences dp-accounting's note about Rényi orders that it leaves out; leaving one out loosens the bound."""
+    """Silence dp-accounting's note about Rényi orders that it leaves out; leaving one out loosens the bound."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

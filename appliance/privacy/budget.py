@@ -54,7 +54,7 @@ class Cap:
 
 
 def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Epsilon at `delta` of all spends together; `math.inf` where their noise samplers alone use up delta.
+    """Compute epsilon at `delta` of all spends together; `math.inf` where their noise samplers alone use up delta.
 
     Runs that made no attempt cost nothing.
 
@@ -72,7 +72,7 @@ def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
 def check_budget(
     asked: Spend, *, spends: Iterable[Spend], overlaps: Mapping[str, Collection[str]], caps: Mapping[str, Cap]
 ) -> tuple[float, float]:
-    """Would `asked` keep every dataset it touches within its cap?
+    """Refuse `asked` unless it keeps every dataset it touches within its cap.
 
     For each X among the run's dataset and those overlapping it, all runs on X and on the datasets overlapping X count.
 

@@ -11,7 +11,7 @@ POINTS = 12
 
 
 def epsilon_curve(plan: PrivacyPlan, attempts: int, points: int = POINTS) -> list[tuple[int, float]]:
-    """Epsilon by PLD after so many attempts: at most `points` of them, evenly spread, the last one being all.
+    """Compute epsilon by PLD after so many attempts: at most `points` of them, evenly spread, the last one being all.
 
     It is read at the delta that is left beside the noise sampler's.
 

@@ -90,7 +90,7 @@ class Statistic:
         return (*parts, -(-largest * largest // (2 * GRID)))
 
     def noise_variance(self, noise_multiplier: float) -> Fraction:
-        """Variance parameter of the discrete Gaussian for every entry, squared grid units, exact."""
+        """Find the variance parameter of the discrete Gaussian for every entry, squared grid units, exact."""
         return Fraction(noise_multiplier) ** 2 * self.squared_sensitivity + Fraction(1, 12)
 
 
@@ -166,7 +166,7 @@ def make_evaluation_plan(
 
 
 def charge(plan: EvaluationPlan) -> float:
-    """Epsilon of the evaluation at delta: the larger of PLD and the closed formula, which must agree.
+    """Compute epsilon of the evaluation at delta: the larger of PLD and the closed formula, which must agree.
 
     Raises:
       GateFailed: they differ by more than the accountants may.
@@ -176,7 +176,7 @@ def charge(plan: EvaluationPlan) -> float:
 
 
 def epsilon_analytic(noise_multiplier: float, delta: float) -> float:
-    """Epsilon of one Gaussian release by Balle and Wang 2018 (arXiv 1805.06530), theorem 8."""
+    """Compute epsilon of one Gaussian release by Balle and Wang 2018 (arXiv 1805.06530), theorem 8."""
     from scipy.optimize import brentq
     from scipy.stats import norm
 

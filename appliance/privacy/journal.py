@@ -9,6 +9,20 @@ a step but never the record that it was paid for. One JSON object per line:
 chain carries no key: it finds accidents and careless edits. What bounds a forger is that the ledger records
 (attempts, head) as it goes, and `charge` takes the full reservation for a journal that does not extend that record.
 
+An attempt counts before anything of it is known, and a crash right behind it changes nothing:
+
+    >>> path = directory / "journal.jsonl"
+    >>> with Journal.open(path, "run_1", "ab" * 32) as journal:
+    ...     for step in (1, 2):
+    ...         n = journal.attempt(Fraction(32, 500), 0.81)
+    ...     journal.record_release(1, "cd" * 32)
+    >>> read(path, "run_1")
+    JournalState(attempts=2, sampled=2, steps=1, head_sha256='...', lines=4, intact=True, torn_tail=False, ...)
+    >>> charge(read(path, "run_1"), reserved=10, recorded=None)
+    2
+    >>> charge(None, reserved=10, recorded=None)
+    10
+
 What is detected, exactly: any changed, inserted or removed byte inside the complete lines makes `intact` false; a last
 line without its newline counts as one attempt; lines lost whole from the end are seen only by `charge`, and only as
 far as the ledger had recorded them.
@@ -102,7 +116,7 @@ class Journal:
         return self._state
 
     def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals that a step is about to be sampled; on the disk when this returns. Returns n of the n-th attempt.
+        """Journal that a step is about to be sampled; on the disk when this returns. Returns n of the n-th attempt.
 
         The n counts every attempt to account for, torn lines included.
         """
@@ -114,11 +128,11 @@ class Journal:
         return n
 
     def record_release(self, step: int, sha256: str) -> None:
-        """Journals the digest of the noised sum of a step, before it is applied."""
+        """Journal the digest of the noised sum of a step, before it is applied."""
         self._append({"type": "released", "step": step, "sha256": sha256})
 
     def record_checkpoint(self, step: int, sha256: str) -> None:
-        """Journals the digest of the training checkpoint taken after a step."""
+        """Journal the digest of the training checkpoint taken after a step."""
         self._append({"type": "checkpointed", "step": step, "sha256": sha256})
 
     def close(self) -> None:
@@ -180,7 +194,7 @@ def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] 
 
 
 def continues(state: JournalState | None, recorded: tuple[int, str] | None) -> bool:
-    """Whether the journal is there, intact, and extends the last (attempts, head_sha256) that the ledger recorded."""
+    """Tell whether the journal is there, intact, and extends the (attempts, head_sha256) recorded last."""
     if state is None or not state.intact:
         return False
     return recorded is None or (state.attempts >= recorded[0] and recorded[1] in state.attempts_at)

@@ -34,6 +34,13 @@ def make_plan(
 
     The noise is calibrated at delta minus what the noise sampler itself costs.
 
+        >>> plan = make_plan(
+        ...     unit=UnitOfPrivacy(kind="record"), declared_units=1000, expected_batch_size=100, steps=20,
+        ...     spare_steps=2, epsilon=8.0, delta=None, clipping="fixed", max_grad_norm=1.0, trainable_parameters=1000,
+        ... )
+        >>> plan.sample_rate, plan.attempts, plan.delta, round(plan.noise_multiplier, 2)
+        (Fraction(1, 10), 22, 1e-05, 0.69)
+
     Args:
       unit: whose presence is hidden.
       declared_units: how many units the data owner declares; public.
@@ -80,6 +87,9 @@ def make_plan(
 def share_out(ratios: Sequence[float], steps: int) -> list[int]:
     """Share out steps: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
 
+        >>> share_out([0.7, 0.2, 0.1], 16)
+        [11, 3, 2]
+
     Raises:
       ConfigInvalid: the ratios do not add up to 1, or there are fewer steps than phases.
     """
@@ -124,7 +134,7 @@ def _target_delta(delta: float | None, declared_units: int) -> float:
 
 
 def _calibrate(plan: PrivacyPlan, trainable_parameters: int) -> tuple[float, float]:
-    """Noise multiplier and the noise sampler's delta. At full delta it is smallest, where the sampler costs most."""
+    """Find noise multiplier and sampler's delta. At full delta the noise is least, where the sampler costs most."""
     from appliance.privacy.sampler import sampler_delta
 
     epsilon, delta, rates = plan.epsilon, plan.delta, plan.rates(plan.attempts)

@@ -83,7 +83,7 @@ def serve(
     who: str,
     authorise: Callable[[ReleaseRequest], None],
 ) -> None:
-    """Answers requests until `ttl_s` seconds have passed or a client says `lock`; then zeroes `root` and returns.
+    """Answer requests until `ttl_s` seconds have passed or a client says `lock`; then zero `root` and return.
 
     One client at a time, each with two seconds to say its request. `root` is zeroed on every way out.
 
@@ -132,7 +132,7 @@ class _Agent:
         self.locked = False
 
     def attend(self, connection: socket.socket) -> None:
-        """Hears one request and answers it; a client that stalls, vanishes or talks nonsense costs only its time."""
+        """Hear one request and answer it; a client that stalls, vanishes or talks nonsense costs only its time."""
         pid, uid = peer(connection)
         if uid != os.geteuid():
             return
@@ -228,7 +228,7 @@ def _lock_or_busy(lock: int, path: Path) -> None:
 
 
 def _guard_memory(buffer: bytearray) -> None:
-    """No core dump and no tracing by the same user; the root key's pages stay out of swap where the limits allow."""
+    """Deny core dumps and tracing by the same user; keep the root key's pages out of swap where the limits allow it."""
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: handlers behind a pipe ignore 0
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:

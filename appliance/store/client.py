@@ -59,7 +59,7 @@ class AgentClient:
         self._path = socket_path
 
     def status(self) -> AgentStatus:
-        """Who unsealed the store and until when; "sealed" if no agent runs."""
+        """Ask who unsealed the store and until when; "sealed" if no agent runs."""
         connection = self._connect()
         if connection is None:
             return AgentStatus("sealed")

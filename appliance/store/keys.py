@@ -54,14 +54,14 @@ class RootKey:
         return self._secret
 
     def derive(self, label: str) -> bytearray:
-        """32 bytes for one purpose: HKDF-SHA-256 (RFC 5869), salt = store id, info = `appliance/store/v1/<label>`."""
+        """Derive 32 bytes for one purpose: HKDF-SHA-256, salt = store id, info = `appliance/store/v1/<label>`."""
         derived = bytearray(KEY_BYTES)
         info = f"appliance/store/v1/{label}".encode()
         HKDF(hashes.SHA256(), KEY_BYTES, bytes.fromhex(self.store_id), info).derive_into(self.buffer, derived)
         return derived
 
     def wipe(self) -> None:
-        """Zeroes the buffer; from now on the store is sealed. May be called again."""
+        """Zero the buffer; from now on the store is sealed. May be called again."""
         if self._secret is not None:
             wipe(self._secret)
             self._secret = None
@@ -114,7 +114,7 @@ class KeyRing:
 
     @staticmethod
     def create(root: RootKey, directory: Path) -> KeyRing:
-        """Draws the key-encryption key of epoch 1 and writes it to `directory` (created 0700 if missing).
+        """Draw the key-encryption key of epoch 1 and write it to `directory` (created 0700 if missing).
 
         Raises `UsageError` if there is one already.
         """
@@ -137,7 +137,7 @@ class KeyRing:
         return max(epochs)
 
     def new_data_key(self, dataset_id: str) -> tuple[bytes, str, int]:
-        """Draws a data key for a dataset.
+        """Draw a data key for a dataset.
 
         Returns:
           The key (32 bytes), the key wrapped by the key-encryption key of the newest epoch (base64), that epoch.

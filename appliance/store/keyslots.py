@@ -64,7 +64,7 @@ class KeyslotFile(Value):
 
 
 def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> RootKey:
-    """Draws a new root key and writes it, wrapped, to `path`.
+    """Draw a new root key and write it, wrapped, to `path`.
 
     Args:
       path: the keyslot file; must not exist.
@@ -81,7 +81,7 @@ def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> Ro
 
 
 def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> RootKey:
-    """`create` with given randomness (store id 16, salt 16, nonce 12, root key 32 bytes): only for test vectors."""
+    """Create with given randomness (store id 16, salt 16, nonce 12, root key 32 bytes): only for test vectors."""
     store_id, salt, nonce = random[:16].hex(), base64.b64encode(random[16:32]).decode(), random[32:44]
     root = RootKey(store_id, bytearray(random[44:]))
     slot = PassphraseSlot(

@@ -77,7 +77,7 @@ class _File:
         return view
 
     def digest(self) -> str:
-        """BLAKE3 of the whole file, hex."""
+        """Digest the whole file by BLAKE3, hex."""
         return _digest(self.fd)
 
     @contextmanager
@@ -110,7 +110,7 @@ class SealedRecords:
         self._starts = self._read_index()
 
     def _read_index(self) -> array[int]:
-        """Offsets of all records in the stream, one more than there are records."""
+        """Read the offsets of all records in the stream, one more than there are records."""
         file = self._file
         with file.named():
             try:

@@ -119,7 +119,7 @@ def send_message(connection: socket.socket, message: bytes) -> None:
 
 
 def receive_message(connection: socket.socket, within_s: float) -> bytes:
-    """Receives one message, whole within `within_s` seconds.
+    """Receive one message, whole within `within_s` seconds.
 
     Raises:
       UsageError: it is larger than `MAX_MESSAGE` or ends early.

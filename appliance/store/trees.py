@@ -52,7 +52,7 @@ def verify_tree(directory: Path, files: Iterable[FileDigest]) -> None:
 
 
 def _walk(directory: Path) -> list[tuple[str, Path]]:
-    """Relative name and path of every file below `directory`, sorted by name."""
+    """List relative name and path of every file below `directory`, sorted by name."""
     if not directory.is_dir():
         raise ArtefactMissing("the directory is not here", where=str(directory))
     found = []

@@ -27,7 +27,7 @@ def wrap(key: bytes | bytearray, context: Sequence[str | int], secret: bytes | b
 
 
 def _wrap(key: bytes | bytearray, context: Sequence[str | int], secret: bytes | bytearray, nonce: bytes) -> str:
-    """`wrap` with a given nonce: only for test vectors, because a nonce that is used twice breaks the cipher."""
+    """Wrap with a given nonce: only for test vectors, because a nonce that is used twice breaks the cipher."""
     sealed = AESGCM(key).encrypt(nonce, secret, rfc8785.dumps(list(context)))
     return base64.b64encode(nonce + sealed).decode()
 

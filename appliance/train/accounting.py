@@ -26,7 +26,7 @@ def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:
 
 
 def epsilon_prv(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon of Poisson-sampled Gaussian steps by Opacus' PRV accountant (upper bound of its interval).
+    """Compute epsilon of Poisson-sampled Gaussian steps by Opacus' PRV accountant (upper bound of its interval).
 
     The upper bound adds `eps_error` (0.01 by default) and reads epsilon at a delta that is lower by `delta_error`.
     Both are set so that it lies within `PRV_ALLOWANCE` of a tight accountant.
@@ -35,7 +35,7 @@ def epsilon_prv(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon of the same steps by Opacus' RDP accountant."""
+    """Compute epsilon of the same steps by Opacus' RDP accountant."""
     return _epsilon(RDPAccountant(), mechanisms, delta)
 
 

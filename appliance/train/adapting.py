@@ -19,7 +19,7 @@ from appliance.train.lora import Adapter, Site
 
 
 def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
-    """Freezes the model and puts a LoRA adapter with B = 0 on it, the same for the same seed.
+    """Freeze the model and put a LoRA adapter with B = 0 on it, the same for the same seed.
 
     Args:
       model: a `PreTrainedModel` with a language-model head, changed in place; its base stays as it is.
@@ -94,7 +94,7 @@ def _taken_literally(config: Any) -> Iterator[None]:
 
 
 def target_names(model: nn.Module, spec: LoraSpec) -> list[str]:
-    """Full names of the linear layers that `spec.targets` means, in the model's own order; see `LoraSpec.choose`."""
+    """Name in full the linear layers that `spec.targets` means, in the model's own order; see `LoraSpec.choose`."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not any(map(spec.selects, linear)) and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         raise ConfigInvalid("the layers of this model are of type Conv1D, which is not supported", where="base")

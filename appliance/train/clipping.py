@@ -44,7 +44,7 @@ class ExactSum:
         self._sum = torch.zeros(width, dtype=torch.float64, device=device)
 
     def add(self, gradients: Tensor) -> None:
-        """Clips, rounds and adds rows [n, width], one row per unit. A row that is not finite adds nothing."""
+        """Clip, round and add rows [n, width], one row per unit. A row that is not finite adds nothing."""
         factors = self.factors(gradients)[:, None]
         # On a GPU the question would make the host wait.
         maybe_not_finite = gradients.device.type != "cpu" or not factors.all()

@@ -66,7 +66,7 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
 
 
 def is_coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
-    """Whether a record's bits follow its neighbours, its row or the row count, as the engine is set now."""
+    """Tell whether a record's bits follow its neighbours, its row or the row count, as the engine is set now."""
     for length in lengths:
         known = candidates(engine.most_rows(length)) if engine.counts is None else engine.counts.at(length)
         reference = _bits(engine, length, known[0])
@@ -104,7 +104,7 @@ def _find_agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, 
 
 
 def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
-    """Whether the whole model keeps what its shortened form promised: at both ends, and where memory is fullest.
+    """Hold the whole model to what its shortened form promised: at both ends, and where memory is fullest.
 
     Raises:
       WillNotFit: memory does not hold the smallest proved count.
@@ -157,7 +157,7 @@ def _take_reported(engine: Engine, gradients: Tensor) -> Tensor:
 
 
 def _same(bits: Tensor | None, reference: Tensor | None) -> bool:
-    """Whether both records have these bits; of a single row only the first has any."""
+    """Compare both records with these bits; of a single row only the first has any."""
     if bits is None or reference is None:
         return False
     both = min(len(bits), len(reference))
@@ -186,7 +186,7 @@ def _collect_state(engine: Engine) -> dict[str, Any]:
 
 
 def _digest(proved: _Proved, *, shared: bool) -> str:
-    """SHA-256 over lengths, counts and bits: equal where two processes compute alike."""
+    """Digest lengths, counts and bits by SHA-256: equal where two processes compute alike."""
     hasher = hashlib.sha256(repr((shared, torch.__version__)).encode())
     for length, (counts, bits) in sorted(proved.items()):
         hasher.update(repr((length, counts)).encode() + _bytes(bits))

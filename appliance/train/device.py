@@ -34,7 +34,7 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def unpacked() -> Iterator[None]:
-    """Within the block transformers does not look whether a row holds several records: the host would wait for it."""
+    """Keep transformers, within the block, from looking whether a row holds several records: the host would wait."""
     from transformers import masking_utils
 
     looking = masking_utils.find_packed_sequence_indices

@@ -111,11 +111,11 @@ class Engine:
         return max(length, self._least)
 
     def most_rows(self, length: int) -> int:
-        """How many records of this bucket fit into a micro-batch; public."""
+        """Count the records of this bucket that fit into a micro-batch; public."""
         return max(1, min(len(self.buffer.data), self._tokens // self.pad_length(length)))
 
     def rows_at(self, length: int) -> int:
-        """How many records of this bucket make a full micro-batch: of those that fit, as many as were proved."""
+        """Count the records of this bucket that make a full micro-batch: of those that fit, as many as were proved."""
         return self._counts(length)[0]
 
     def accumulate(self, units: Sequence[Unit]) -> None:
@@ -131,7 +131,7 @@ class Engine:
     def gradients(
         self, batch: Sequence[Encoded], physical: int | None = None, upstream: Tensor | None = None
     ) -> Tensor:
-        """Per-record gradients of records of one padded length.
+        """Compute per-record gradients of records of one padded length.
 
         Args:
           batch: at most `rows_at(length)` records.
@@ -178,7 +178,7 @@ class Engine:
         return hidden
 
     def shrink(self, tokens: int) -> None:
-        """From now on compute fewer tokens at once than these, for which memory did not suffice.
+        """Compute fewer tokens at once than these from now on, for which memory did not suffice.
 
         Raises:
           WillNotFit: by the next micro-batch, where no smaller row count is known to give the same bits.
@@ -186,7 +186,7 @@ class Engine:
         self._limit = min(self._limit, tokens)
 
     def keep_fitting(self, counts: Counts, length: int) -> Counts:
-        """Those of the counts for a padded length that memory has held so far.
+        """Keep those of the counts for a padded length that memory has held so far.
 
         Raises:
           WillNotFit: it holds none of them.
@@ -198,7 +198,7 @@ class Engine:
         return found
 
     def reporting(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of the columns of the gradient buffer that the reporting sites write, neighbours merged."""
+        """List (start, end) of the columns of the gradient buffer that the reporting sites write, neighbours merged."""
         spans = [(site.offset, site.end) for site in self.adapter.sites if site.index in self.expected]
         start, end = spans[0]
         for first, last in spans[1:]:
@@ -219,7 +219,7 @@ class Engine:
         return min((count for count in self._counts(length) if count >= rows), default=rows)
 
     def _by_record(self, rows: int) -> AbstractContextManager[Any]:
-        """Pointwise functions record by record, where threads make them depend on a record's place."""
+        """Compute pointwise functions record by record, where threads make them depend on a record's place."""
         apart = self._device.type == "cpu" and follow_place(torch.get_num_threads(), self._widths)
         return RecordByRecord(rows) if apart and rows > 1 else nullcontext()
 
@@ -235,7 +235,7 @@ class Engine:
     def _compute_batches(
         self, numbered: list[tuple[int, Encoded]]
     ) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
-        """Micro-batches with their gradients. One that memory does not hold is split, and so are all that follow."""
+        """Compute micro-batches and gradients. One that memory does not hold is split, and so are all that follow."""
         for batch in self._micro_batches(numbered):
             parts = [batch]
             while parts:

@@ -80,7 +80,7 @@ class Alone:
         return data
 
     def agree(self, tensor: Tensor) -> None:
-        """With itself."""
+        """Agree with itself."""
 
 
 class Several:
@@ -116,7 +116,7 @@ class Several:
         return self.rank == 0
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """Every `size`-th unit of the batch. All ranks are told the whole of it, as one bit for each unit there is."""
+        """Take every `size`-th unit of the batch. All ranks are told the whole of it, one bit for each unit."""
         chosen = np.zeros(units, dtype=np.bool_)
         if self.main:
             chosen[draw()] = True

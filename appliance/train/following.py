@@ -40,19 +40,19 @@ class FollowedJournal:
         self.state = self._told()
 
     def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals the attempt on the first rank; no rank goes on before it is on the disk."""
+        """Journal the attempt on the first rank; no rank goes on before it is on the disk."""
         if self._journal is not None:
             self._journal.attempt(sample_rate, noise_multiplier)
         self.state = self._told()
         return self.state.attempts
 
     def record_release(self, step: int, sha256: str) -> None:
-        """Journals a release."""
+        """Journal a release."""
         if self._journal is not None:
             self._journal.record_release(step, sha256)
 
     def record_checkpoint(self, step: int, sha256: str) -> None:
-        """Journals a snapshot."""
+        """Journal a snapshot."""
         if self._journal is not None:
             self._journal.record_checkpoint(step, sha256)
 
@@ -87,5 +87,5 @@ class NotHere:
     """Sampler and noise of a rank that has neither."""
 
     def draw(self, *_: int) -> NoReturn:
-        """Refuses: a second sample or a second noise vector would belong to no accounted mechanism."""
+        """Refuse: a second sample or a second noise vector would belong to no accounted mechanism."""
         raise GateFailed("only the first rank samples and draws noise")

@@ -29,13 +29,13 @@ class Journal(Protocol):
         ...
 
     def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals that a batch is about to be sampled; durable when it returns."""
+        """Journal that a batch is about to be sampled; durable when it returns."""
         ...
 
     def record_release(self, step: int, sha256: str) -> None:
-        """Journals a release before it is applied."""
+        """Journal a release before it is applied."""
         ...
 
     def record_checkpoint(self, step: int, sha256: str) -> None:
-        """Journals a snapshot."""
+        """Journal a snapshot."""
         ...

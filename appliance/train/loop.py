@@ -45,7 +45,7 @@ class Sampler(Protocol):
     """Where logical batches come from."""
 
     def draw(self) -> NDArray[np.int64]:
-        """Positions of the sampled units."""
+        """Draw the positions of the sampled units."""
         ...
 
 
@@ -62,7 +62,7 @@ def train(
     *,
     confirm: Callable[[int], None] = lambda parameters: None,
 ) -> Trained:
-    """Trains a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
+    """Train a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
 
     Args:
       job: plan, adapter, training and engine settings, all public.
@@ -134,7 +134,7 @@ class Trainer:
         return self._adapter.parameters
 
     def run(self) -> Trained:
-        """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""
+        """Prove the engine, resume, and step until the plan's steps are applied or its attempts are used up."""
         prove(self._engine, self._encoder.buckets)
         self._resume()
         self._ranks.agree(self._weights())

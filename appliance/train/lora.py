@@ -52,7 +52,7 @@ class GradientBuffer:
         self._expected: list[int] = []
 
     def begin(self, rows: int, expected: Collection[int], sites: int) -> None:
-        """Announces the next micro-batch; those expected of all sites must report exactly once before `finish`."""
+        """Announce the next micro-batch; those expected of all sites must report exactly once before `finish`."""
         if rows > len(self.data):
             raise GateFailed("a micro-batch has more rows than the gradient buffer")
         self.rows = rows
@@ -148,7 +148,7 @@ class _PerRecordLora(torch.autograd.Function):
 
 
 def dense(base: nn.Linear) -> Callable[[torch.dtype], Tensor]:
-    """How to get the weight [out, in] of a base layer: as it is, or dequantised by bitsandbytes at each call.
+    """Say how to get the weight [out, in] of a base layer: as it is, or dequantised by bitsandbytes at each call.
 
     Raises:
       ConfigInvalid: INT8 with an outlier threshold, which would make one record's output depend on the others'.
@@ -205,7 +205,7 @@ class Adapter:
             site.buffer = buffer
 
     def views(self, flat: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter with its part of a flat vector [>= P], as a view of the parameter's shape."""
+        """Pair each parameter with its part of a flat vector [>= P], as a view of the parameter's shape."""
         for site in self.sites:
             if not site.freeze_a:
                 yield site.a, flat[site.offset : site.middle].view(site.a.shape)

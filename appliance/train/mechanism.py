@@ -40,7 +40,7 @@ def assemble(
     tokenizer: Any,
     noise: Noise | None = None,
 ) -> Assembled:
-    """Adapts the model in place and builds the mechanism that the plan accounts for.
+    """Adapt the model in place and build the mechanism that the plan accounts for.
 
     Args:
       plan: clip, noise multiplier and divisor.

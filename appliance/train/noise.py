@@ -64,7 +64,7 @@ class Table:
 
 
 def densities(variance: Fraction) -> list[int]:
-    """exp(-k^2 / (2 variance)) for k = 0..radius in fixed point of 256 bits, radius = 12 standard deviations."""
+    """Tabulate exp(-k^2 / (2 variance)), k = 0..radius, in fixed point of 256 bits, radius = 12 standard deviations."""
     radius = math.isqrt(math.ceil(_TAIL * _TAIL * variance)) + 1
     with localcontext() as context:
         context.prec = 100
@@ -141,7 +141,7 @@ class DiscreteGaussian:
         self._levels = [(multiplier, make_table(v)) for multiplier, v in levels(variance)]
 
     def draw(self, count: int) -> Integers:
-        """`count` fresh draws, int64 [count], under a new key for each call."""
+        """Draw `count` fresh values, int64 [count], under a new key for each call."""
         keystream = Keystream()
         out = np.zeros(count, dtype=np.int64)
         for start in range(0, count, _CHUNK):

@@ -20,7 +20,7 @@ class Noise(Protocol):
     """Where integer noise comes from."""
 
     def draw(self, count: int) -> NDArray[np.int64]:
-        """`count` independent draws in grid units."""
+        """Draw `count` independent values in grid units."""
         ...
 
 
@@ -89,7 +89,7 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         return released
 
     def follow(self) -> Tensor:
-        """On every rank but the first: drops the local sum, which was sent there, and counts the step.
+        """Drop the local sum, on every rank but the first, where it was sent, and count the step.
 
         Returns:
           Zeros, float32 [P]: the shape of the release that is about to come from the first rank.
@@ -107,7 +107,7 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> None:
-        """Refused: a release is written down before it is applied."""
+        """Refuse: a release is written down before it is applied."""
         raise GateFailed("a release has to be journaled before it is applied")
 
     def _set_gradients(self, flat: Tensor) -> None:

@@ -34,7 +34,7 @@ _EXACT = frozenset(
 
 
 def follow_place(threads: int, widths: Sequence[int]) -> bool:
-    """Whether a record's bits may follow its place in a micro-batch, for rows of a multiple of 8 tokens.
+    """Tell whether a record's bits may follow its place in a micro-batch, for rows of a multiple of 8 tokens.
 
     Args:
       threads: what torch computes with on the CPU.

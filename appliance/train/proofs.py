@@ -28,7 +28,7 @@ _TOLERANCE = {torch.float32: (3e-5, 3e-4), torch.bfloat16: (0.1, 0.2)}
 
 
 def prove(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
-    """Exactness of the per-record gradients, and that no record's gradient depends on another record.
+    """Prove the per-record gradients exact, and that no record's gradient depends on another record.
 
     Args:
       engine: its `counts` are set to what was proved.
@@ -82,7 +82,7 @@ def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
 
 
 def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -> None:
-    """After the first step: the optimiser holds the model's own tensors, and every one of them has moved.
+    """Prove after the first step that the optimiser holds the model's own tensors, and every one of them has moved.
 
     Args:
       adapter: the trained adapter.

@@ -63,7 +63,7 @@ def deal(records: int, counts: Counts, length: int, extra: int) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _cheapest(records: int, counts: Counts, length: int, extra: int) -> tuple[int, Counts]:
-    """(cost, row counts) of the cheapest micro-batches that hold so many records."""
+    """Find (cost, row counts) of the cheapest micro-batches that hold so many records."""
     if not records:
         return 0, ()
     found = []

@@ -19,7 +19,7 @@ _SIMPLE = (str, int, float, bool, type(None))
 
 @contextmanager
 def shortened(engine: Engine) -> Iterator[None]:
-    """Within the block the engine's model has the first layer of each kind and the last; only their sites report.
+    """Leave the engine's model, within the block, the first layer of each kind and the last; only their sites report.
 
     A model whose layers are not in one list stays whole.
     """
@@ -62,7 +62,7 @@ def _one_of_each(layers: list[nn.Module]) -> list[nn.Module]:
 
 
 def _kind(layer: nn.Module) -> str:
-    """Structure, shapes and settings of a layer, but for its number."""
+    """Describe structure, shapes and settings of a layer, but for its number."""
     settings = [
         (name, key, value)
         for name, module in layer.named_modules()

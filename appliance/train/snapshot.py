@@ -109,7 +109,7 @@ def decode_release(data: bytes, parameters: int) -> Release:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of stored bytes, as journaled."""
+    """Digest stored bytes by SHA-256, as journaled."""
     return hashlib.sha256(data).hexdigest()
 
 

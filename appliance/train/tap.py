@@ -55,7 +55,7 @@ class ReleaseTap:
         self.grid = assembled.engine.sum.grid
 
     def release(self, units: Sequence[Sequence[Row]], noise: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """One logical step on units of given per-record gradients.
+        """Take one logical step on units of given per-record gradients.
 
         Args:
           units: one sequence of rows for each unit of privacy; none at all is the empty batch.
@@ -74,7 +74,7 @@ class ReleaseTap:
     def release_records(
         self, units: Sequence[Sequence[Record]], noise: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
-        """One logical step on synthetic records, through tokenizer, forward and backward pass."""
+        """Take one logical step on synthetic records, through tokenizer, forward and backward pass."""
         engine, encode = self._assembled.engine, self._assembled.encoder.encode
         kept, batch = engine.counts, [[encode(record) for record in unit] for unit in units]
         if kept is None:  # nothing is proved yet
@@ -86,7 +86,7 @@ class ReleaseTap:
         return self._release(noise)
 
     def draw(self) -> NDArray[np.int64]:
-        """One noise vector of the production source, int64 [P], in grid units."""
+        """Draw a noise vector of the production source, int64 [P], in grid units."""
         return self._assembled.optimizer._noise.draw(self.parameters)
 
     @contextmanager

@@ -21,7 +21,7 @@ WINDOW = 256
 
 
 def directions_of(inputs: int) -> int:
-    """q, the number of directions for a module with so many inputs."""
+    """Choose q, the number of directions for a module with so many inputs."""
     return min(MOST, inputs // 10)
 
 

@@ -28,7 +28,7 @@ POST_PROCESSING = (
 
 
 def algorithm_sha256() -> str:
-    """SHA-256 of `algorithm.txt`, the text that defines signs, mark and statistic; `sha256sum` finds the same."""
+    """Digest `algorithm.txt`, the text that defines signs, mark and statistic, as `sha256sum` does."""
     return hashlib.sha256((files("appliance.watermark") / "algorithm.txt").read_bytes()).hexdigest()
 
 

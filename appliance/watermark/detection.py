@@ -91,7 +91,7 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
 
 
 def score(residual: Residual, key_of: Callable[[str], bytes]) -> float:
-    """T for one key; 0 where the residual is at rounding level.
+    """Compute T for one key; 0 where the residual is at rounding level.
 
     Args:
       residual: from `project`.
@@ -112,5 +112,5 @@ def log_p_bound(score: float, keys_tested: int = 1) -> float:
 
 
 def is_detected(score: float, keys_tested: int = 1) -> bool:
-    """Whether a mark is claimed: the corrected bound is below 2^-128."""
+    """Tell whether a mark is claimed: the corrected bound is below 2^-128."""
     return abs(score) >= math.sqrt(CLAIM**2 + 2 * math.log(keys_tested))

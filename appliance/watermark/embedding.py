@@ -44,7 +44,7 @@ def mark(reference: Reference, key: bytes, rho: float, scale: float) -> tuple[Te
 
 
 def measure_turn(reference: Reference, marked_a: Tensor, marked_b: Tensor, scale: float) -> float:
-    """|dW' - dW| / |dW|, without forming either; 0 for a module that is zero."""
+    """Measure |dW' - dW| / |dW|, without forming either; 0 for a module that is zero."""
     if reference.is_zero:
         return 0.0
     root = reference.s.double().sqrt()

@@ -110,7 +110,7 @@ class Sample:
 
 @torch.no_grad()
 def sample(reference: Reference, weight: Tensor) -> Sample:
-    """Measures the attacks on one module.
+    """Measure the attacks on one module.
 
     Args:
       reference: the module's reference; not zero.

@@ -30,7 +30,7 @@ def write(references: Iterable[Reference], model_sha256: str, role: str) -> byte
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of an escrow."""
+    """Digest an escrow by SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -101,7 +101,7 @@ class Complement:
         return Complement(torch.linalg.qr(torch.cat([d.double() for d in directions], dim=1)).Q)
 
     def __call__(self, matrix: Tensor) -> Tensor:
-        """`matrix` [d, k] without its part along the basis. Applied twice: once leaves rounding of the first part."""
+        """Take from `matrix` [d, k] its part along the basis. Applied twice: once leaves rounding of the first part."""
         for _ in range(2):
             matrix = matrix - self.basis @ (self.basis.T @ matrix)
         return matrix
@@ -113,5 +113,5 @@ class Complement:
 
 
 def complements(reference: Reference) -> tuple[Complement, Complement]:
-    """Where the mark lives: on the left all but U, on the right all but V and the top input directions."""
+    """Find where the mark lives: on the left all but U, on the right all but V and the top input directions."""
     return Complement.of(reference.u), Complement.of(reference.v, reference.p)

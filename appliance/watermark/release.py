@@ -41,7 +41,7 @@ class Marked:
 
 
 def prepare(factors: Factors, weight_of: Callable[[str], Tensor], directions: Mapping[str, Tensor]) -> Prepared:
-    """Decomposes an adapter and chooses the strength.
+    """Decompose an adapter and choose the strength.
 
     Args:
       factors: the unmarked adapter.

@@ -38,11 +38,11 @@ def enter(
     address: str = "",
     gpu: Gpu | None = None,
 ) -> IsolationReport:
-    """No network from here on (ranks keep what leads to each other), and no files but the system's and those needed."""
+    """Enter the sandbox: no network (ranks keep what leads to each other), no files but the system's and the given."""
     read, write = [*sandbox.system_paths(), *readable], [run_dir.path, Path("/dev/null")]
     return sandbox.enter(spec, read=read, write=write, ranks=ranks, address=address, gpu=gpu)
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the libraries that decide what is computed."""
+    """Read the versions of the libraries that decide what is computed."""
     return {name: version(name) for name in LIBRARIES}

@@ -85,7 +85,7 @@ def _release(job: EvaluateJob, tokenizer: Any, meter: Meter, records: DecodedRec
 
 
 def _public(job: EvaluateJob, tokenizer: Any, meter: Meter, names: list[str]) -> dict[str, str]:
-    """Figures of public text: exact, and no function of private records but through the adapters, which are DP."""
+    """Measure public text: exact, and no function of private records but through the adapters, which are DP."""
     from appliance.evaluate.public_text import digest
     from appliance.evaluate.utility import BLOCK, block_losses, relative_change
 

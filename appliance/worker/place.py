@@ -47,7 +47,7 @@ class Place:
         return self.rendezvous.here if self.rendezvous else ""
 
     def result(self, run_dir: RunDir) -> Path:
-        """Where this worker leaves its result."""
+        """Name where this worker leaves its result."""
         return run_dir.ranks / f"{self.rank}.json" if self.several else run_dir.result
 
     def join(self, run_dir: RunDir, key: bytes) -> Ranks:

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _isolate(run_dir: RunDir, meets: Rendezvous | None) -> None:
-    """Into a namespace with only loopback, or held in one with only WireGuard; goes on without if that is preferred."""
+    """Enter a namespace with only loopback, or stay in one with only WireGuard; go on without if that is preferred."""
     try:
         if meets is None:
             return loopback.enter()
@@ -98,7 +98,7 @@ def _start(run_dir: RunDir, place: Place, count: int, held: int) -> subprocess.P
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Until all have ended; once one has ended badly the others get a moment and are then killed."""
+    """Wait until all have ended; once one has ended badly the others get a moment and are then killed."""
     deadline: float | None = None
     while None in (statuses := [rank.poll() for rank in ranks]):  # a list: every one of them is looked at
         if deadline is None and any(statuses):

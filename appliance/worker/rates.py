@@ -22,7 +22,7 @@ def gpu_rate(engine: EngineOptions) -> GpuRate | None:
 
 
 def gigaflops(device: Any, dtype: Any, size: int = _SIZE) -> float:
-    """10^9 floating-point operations per second of square products, the best of some runs after one to warm up.
+    """Measure 10^9 floating-point operations per second of square products, the best of some runs after a warm-up.
 
     Args:
       device: a torch device.

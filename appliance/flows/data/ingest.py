@@ -192,7 +192,7 @@ def _seal_fingerprints(home: Home, dataset_id: str, seal_key: bytes, fingerprint
 
 
 def _find_overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, fingerprints: bytes) -> list[str]:
-    """Datasets that share at least one record, subject or long field with the new one: it inherits what they spent."""
+    """Find the datasets that share a record, subject or long field with the new one: it inherits what they spent."""
     found = []
     for other in known:
         path = home.object(other.fingerprints_blake3)

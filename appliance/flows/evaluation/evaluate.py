@@ -75,7 +75,7 @@ class Cost:
 
 
 def preview(home: Home, run_id: str, dataset: str, epsilon: float) -> Cost:
-    """`evaluate run` with --dry-run. Raises what `evaluate` raises before it reserves."""
+    """Do what `evaluate run` does with --dry-run. Raises what `evaluate` raises before it reserves."""
     with home.reader() as ledger:
         found = find_evaluable(ledger, home, run_id, dataset, epsilon)
         _, before, after = budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))

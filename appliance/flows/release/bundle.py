@@ -97,7 +97,7 @@ def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> v
 
 
 def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
-    """Everything that must hold before anything leaves. A policy may ask for more than a mark, never for less."""
+    """Require all that must hold before anything leaves. A policy may ask for more than a mark, never for less."""
     run = find_run(ledger, run_id)
     if run.state != RunState.FINISHED:
         raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be exported")

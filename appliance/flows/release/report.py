@@ -27,7 +27,7 @@ def build(home: Home, run_id: str, out: Path, operator: Operator) -> Sealed:
 
 
 def write(desk: Desk, run_id: str, out: Path) -> Sealed:
-    """`build`, at an open desk: the report is about the tree head that is signed now."""
+    """Build at an open desk: the report is about the tree head that is signed now."""
     ledger = desk.ledger
     head = ledger.sign()
     origin = ledger.entry(0).leaf["origin"]

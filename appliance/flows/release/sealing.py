@@ -160,7 +160,7 @@ def _find_rekeyings(ledger: LedgerReader, before: int | None = None) -> Iterator
 
 
 def _earlier_heads(ledger: LedgerReader) -> Iterator[int]:
-    """Sizes of the tree heads in the sealed directories before this one, the newest `EARLIER_HEADS`."""
+    """List the sizes of the tree heads in the sealed directories before this one, the newest `EARLIER_HEADS`."""
     indices = [e.index for type_ in EVENT_OF.values() for e in ledger.entries(type_, newest_first=True)]
     for index in sorted(indices, reverse=True)[:EARLIER_HEADS]:
         head = ledger.head(covering=index)

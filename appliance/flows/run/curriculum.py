@@ -79,7 +79,7 @@ def _state_phase(phase: Phase) -> PhaseFacts:
 
 
 def spent_facts(plan: PrivacyPlan, attempts: int) -> dict[str, Any]:
-    """How many attempts each phase was charged, for the entry that ends a run; nothing without a curriculum."""
+    """State how many attempts each phase was charged, for the entry that ends a run; nothing without a curriculum."""
     if not plan.phases:
         return {}
     last = len(plan.phases) - 1

@@ -68,7 +68,7 @@ class Follower:
 
 
 def progress_of(home: Home, row: RunRow) -> Step:
-    """Public progress of a run, from its journal."""
+    """Read the public progress of a run from its journal."""
     state = journal.read(home.run(row.id).journal, row.id)
     attempts, steps = (state.attempts, state.steps) if state else (row.charged_attempts or 0, 0)
     return Step(run_id=row.id, attempts=attempts, steps=steps, plan=plan_of(row))

@@ -132,7 +132,7 @@ def alternatives(plan: PrivacyPlan) -> Iterator[tuple[float, int, int, float, fl
 
 
 def _list_others(plan: PrivacyPlan) -> list[tuple[int, int]]:
-    """Half and twice the steps at the same number of passes over the data, and twice the batch at the same steps."""
+    """Take half and twice the steps at the same passes over the data, and twice the batch at the same steps."""
     steps, batch, units = plan.steps, plan.expected_batch_size, plan.declared_units
     found = [
         (max(1, steps // 2), min(units, 2 * batch)),

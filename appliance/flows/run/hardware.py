@@ -31,7 +31,7 @@ def engine_options(
     choice: EngineChoice | None = None,
     memory: int | None = None,
 ) -> EngineOptions:
-    """Engine options from the run file and the command line, which goes first.
+    """Choose engine options from the run file and the command line, which goes first.
 
     The dtype "auto" takes bfloat16 where the hardware multiplies it fast. `memory` is what the user says there is, in
     bytes.
@@ -64,7 +64,7 @@ def _gradient_room(processes: int, memory: int | None) -> dict[str, int]:
 
 
 def smallest_gpu(processes: int) -> Gpu | None:
-    """Of the GPUs that so many processes would use, one each, the one with the least free memory; None if unknown.
+    """Find the GPU with the least free memory of those that so many processes would use, one each; None if unknown.
 
     Raises:
       WillNotFit: CUDA shows fewer here.
@@ -80,7 +80,7 @@ def smallest_gpu(processes: int) -> Gpu | None:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); without it float32 is faster."""
+    """Tell whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); without it float32 is faster."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -96,7 +96,7 @@ def require_disk(directory: Path, needed: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had without swapping, within the limit of this process' control group."""
+    """Ask for the bytes of memory that can be had without swapping, within the limit of this process' control group."""
     found = _meminfo("MemAvailable") or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         group = Path("/proc/self/cgroup").read_text().split("::")[-1].strip()

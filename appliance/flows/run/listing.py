@@ -41,5 +41,5 @@ def look(home: Home, run_id: str) -> Listed:
 
 
 def is_supervised(home: Home, run_id: str) -> bool:
-    """Whether a supervisor of the run is alive."""
+    """Tell whether a supervisor of the run is alive."""
     return launch.supervisor_of(home.run(run_id)) is not None

@@ -48,7 +48,7 @@ class Partners:
         return {"nnodes": self.count, "nodes": [node.fingerprint for node in self.nodes]}
 
     def rendezvous(self, machine: int, ranks: int, nonce: str) -> Rendezvous:
-        """Where the ranks of one machine (0 is this one) meet the others, if each machine runs so many."""
+        """Say where the ranks of one machine (0 is this one) meet the others, if each machine runs so many."""
         return Rendezvous(
             host=self.host,
             port=self.port,
@@ -93,7 +93,7 @@ def _node(text: str) -> NodeKey:
 
 
 def _address(text: str) -> tuple[str, int]:
-    """`10.9.0.1:29400` or `[fd00::1]:29400`. No names: there is nobody to ask in the namespace of the ranks."""
+    """Parse `10.9.0.1:29400` or `[fd00::1]:29400`. No names: there is nobody to ask in the namespace of the ranks."""
     host, _, port = text.rpartition(":")
     try:
         if not 0 < int(port) < 1 << 16:

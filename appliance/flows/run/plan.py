@@ -84,7 +84,7 @@ def draft(home: Home, dataset: str, base: str, request: PlanRequest) -> RunFile:
 
 
 def settings(request: PlanRequest, declared_units: int) -> dict[str, dict[str, Any]]:
-    """`lora`, `train` and `privacy` of a run file; what the request leaves open follows from the declared units."""
+    """Choose `lora`, `train` and `privacy`; what the request leaves open follows from the declared units."""
     steps = request.steps or default_steps(declared_units)
     batch = request.expected_batch_size or math.ceil(EPOCHS * declared_units / steps)
     return {
@@ -107,7 +107,7 @@ def default_steps(declared_units: int) -> int:
 
 
 def default_rate(steps: int) -> float:
-    """Learning rate if the operator names none: 0.01 for up to 6 steps, then falling with their square root."""
+    """Choose the learning rate if none is named: 0.01 for up to 6 steps, then falling with their square root."""
     return LEARNING_RATE * min(1.0, math.sqrt(AT_STEPS / steps))
 
 
@@ -169,7 +169,7 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
 
 
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:
-    """Size of the adapter: r (in + out) summed over the target modules, r out where A is frozen.
+    """Count the adapter's parameters: r (in + out) summed over the target modules, r out where A is frozen.
 
     Raises:
       ConfigInvalid: no target matches, or the rank is larger than a dimension of one.

@@ -13,7 +13,7 @@ from appliance.values import to_json
 
 
 def spent_text(step: Step) -> str:
-    """For a progress display: epsilon spent by the attempts made so far."""
+    """Say for a progress display what epsilon the attempts made so far have spent."""
     plan = step.plan
     spent = _epsilon(to_json(plan), step.attempts)
     return f"epsilon {spent:.2f} of {plan.epsilon:g}"

@@ -21,7 +21,7 @@ SCHEMA = "appliance.machine/1"
 
 
 def cpu(home: Home) -> float:
-    """10^9 floating-point operations per second of this machine's CPU; measured at the first call."""
+    """Find 10^9 floating-point operations per second of this machine's CPU; measured at the first call."""
     found = _read(home).get("gigaflops")
     if not isinstance(found, (int, float)):
         found = round(gigaflops(), 1)
@@ -30,7 +30,7 @@ def cpu(home: Home) -> float:
 
 
 def gpu(home: Home, name: str, dtype: str) -> float | None:
-    """10^9 floating-point operations per second of a GPU of this name in this dtype; None if none was measured."""
+    """Find 10^9 floating-point operations per second of a GPU of this name in this dtype; None if none was measured."""
     found = _gpus(home).get(f"{name} {dtype}")
     return float(found) if isinstance(found, (int, float)) else None
 

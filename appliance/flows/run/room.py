@@ -72,7 +72,7 @@ def need(wanted: Workload) -> Need:
 
 
 def fits(wanted: Workload, room: Room) -> bool:
-    """Whether a run fits; a GPU of which nothing is known is taken to be large enough."""
+    """Tell whether a run fits; a GPU of which nothing is known is taken to be large enough."""
     needed = need(wanted)
     return (room.gpu is None or needed.gpu * MARGIN <= room.gpu) and needed.host * MARGIN <= room.host
 

@@ -86,7 +86,7 @@ def latest(home: Home, run_id: str) -> Tested | None:
 
 
 def summary(tested: Tested) -> str:
-    """One line about a self-test, for people."""
+    """Sum a self-test up in one line, for people."""
     share = next((check.value for check in tested.checks if check.name == "component.epsilon"), None)
     measured = f", measured mechanism at {float(share):.1%} of the accounted epsilon" if share else ""
     outcome = "passed" if tested.passed else "failed"

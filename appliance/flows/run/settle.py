@@ -72,7 +72,7 @@ def _attempts(run_dir: RunDir, run: RunRow) -> int:
 
 
 def is_undamaged(run_dir: RunDir, run: RunRow) -> bool:
-    """Whether the job is the reserved one, and the journal whole and a continuation of what the ledger recorded."""
+    """Tell whether the job is the reserved one, and the journal whole and a continuation of the recorded one."""
     state = journal.read(run_dir.journal, run.id)
     return journal.continues(state, _find_recorded(run)) and run_dir.holds_job(run.spec_sha256)
 

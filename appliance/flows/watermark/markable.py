@@ -52,7 +52,7 @@ class Markable:
 
 
 def algorithm_sha256() -> str:
-    """SHA-256 of the text that defines the watermark; `sha256sum appliance/watermark/algorithm.txt` finds the same."""
+    """Digest the text that defines the watermark, as `sha256sum appliance/watermark/algorithm.txt` does."""
     return hashlib.sha256((files("appliance") / "watermark" / "algorithm.txt").read_bytes()).hexdigest()
 
 
@@ -139,7 +139,7 @@ def _key(ledger: LedgerReader, commitment: WatermarkCommitted) -> WatermarkKey:
 
 
 def _model_dir(ledger: LedgerReader, home: Home, run: RunRow, job: TrainJob) -> Path:
-    """From the catalog and not from the job, which names the place where the home was when the run was reserved."""
+    """Find it by the catalog and not by the job, which names the place where the home was when the run was reserved."""
     with ledger.read() as rows:
         row = rows.models.get(run.model_id)
     if row.sha256 != job.model_sha256:
