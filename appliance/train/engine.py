@@ -22,6 +22,7 @@ from appliance.train import device
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
+from appliance.train.experts import RoutedExperts
 from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import hidden_gradient, supervised
@@ -60,6 +61,7 @@ class Engine:
         self._tokens = options.physical_tokens
         self._limit = math.inf
         self._body = body(adapter.model)
+        self._experts = RoutedExperts(self._body)
         self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
@@ -164,6 +166,7 @@ class Engine:
             graphs.replay(found, ids, gradient)
             return self.buffer.data[: len(ids)]
         self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
+        self._experts.rows = len(ids)
         with self._by_record(len(ids)), device.unpacked():
             hidden = self._hidden(ids)
             torch.autograd.backward(hidden, gradient(hidden))
