@@ -21,6 +21,7 @@ import appliance.train.engine as engine_module
 from appliance.models.loading import load
 from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt, target_names
+from appliance.train.device import make_repeatable
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
 from tests.unit.train.rig import plan
@@ -63,6 +64,7 @@ class Ours:
         self.engine: Any = None
 
     def step(self, batch: Batch) -> None:
+        make_repeatable(self.engine.sum.total.device)
         self.engine.accumulate([[record] for record in batch])
 
 
@@ -80,6 +82,7 @@ class Plain:
         """Nothing depends on the sizes."""
 
     def step(self, batch: Batch) -> None:
+        as_it_comes()
         record_losses(self.model, batch).mean().backward()
 
 
@@ -97,6 +100,7 @@ class Hooks:
         return self.losses(self.model, batch).mean()
 
     def step(self, batch: Batch) -> None:
+        as_it_comes()
         self.loss(batch).backward()
         self.optimizer.clip_and_accumulate()
         for parameter in self.optimizer.params:
@@ -116,9 +120,16 @@ class Ghost:
         return self.criterion(self.model, batch)
 
     def step(self, batch: Batch) -> None:
+        as_it_comes()
         self.loss(batch).backward()
         self.optimizer.accumulate()
         self.optimizer.zero_grad()
+
+
+def as_it_comes() -> None:
+    """Computes as torch does by default, for the peers: the engine asks for kernels that repeat themselves."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
 
 
 def random_b(weights: Any) -> None:
