@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as a worker has it; read when torch loads
 
 import gpu
 import torch
