@@ -337,7 +337,7 @@ def figures(options: Namespace) -> list[Figure]:
     if unknown := [name for name in names if name not in SHAPES]:
         raise SystemExit(f"no shape {unknown[0]}: one of {', '.join(SHAPES)}")
     tokenizer = Path(options.model) if options.model else None
-    bench = Bench(options.device, names, tokenizer, float(options.budget or 1e9), 3 if options.quick else 7)
+    bench = Bench(options.device, names, tokenizer, float(options.budget or 1e9), 3 if options.quick else 5)
     wanted = options.only.split(",") if options.only else None
     found = []
     for title, job in jobs(bench):
