@@ -165,15 +165,19 @@ class Engine:
         if graphs and found:
             graphs.replay(found, ids, gradient)
             return self.buffer.data[: len(ids)]
-        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
-        self._experts.rows = len(ids)
         with self._by_record(len(ids)), device.unpacked():
-            hidden = self._hidden(ids)
-            torch.autograd.backward(hidden, gradient(hidden))
-            rows = self.buffer.finish()
+            rows = self._call(ids, gradient)
             if graphs:
                 graphs.record(ids, gradient, rows)
         return rows
+
+    def _call(self, ids: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        """Forward and backward pass; what autograd held of them is gone when this returns."""
+        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
+        self._experts.rows = len(ids)
+        hidden = self._hidden(ids)
+        torch.autograd.backward(hidden, gradient(hidden))
+        return self.buffer.finish()
 
     def _hidden(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state

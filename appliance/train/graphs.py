@@ -41,6 +41,7 @@ class Graphs:
     def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
         self._body = body
         self._recordings: dict[tuple[int, ...], _Recording] = {}
+        self._tried: set[tuple[int, ...]] = set()
         self._pool: Any = None
         self.refused = False
 
@@ -64,14 +65,16 @@ class Graphs:
     def record(self, ids: Tensor, upstream: Callable[[Tensor], Tensor], gradients: Tensor) -> None:
         """Record a micro-batch that was just computed; from now on this shape is replayed if the bits are the same.
 
+        Nothing of what was computed may be held any more: a graph cannot depend on work outside of it.
+
         Args:
           ids: int64 [rows, length] on the GPU.
           upstream: from the hidden states to their gradient.
           gradients: what the calls themselves gave, a view of what the recording will write.
         """
-        free, total = torch.cuda.mem_get_info()
-        if self.refused or len(self._recordings) >= _MOST or 2 * free < total:
+        if self.refused or tuple(ids.shape) in self._tried or len(self._recordings) >= _MOST or not _roomy():
             return
+        self._tried.add(tuple(ids.shape))
         expected = gradients.clone()
         try:
             made = self._recorded(ids)
@@ -93,6 +96,7 @@ class Graphs:
         self._pool = None
 
     def _recorded(self, ids: Tensor) -> _Recording:
+        torch.cuda.empty_cache()  # the recording gets memory of its own
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         own = ids.clone()
@@ -102,3 +106,10 @@ class Graphs:
         with torch.cuda.graph(backward, pool=self._pool):
             torch.autograd.backward(hidden, gradient)
         return _Recording(forward, backward, own, hidden.detach(), gradient)
+
+
+def _roomy() -> bool:
+    """Whether half of the GPU's memory is free, what torch holds and does not use included."""
+    free, total = torch.cuda.mem_get_info()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return 2 * (free + unused) > total
