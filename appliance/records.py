@@ -310,6 +310,7 @@ class EngineOptions(Value):
     Attributes:
       gradient_bytes: of per-record gradients that exist at once. It is public and stands in the job, so it is the same
         whenever and wherever the run goes on: the row count of a micro-batch follows from it.
+      cuda_graphs: micro-batches whose shape comes again are replayed; more memory, less work for the host.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -318,6 +319,7 @@ class EngineOptions(Value):
     gradient_checkpointing: bool = False
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_bytes: Count = 1 << 28
+    cuda_graphs: bool = False
     threads: Annotated[int, Field(ge=0)] = 0
     nproc: Count = 1
 

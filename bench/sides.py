@@ -65,7 +65,12 @@ class Ours:
         self.adapter = adapt(opened(base, dtype, device), spec, 1)
         random_b(site.b for site in self.adapter.sites)
         rows = options.pop("rows", 256)
-        options = {"physical_tokens": tokens, "gradient_bytes": ROOM[device], **options}
+        options = {
+            "physical_tokens": tokens,
+            "gradient_bytes": ROOM[device],
+            "cuda_graphs": device == "cuda",
+            **options,
+        }
         self.options = EngineOptions(dtype=dtype, device=device, **options)  # type: ignore[arg-type]
         self.prepare(rows, tokens)
 

@@ -67,7 +67,7 @@ def asked(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, groupe
 
 
 def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int | None = None) -> Forecast:
-    """What the run needs, checked against the memory there is.
+    """What the run needs, checked against the memory there is; its engine uses what that memory allows.
 
     Args:
       home: the appliance's home.
@@ -82,9 +82,10 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
     wanted = asked(home, resolved.model, resolved.run, engine, unit.max_records > 1)
     there = room.here(engine, memory)
     room.require(wanted, there)
+    wanted = room.recorded(wanted, there)
     units = sum(phase.steps * phase.expected_batch_size for phase in resolved.plan.schedule)
     time = _time(home, wanted, units * unit.max_records, there.name)
-    return Forecast(engine=engine, memory=footprint(wanted), need=room.need(wanted), room=there, time=time)
+    return Forecast(engine=wanted.engine, memory=footprint(wanted), need=room.need(wanted), room=there, time=time)
 
 
 def _time(home: Home, wanted: Asked, records: int, gpu: str) -> Seconds | None:

@@ -42,7 +42,7 @@ def reserve(
             resolved = resolve(ledger, run)
             afford(ledger, resolved)
             _require_watermark_key(ledger, resolved)
-            forecast.forecast(home, resolved, engine, memory)
+            engine = forecast.forecast(home, resolved, engine, memory).engine
             gpus.require(engine)
         except (PolicyDenied, BudgetExceeded, WillNotFit) as refusal:
             _record_refusal(ledger, actor, refusal)

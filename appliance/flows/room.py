@@ -77,6 +77,13 @@ def fits(wanted: Asked, room: Room) -> bool:
     return (room.gpu is None or needed.gpu * MARGIN <= room.gpu) and needed.host * MARGIN <= room.host
 
 
+def recorded(wanted: Asked, room: Room) -> Asked:
+    """The run with CUDA graphs, if it computes on a GPU and its memory is known to hold them."""
+    engine, experts = wanted.engine, wanted.shape.experts
+    made = changed(wanted, cuda_graphs=engine.device == "cuda" and not engine.gradient_checkpointing and not experts)
+    return made if room.gpu is not None and fits(made, room) else wanted
+
+
 def suited(wanted: Asked, most: int, room: Room) -> Asked:
     """The run with the largest physical batch up to `most` tokens that fits.
 

@@ -78,8 +78,7 @@ class Engine:
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
             _checkpoint(model)
-        plain = self._device.type == "cuda" and not options.gradient_checkpointing
-        self._graphs = Graphs(self._hidden) if plain else None
+        self._graphs = Graphs(self._hidden) if options.cuda_graphs and self._device.type == "cuda" else None
 
     @property
     def precision(self) -> torch.dtype:

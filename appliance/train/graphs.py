@@ -3,7 +3,7 @@
 A small model's kernels take a GPU less time than its host needs to ask for them. Row counts are few (`train.rows`), so
 shapes repeat: what was asked once is recorded and asked again at one stroke. A recording is used only if it gives the
 bits of the calls that it was made of; where one cannot be made, the engine goes on without. Recordings hold memory of
-their own, so none is made once half of the GPU's memory is in use.
+their own (`estimate.gpu_memory`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Graphs:
           upstream: from the hidden states to their gradient.
           gradients: what the calls themselves gave, a view of what the recording will write.
         """
-        if self.refused or tuple(ids.shape) in self._tried or len(self._recordings) >= _MOST or not _roomy():
+        if self.refused or tuple(ids.shape) in self._tried or len(self._recordings) >= _MOST:
             return
         self._tried.add(tuple(ids.shape))
         expected = gradients.clone()
@@ -106,10 +106,3 @@ class Graphs:
         with torch.cuda.graph(backward, pool=self._pool):
             torch.autograd.backward(hidden, gradient)
         return _Recording(forward, backward, own, hidden.detach(), gradient)
-
-
-def _roomy() -> bool:
-    """Whether half of the GPU's memory is free, what torch holds and does not use included."""
-    free, total = torch.cuda.mem_get_info()
-    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return 2 * (free + unused) > total
