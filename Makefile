@@ -48,6 +48,7 @@ accept-gpu: $(STAMP)                     ## exactness, NF4, NCCL, noise, the way
 docs: $(STAMP)                           ## regenerate what is written from the code
 	$(BIN)/python -m appliance.policy.schema > policies/policy.schema.json
 	$(BIN)/python -m appliance.cli.reference > docs/cli.md
+	$(BIN)/python -m appliance.events.reference docs
 
 # torch first and alone: with it present nothing pulls another build.
 $(STAMP): pyproject.toml constraints.txt

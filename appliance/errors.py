@@ -140,7 +140,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory",
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception of Python or torch says that memory ran out.
+    """Tell whether an exception of Python or torch says that memory ran out.
 
     torch has a class for it only where its own allocator on a GPU fails. On the CPU it is a plain `RuntimeError`, and
     so are what the CUDA driver and cuBLAS or cuDNN say when they find no room beside that allocator.

@@ -32,10 +32,11 @@ import torch
 from journey import Journey, Wanted, last_line, travel
 
 from appliance.errors import ApplianceError
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.ledger.leaf import software
 from appliance.models.loading import load
 from appliance.models.quantising import load_quantised
-from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine

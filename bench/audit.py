@@ -18,8 +18,11 @@ from figures import Figure, Report, arguments
 
 from appliance.audit.selftest import examine
 from appliance.errors import GateFailed
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.selftest import Check
+from appliance.jobs.train import TrainSpec
 from appliance.models.importing import import_model
-from appliance.records import Check, EngineOptions, LoraSpec, TrainSpec
 from appliance.train.mechanism import assemble
 from appliance.train.tap import ReleaseTap
 from tests import conftest  # puts the libraries offline before any of them is imported

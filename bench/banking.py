@@ -27,21 +27,15 @@ from figures import ROOT, Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
-from appliance.flows.plan import Wish, settings
+from appliance.flows.run.plan import PlanRequest, settings
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.models.importing import import_model
 from appliance.models.loading import inspect, load, load_tokenizer
 from appliance.privacy.plan import make_plan
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Record,
-    SealedObject,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-)
 from appliance.train.encode import Encoded, Encoder
 from appliance.train.loop import train
 from appliance.train.mechanism import assemble
@@ -105,11 +99,11 @@ def planned(
     model_dir: Path, epsilon: float, units: int, epochs: int | None = None
 ) -> tuple[PrivacyPlan, LoraSpec, TrainSpec]:
     """What `train plan` chooses for so many declared units, with nothing set but epsilon and the epochs."""
-    chosen = settings(Wish(epsilon=epsilon, name="bench"), units)
+    chosen = settings(PlanRequest(epsilon=epsilon, name="bench"), units)
     if epochs is not None:
         batch = chosen["train"]["expected_batch_size"]
         steps = max(1, round(epochs * units / batch))
-        chosen = settings(Wish(epsilon=epsilon, name="bench", steps=steps, expected_batch_size=batch), units)
+        chosen = settings(PlanRequest(epsilon=epsilon, name="bench", steps=steps, expected_batch_size=batch), units)
     lora, choice, privacy = LoraSpec(**chosen["lora"]), chosen["train"], chosen["privacy"]
     parameters = lora.trainable(inspect(model_dir).shapes)
     counts = {key: choice[key] for key in ("expected_batch_size", "steps", "spare_steps")}

@@ -21,7 +21,8 @@ from figures import ROOT
 from sides import Base, Ghost, Hooks, Ours, as_engine, peft_model, stock_losses
 from torch import Tensor
 
-from appliance.records import Record, TrainSpec
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
 from appliance.train.encode import Encoded, Encoder
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer

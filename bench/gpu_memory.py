@@ -24,8 +24,9 @@ from appliance.estimate import gpus
 from appliance.estimate.gpu_memory import HELD
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import operations
-from appliance.estimate.parts import Asked, micro_batch
-from appliance.records import EngineOptions, LoraSpec
+from appliance.estimate.parts import Workload, micro_batch
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
 from appliance.train.engine import Engine
@@ -34,7 +35,7 @@ from appliance.worker.rates import gigaflops
 from tests.shapes import MODELS, numbers, on_meta
 from tests.unit.train.rig import NoNoise, plan
 
-GRADIENT_BYTES = (80 << 30) // 32  # as `flows.machine` chooses for 80 GiB
+GRADIENT_BYTES = (80 << 30) // 32  # as `flows.run.hardware` chooses for 80 GiB
 _MIB = 1 << 20
 
 
@@ -49,14 +50,14 @@ class Case:
     dtype: str = "bfloat16"
     checkpointing: bool = False
 
-    def asked(self, model: Any, device: str) -> Asked:
+    def workload(self, model: Any, device: str) -> Workload:
         """The case as the estimates see it; `model` is not yet adapted or quantised."""
         options = EngineOptions(
             device=device, dtype=self.dtype, physical_tokens=self.tokens,  # type: ignore[arg-type]
             gradient_checkpointing=self.checkpointing, gradient_bytes=GRADIENT_BYTES,
             cuda_graphs=not self.checkpointing and not self.model.startswith("deepseek"),
         )  # fmt: skip
-        return Asked(shape=numbers(model), lora=LoraSpec(**self.lora), engine=options, max_tokens=self.max_tokens)
+        return Workload(shape=numbers(model), lora=LoraSpec(**self.lora), engine=options, max_tokens=self.max_tokens)
 
 
 CASES = [
@@ -105,12 +106,12 @@ class Meter:
         return found[0].free if found else None
 
 
-def build(case: Case, device: str) -> tuple[Any, Asked]:
+def build(case: Case, device: str) -> tuple[Any, Workload]:
     """The model of a case with random weights on the device, quantised if asked for."""
     model = on_meta(MODELS[case.model], getattr(torch, case.dtype))
-    asked = case.asked(model, device)
-    if asked.lora.quantize_base != "none":
-        quantise(model, asked.lora.quantize_base, device)
+    workload = case.workload(model, device)
+    if workload.lora.quantize_base != "none":
+        quantise(model, workload.lora.quantize_base, device)
     memo: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, value in module._parameters.items():
@@ -121,7 +122,7 @@ def build(case: Case, device: str) -> tuple[Any, Asked]:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.linspace(1, 1e-4, buffer.numel(), device=device).view(buffer.shape)
-    return model.eval(), asked
+    return model.eval(), workload
 
 
 def quantise(model: Any, kind: str, device: str) -> None:
@@ -144,10 +145,12 @@ def quantise(model: Any, kind: str, device: str) -> None:
         model.set_submodule(name, layer)
 
 
-def batches(asked: Asked) -> tuple[list[list[Encoded]], list[list[Encoded]]]:
+def batches(workload: Workload) -> tuple[list[list[Encoded]], list[list[Encoded]]]:
     """Units of some lengths, as a batch that is sampled has them; and those of the largest micro-batch."""
-    tokens, largest = micro_batch(asked.engine.physical_tokens, asked.max_tokens)
-    mixed = [[_record(n, row)] for n in buckets(asked.max_tokens)[::5] for row in range(max(1, tokens // n * 2 // 3))]
+    tokens, largest = micro_batch(workload.engine.physical_tokens, workload.max_tokens)
+    mixed = [
+        [_record(n, row)] for n in buckets(workload.max_tokens)[::5] for row in range(max(1, tokens // n * 2 // 3))
+    ]
     return mixed, [[_record(largest, row)] for row in range(tokens // largest)]
 
 
@@ -158,11 +161,11 @@ def _record(length: int, seed: int) -> Encoded:
 
 def measured(case: Case, device: str, meter: Any) -> dict[str, Any]:
     """Peaks of two steps, after one that made AdamW's moments; tokens per second of the largest micro-batch."""
-    model, asked = build(case, device)
-    adapter, claimed = adapt(model, asked.lora, 1), plan()
-    engine = Engine(adapter, claimed, asked.engine, 0)
+    model, workload = build(case, device)
+    adapter, claimed = adapt(model, workload.lora, 1), plan()
+    engine = Engine(adapter, claimed, workload.engine, 0)
     optimizer = ExactDPOptimizer(adapter, engine.sum, NoNoise(), claimed, 1e-4)  # its values take no memory
-    mixed, largest = batches(asked)
+    mixed, largest = batches(workload)
 
     def step(units: list[list[Encoded]]) -> float:
         meter.synchronise()
@@ -179,18 +182,18 @@ def measured(case: Case, device: str, meter: Any) -> dict[str, Any]:
     step(largest)
     seconds, peaks = step(largest), meter.peaks()
     tokens = sum(record.length for (record,) in largest)
-    return {**peaks, "asked": asked, "tokens_per_second": tokens / seconds, "length": largest[0][0].length}
+    return {**peaks, "asked": workload, "tokens_per_second": tokens / seconds, "length": largest[0][0].length}
 
 
 def row(case: Case, found: dict[str, Any], rate: float) -> dict[str, Any]:
     """What was said and measured in MiB, and what each constant would have to be for the two to agree."""
-    asked = found.pop("asked")
-    said = footprint(asked)
+    workload = found.pop("asked")
+    said = footprint(workload)
     packed = said.weights + said.adapter + said.gradients
     live = (said.activations + said.working) / HELD
     allocated, reserved, context = (found[name] for name in ("allocated", "reserved", "context"))
     driver = reserved + context
-    work = found["tokens_per_second"] * operations(asked, found["length"])
+    work = found["tokens_per_second"] * operations(workload, found["length"])
     return {
         "case": {name: value for name, value in asdict(case).items() if value != getattr(Case(model=""), name)},
         "said": said.total // _MIB,

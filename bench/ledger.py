@@ -25,10 +25,13 @@ from figures import Figure, Report, arguments
 from sqlalchemy import text
 
 from appliance.errors import Busy
+from appliance.events.catalog import event
 from appliance.ledger import dialect
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import PolicyRow
 from tests import postgres
 
@@ -70,7 +73,7 @@ class Sides:
         key = uuid.uuid4().hex
         with self.ledger.transaction(ACTOR) as tx:
             tx.policies.add(PolicyRow(sha256=key, name="n", text="x" * 300, state="active"))
-            tx.append("policy.activated", {"name": "n", "sha256": key}, subject=key)
+            tx.append(event("policy.activated", {"name": "n", "sha256": key}))
 
     def plain_row(self) -> None:
         key = uuid.uuid4().hex
@@ -82,7 +85,7 @@ class Sides:
     def ledger_batch(self, count: int = 100) -> None:
         with self.ledger.transaction(ACTOR) as tx:
             for _ in range(count):
-                tx.append("key.unlocked", UNTIL)
+                tx.append(event("key.unlocked", UNTIL))
 
     def plain_batch(self) -> None:
         with self.plain.write() as connection:
@@ -376,7 +379,7 @@ def verify_child(home: Path) -> None:
     config = LedgerConfig(
         f"sqlite:///{home / 'ledger.db'}", "bench.example/ledger", home / "signing", home / "anchor", bytes(32)
     )
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         wall, cpu = time.perf_counter(), time.process_time()
         found = ledger.verify(deep=False)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

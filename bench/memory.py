@@ -1,6 +1,6 @@
 """The memory estimate of `train plan` against the measured peak (VmHWM) of a worker's own training code.
 
-For every case a child process runs `appliance.worker.training` from the accountants to the saved adapter (what it lacks
+For every case a child process runs `appliance.worker.train` from the accountants to the saved adapter (what it lacks
 of a worker is the key agent and the sandbox) on a random model or on SmolLM2, with records of every length, so that the
 gradient buffer and the activations both fill up. The parent estimates the same case without torch.
 """
@@ -70,20 +70,15 @@ def child(case: Case, directory: Path) -> dict[str, int]:
         peaks[name + ".rss"] = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
 
-    from appliance.records import (
-        EngineOptions,
-        IsolationSpec,
-        LoraSpec,
-        PrivacyPlan,
-        Record,
-        SealedObject,
-        TrainJob,
-        TrainSpec,
-        UnitOfPrivacy,
-    )  # fmt: skip
+    from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+    from appliance.jobs.lora import LoraSpec
+    from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+    from appliance.jobs.record import Record
+    from appliance.jobs.rundir import RunDir
+    from appliance.jobs.train import TrainJob, TrainSpec  # fmt: skip
     from appliance.store import container
-    from appliance.store.files import tree_digest
-    from appliance.worker import training
+    from appliance.store.trees import tree_digest
+    from appliance.worker import train as training
 
     words = " ".join(f"w{n % 97}" for n in range(4 * case.max_tokens))
     full = 2 * max(1, case.tokens // case.max_tokens)
@@ -109,8 +104,8 @@ def child(case: Case, directory: Path) -> dict[str, int]:
     )  # fmt: skip
     if os.environ.get("PHASES"):
         _spy(mark)
-    trained = training._train(job, run_dir, bytes(32), training.here())
-    training._save(trained, run_dir)
+    trained = training._train(job, RunDir(run_dir), bytes(32), training.here())
+    training._save(trained, RunDir(run_dir))
     if os.environ.get("PHASES"):
         mark("steps")
     from appliance.train.accounting import spent
@@ -130,7 +125,7 @@ def _spy(mark: Any) -> None:
         importlib.import_module(name)
     mark("imports")
     from appliance.train import loop
-    from appliance.worker import training
+    from appliance.worker import train as training
 
     load, prove, assemble = training.load_base, loop.prove, loop.assemble
 
@@ -191,9 +186,9 @@ def build(name: str, directory: Path) -> None:
 def measure(case: Case, directory: Path) -> dict[str, int]:
     """Peaks of one case, in a process of its own with the environment and the threads of a worker."""
     from appliance.estimate.parts import buffer_rows
-    from appliance.flows.jobs import KERNEL_CACHES
+    from appliance.flows.launch import KERNEL_CACHES
 
-    filled = replace(case, short=buffer_rows(asked(case, directory)))
+    filled = replace(case, short=buffer_rows(workload(case, directory)))
     command = [sys.executable, __file__, "--child", json.dumps(asdict(filled)), str(directory)]
     environment = {**os.environ, **KERNEL_CACHES}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -215,23 +210,24 @@ def shape(directory: Path) -> Any:
     return shape_of(config, found.shapes, found.parameters, stored)
 
 
-def asked(case: Case, directory: Path) -> Any:
+def workload(case: Case, directory: Path) -> Any:
     """A case as the estimate sees it."""
-    from appliance.estimate.parts import Asked
-    from appliance.records import EngineOptions, LoraSpec
+    from appliance.estimate.parts import Workload
+    from appliance.jobs.job import EngineOptions
+    from appliance.jobs.lora import LoraSpec
 
     options = EngineOptions(
         dtype=case.dtype, physical_tokens=case.tokens, gradient_checkpointing=case.checkpointing,
         gradient_dtype=case.gradient_dtype,
     )  # fmt: skip
-    return Asked(shape=shape(directory), lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)
+    return Workload(shape=shape(directory), lora=LoraSpec(**case.lora), engine=options, max_tokens=case.max_tokens)
 
 
 def estimate(case: Case, directory: Path) -> int:
     """What `train plan` says of a case."""
     from appliance.estimate.memory import footprint
 
-    return footprint(asked(case, directory)).total
+    return footprint(workload(case, directory)).total
 
 
 CASES = [
@@ -298,7 +294,7 @@ def figures(quick: bool) -> list[Any]:
 
 def on_a_gpu(*, native: bool) -> None:
     """The cases of bench/gpu_memory.py, in this process, with a worker's environment from before torch is loaded."""
-    from appliance.flows.jobs import GPU_ENVIRONMENT
+    from appliance.flows.launch import GPU_ENVIRONMENT
 
     os.environ |= GPU_ENVIRONMENT
     if native:

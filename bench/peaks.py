@@ -63,8 +63,8 @@ def measured(case: Case) -> dict[str, float]:
 
 
 def small(case: Case) -> Any:
+    from batches import batch_of
     from sides import Ours, Plain
-    from train import batch_of
 
     directory, batch = Path(case.directory), batch_of(case.rows, case.length, Path(case.directory))
     options = {"gradient_checkpointing": case.checkpointing, "freeze_a": case.freeze_a, "rows": case.rows}
@@ -81,10 +81,11 @@ def nf4_7b() -> Any:
     """One DP step of a Llama of 7B shape with random NF4 weights, which never existed in another format."""
     from fractions import Fraction
 
-    from train import random_record
+    from batches import random_record
 
+    from appliance.jobs.job import EngineOptions
+    from appliance.jobs.lora import LoraSpec
     from appliance.privacy.sampler import noise_variance
-    from appliance.records import EngineOptions, LoraSpec
     from appliance.train.adapting import adapt
     from appliance.train.engine import Engine
     from appliance.train.noise import DiscreteGaussian

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import appliance.train.engine as engine_module
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.models.loading import load
-from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt, target_names
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine

@@ -32,17 +32,17 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as a 
 
 import gpu
 import torch
+from batches import batch_of, random_record
 from epochs import SIDES, banking, encoded, ours, reviews
 from figures import ROOT, Figure, Report, arguments
 from peaks import Case, peak
-from sides import Batch, Ghost, Hooks, Ours, Plain, random_b
+from sides import Ghost, Hooks, Ours, Plain, random_b
 
 from appliance.models.importing import import_model
 from appliance.models.loading import load_tokenizer
 from appliance.privacy.accounting import Mechanism as Steps
 from appliance.privacy.accounting import calibrate, epsilon_rdp
 from appliance.privacy.sampler import noise_variance
-from appliance.train.encode import Encoded
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.proofs import reference_gradient
 from tests import conftest
@@ -76,23 +76,6 @@ class Setting:
 
     def bar(self, bar: float) -> float | None:
         return None if self.quick else bar
-
-
-def random_record(length: int, vocabulary: int, seed: int) -> Encoded:
-    """Random tokens, the second half supervised."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
-    return Encoded(tuple(ids), tuple(range(length // 2, length - 1)), length)
-
-
-def batch_of(rows: int, length: int, directory: Path) -> Batch:
-    from transformers import AutoConfig
-
-    return random_batch(rows, length, AutoConfig.from_pretrained(directory).vocab_size)
-
-
-def random_batch(rows: int, length: int, vocabulary: int) -> Batch:
-    return [random_record(length, vocabulary, seed) for seed in range(rows)]
 
 
 def alternated(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> list[tuple[float, float]]:

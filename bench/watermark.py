@@ -33,20 +33,14 @@ from figures import ROOT, Figure, Report, arguments
 from torch import Tensor
 
 from appliance.evaluate import public_text
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.models.importing import import_model
 from appliance.models.loading import load
 from appliance.privacy.accounting import Mechanism, epsilon_pld
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Record,
-    SealedObject,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-)
 from appliance.train.loop import train
 from appliance.watermark import detection
 from appliance.watermark.activations import top_directions

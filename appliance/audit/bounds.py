@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc, gammaincc, ndtr
 
-from appliance.records import Check, decimal
+from appliance.jobs.selftest import Check
+from appliance.values import decimal
 
 CHANCE = 1e-6
 TESTS = 10
@@ -22,14 +23,14 @@ _LEAST = 1e-30
 
 
 def variance(squares: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two-sided p-values of sums of `counts` squared standard normals, by the chi-square law."""
+    """Compute two-sided p-values of sums of `counts` squared standard normals, by the chi-square law."""
     low, high = gammainc(counts / 2, squares / 2), gammaincc(counts / 2, squares / 2)
     both: NDArray[np.float64] = np.minimum(1.0, 2 * np.minimum(low, high))
     return both
 
 
 def products(total: float, count: int) -> float:
-    """Chance that a sum of `count` products of standard normals is `total` or more in magnitude (Chernoff).
+    """Bound the chance that a sum of `count` products of standard normals is `total` or more in magnitude (Chernoff).
 
     The products may form chains x1 x2 + x2 x3 + ..., whose moment generating function at t is at most
     ((1 + sqrt(1 - 4 t^2)) / 2)^(-count / 2).
@@ -44,7 +45,7 @@ def products(total: float, count: int) -> float:
 
 
 def frequency(seen: int, count: int, rate: float) -> float:
-    """Chance that `seen` of `count` events of probability `rate` happen, or fewer or more (Chernoff, two-sided)."""
+    """Bound the chance that `seen` of `count` events of probability `rate` happen, or fewer or more (Chernoff)."""
     part = seen / count
     divergence = (part * math.log(part / rate) if part else 0.0) + (
         (1 - part) * math.log((1 - part) / (1 - rate)) if part < 1 else 0.0
@@ -53,7 +54,7 @@ def frequency(seen: int, count: int, rate: float) -> float:
 
 
 def normality(values: NDArray[np.float64], allowance: float) -> float:
-    """Chance of this Kolmogorov-Smirnov distance from the standard normal (Dvoretzky, Kiefer, Wolfowitz, Massart).
+    """Bound the chance of this distance from the standard normal (Kolmogorov-Smirnov; Massart's constant).
 
     Args:
       values: the sample; sorted in place.
@@ -67,7 +68,7 @@ def normality(values: NDArray[np.float64], allowance: float) -> float:
 
 
 def sd_upper(squares: float, count: int) -> float:
-    """A standard deviation that is too small with probability at most SHARE, from a sum of squares.
+    """Bound a standard deviation from below: what is returned is too small with probability at most SHARE.
 
     Laurent and Massart 2000, lemma 1: chi2 of n degrees falls below n - 2 sqrt(n x) with probability at most exp(-x).
     """
@@ -76,13 +77,13 @@ def sd_upper(squares: float, count: int) -> float:
 
 
 def by_chance(name: str, p: float, looked_at: int) -> Check:
-    """The check that `p`, the least of `looked_at` p-values, is not below its share."""
+    """Check that `p`, the least of `looked_at` p-values, is not below its share."""
     bound = SHARE / looked_at
     return check(name, p, bound, looked_at, passed=p >= bound)
 
 
 def check(name: str, value: float, bound: float, count: int, *, passed: bool) -> Check:
-    """A check as it is recorded, with nine significant digits."""
+    """Write a check as it is recorded, with nine significant digits."""
     return Check(name=name, passed=passed, value=_text(value), bound=_text(bound), count=count)
 
 

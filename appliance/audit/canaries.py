@@ -10,7 +10,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from appliance.audit.tap import Floats, Row, Tap
-from appliance.records import Record
+from appliance.jobs.record import Record
 
 DIRECTIONS = 128
 """Canaries along coordinates, each in its own release or all in one."""
@@ -35,12 +35,12 @@ class Canary:
     norm: float
 
     def __call__(self, out: Floats) -> None:
-        """Writes the gradient."""
+        """Write the gradient."""
         out[self.coordinates] = self.norm / math.sqrt(len(self.coordinates))
 
 
 def directions(tap: Tap, generator: Generator) -> list[Canary]:
-    """Canaries far beyond the clip whose coordinates reach every trainable tensor, at its ends or inside.
+    """Make canaries far beyond the clip whose coordinates reach every trainable tensor, at its ends or inside.
 
     Up to 128 tensors each canary is a single coordinate; where there are more tensors, or the adapter is so large that
     128 rows would take seconds, a canary is spread over several.
@@ -52,7 +52,7 @@ def directions(tap: Tap, generator: Generator) -> list[Canary]:
 
 
 def moderate(tap: Tap, generator: Generator) -> list[Canary]:
-    """Canaries with norms around C."""
+    """Make canaries with norms around C."""
     chosen = generator.choice(tap.parameters, len(MODERATE), replace=False)
     return [Canary(np.array([at]), times * tap.clip_norm) for at, times in zip(chosen, MODERATE, strict=True)]
 
@@ -73,7 +73,7 @@ def _coordinates(tap: Tap, count: int, generator: Generator) -> list[int]:
 
 
 def dense(parameters: int, norm: float, seed: int) -> Row:
-    """A gradient of random signs and equal magnitudes; a negative norm points the other way."""
+    """Make a gradient of random signs and equal magnitudes; a negative norm points the other way."""
     magnitude = np.float32(abs(norm) / math.sqrt(parameters)).view(np.uint32)
     turned = np.uint32(_SIGN if norm < 0 else 0) | magnitude
 
@@ -85,7 +85,7 @@ def dense(parameters: int, norm: float, seed: int) -> Row:
 
 
 def poisoned(parameters: int, value: float) -> Row:
-    """A gradient with one value that is not a number or not finite."""
+    """Make a gradient with one value that is not a number or not finite."""
 
     def fill(out: Floats) -> None:
         out[:] = 1.0
@@ -95,6 +95,6 @@ def poisoned(parameters: int, value: float) -> Row:
 
 
 def records() -> list[Record]:
-    """Four short synthetic texts; nobody's data."""
+    """Write four short synthetic texts; nobody's data."""
     texts = ("The sky is blue today.", "One two three four five.", "Water is wet and cold.", "Cats sleep all day long.")
     return [Record(unit=f"synthetic-{n}", kind="text", parts=(("text", text),)) for n, text in enumerate(texts)]

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from appliance.audit.bounds import by_chance, frequency, normality, products, variance
 from appliance.audit.canaries import dense
 from appliance.audit.tap import Tap
-from appliance.records import Check
+from appliance.jobs.selftest import Check
 
 _VALUES = 400_000  # noise values that are looked at, at least
 _RELEASES = 4  # and releases, at least
@@ -48,7 +48,7 @@ class Sample:
 
 
 def collect(tap: Tap) -> Sample:
-    """Releases production noise through the tap until there are enough values."""
+    """Release production noise through the tap until there are enough values."""
     releases = max(_RELEASES, 2 * math.ceil(_VALUES / tap.parameters / 2))
     norm = 1e3 * max(1.0, tap.clip_norm)
     batch = [[dense(tap.parameters, norm, secrets.randbits(64))] for _ in range(3)]
@@ -65,7 +65,7 @@ def collect(tap: Tap) -> Sample:
 
 
 def judge(sample: Sample) -> list[Check]:
-    """All noise checks of a sample."""
+    """Run all noise checks on a sample."""
     if not np.isfinite(sample.values).all():
         return [by_chance("noise.finite", 0.0, 1)]
     return [
@@ -80,7 +80,7 @@ def judge(sample: Sample) -> list[Check]:
 
 
 def _variances(sample: Sample) -> Check:
-    """Each tensor's variance, over empty and over filled batches."""
+    """Test each tensor's variance, over empty and over filled batches."""
     starts = np.array([start for _, start, _ in sample.tensors])
     sizes = np.array([stop - start for _, start, stop in sample.tensors])
     found = []
@@ -96,21 +96,21 @@ def _total(sample: Sample) -> Check:
 
 
 def _shape(sample: Sample) -> Check:
-    """Kolmogorov-Smirnov on evenly spaced values of all releases."""
+    """Test evenly spaced values of all releases by Kolmogorov-Smirnov."""
     flat = sample.values.reshape(-1)
     chosen = flat[:: max(1, flat.size // _SORTED)].astype(np.float64)
     return by_chance("noise.shape", normality(chosen, 0.5 * sample.grain), 1)
 
 
 def _tails(sample: Sample) -> Check:
-    """How many values lie beyond 3 and 4 standard deviations: noise that is cut off leaks where it ends."""
+    """Count the values beyond 3 and 4 standard deviations: noise that is cut off leaks where it ends."""
     seen = [sum(int((np.abs(row) > at).sum()) for row in sample.values) for at in _TAILS]
     p = [frequency(n, sample.values.size, 2 * float(ndtr(-at))) for n, at in zip(seen, _TAILS, strict=True)]
     return by_chance("noise.tails", min(p), len(p))
 
 
 def _steps(sample: Sample) -> Check:
-    """Correlation of every two releases, and of neighbours and next neighbours taken together."""
+    """Test the correlation of every two releases, and of neighbours and next neighbours taken together."""
     releases, parameters = sample.values.shape
     gram = (sample.values @ sample.values.T).astype(np.float64)
     pairs = gram[np.triu_indices(releases, 1)]
@@ -120,7 +120,7 @@ def _steps(sample: Sample) -> Check:
 
 
 def _between_tensors(sample: Sample) -> Check:
-    """Correlation of every two tensors, over the first values of each."""
+    """Test the correlation of every two tensors, over the first values of each."""
     width = min(min(stop - start for _, start, stop in sample.tensors), max(1, _HEAD // len(sample.values)))
     heads = np.concatenate(
         [np.stack([row[start : start + width] for _, start, _ in sample.tensors]) for row in sample.values], axis=1
@@ -131,7 +131,7 @@ def _between_tensors(sample: Sample) -> Check:
 
 
 def _shifts(sample: Sample) -> Check:
-    """Correlation of the noise with itself at every distance: a keystream that starts again would show."""
+    """Test the noise against itself at every distance: a keystream that starts again would show."""
     flat = sample.values.reshape(-1)[:_SHIFTED]
     length = 1 << (flat.size - 1).bit_length()
     spectrum = np.fft.rfft(flat, length)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from appliance.audit.bounds import check
 from appliance.audit.canaries import Canary, dense, directions, moderate, poisoned, records
 from appliance.audit.tap import Floats, Integers, Row, Tap, Units
-from appliance.records import Check
+from appliance.jobs.selftest import Check
 
 _NEIGHBOURS = 3  # saturated units beside which a canary is put in
 _CROWD = 8
@@ -38,7 +38,7 @@ class Replay:
     moved: float = 0.0
 
     def run(self) -> list[Check]:
-        """All replay checks."""
+        """Run all replay checks."""
         neighbours = [[self._dense(1e3)] for _ in range(_NEIGHBOURS)]
         still = self.tap.release(neighbours, self._silence())
         return [
@@ -55,7 +55,7 @@ class Replay:
         ]
 
     def _joint(self, name: str, base: Units, still: Floats, canaries: list[Canary]) -> list[Check]:
-        """Many canaries in one batch: their supports are disjoint, so each one's share is read off its coordinates."""
+        """Release many canaries in one batch: with disjoint supports, each one's share is read off its coordinates."""
         moved = self.tap.release([*base, *([canary] for canary in canaries)], self._silence())
         slack, change = self._slack(still, moved), moved.astype(np.float64) - still
         shares = [_norm(change[canary.coordinates]) / self.tap.clip_norm for canary in canaries]
@@ -87,7 +87,7 @@ class Replay:
         return self._at_most_c("replay.non-finite", moved, slack, len(found))
 
     def _opposed(self) -> Check:
-        """One huge unit against a crowd that points the other way: a clip of sums would let it turn them all."""
+        """Set one huge unit against a crowd that points the other way: a clip of sums would let it turn them all."""
         seed = secrets.randbits(64)
         crowd = [[dense(self.tap.parameters, -1e3 * self._scale(), seed)] for _ in range(_CROWD - 1)]
         still = self.tap.release(crowd, self._silence())
@@ -98,7 +98,7 @@ class Replay:
         return self._at_most_c("replay.opposed", change, self._slack(still, moved), 1)
 
     def _count(self) -> Check:
-        """N and N + 1 units that point the same way, under one noise: neither divisor nor noise may follow N."""
+        """Release N and N + 1 units that point one way, under one noise: neither divisor nor noise may follow N."""
         seed, noise = secrets.randbits(64), self.tap.draw()
         crowd = [[dense(self.tap.parameters, 1e3 * self._scale(), seed)] for _ in range(_CROWD)]
         still = self.tap.release(crowd, noise)
@@ -106,7 +106,7 @@ class Replay:
         return self._at_most_c("replay.count", moved, slack, _CROWD)
 
     def _empty(self) -> Check:
-        """The empty batch releases the noise, and all of it."""
+        """Check that the empty batch releases the noise, and all of it."""
         noise = self.tap.draw()
         released = self.tap.release([], noise)
         expected = (noise * self.tap.grid).astype(np.float32)
@@ -125,7 +125,7 @@ class Replay:
     def _influence(
         self, base: Units, unit: list[Row], still: Floats, noise: Integers | None = None
     ) -> tuple[float, float]:
-        """How far one unit moves a release, and the slack of that figure, both in units of C."""
+        """Measure how far one unit moves a release, and the slack of that figure, both in units of C."""
         moved = self.tap.release([*base, unit], self._silence() if noise is None else noise)
         return _norm(moved.astype(np.float64) - still) / self.tap.clip_norm, self._slack(still, moved)
 

@@ -12,15 +12,16 @@ from appliance.audit import noise
 from appliance.audit.bounds import check, sd_upper
 from appliance.audit.replay import Replay
 from appliance.audit.tap import Tap
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.selftest import Check
 from appliance.privacy.accounting import LEAST_NOISE, composition, epsilon_pld
-from appliance.records import Check, PrivacyPlan
 
 LEAST_COMPONENT = 0.97
 """What share of the accounted epsilon the measured mechanism must at least have: less means it is another one."""
 
 
 def examine(tap: Tap, plan: PrivacyPlan) -> list[Check]:
-    """Every check of the self-test on one mechanism; it has passed if all have.
+    """Run every check of the self-test on one mechanism; it has passed if all have.
 
     Args:
       tap: the mechanism.
@@ -36,7 +37,7 @@ def examine(tap: Tap, plan: PrivacyPlan) -> list[Check]:
 
 
 def component(plan: PrivacyPlan, noise_high: float, moved_low: float) -> Check:
-    """The measured mechanism's epsilon as a share of the accounted one.
+    """State the measured mechanism's epsilon as a share of the accounted one.
 
     Args:
       plan: rate, attempts, delta and the claimed noise multiplier.

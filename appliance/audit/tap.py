@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.records import Record
+from appliance.jobs.record import Record
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -36,13 +36,13 @@ class Tap(Protocol):
     grid: float
 
     def release(self, units: Units, noise: Integers | None = None) -> Floats:
-        """The noised sum, float32 [P], of units with these per-record gradients; with `noise`, that noise again."""
+        """Release the noised sum, float32 [P], of units with these gradients; with `noise`, that noise again."""
         ...
 
     def release_records(self, units: Sequence[Sequence[Record]], noise: Integers | None = None) -> Floats:
-        """The same for synthetic records, through forward and backward pass."""
+        """Do the same for synthetic records, through forward and backward pass."""
         ...
 
     def draw(self) -> Integers:
-        """One noise vector of the production source, int64 [P], in units of the grid."""
+        """Draw a noise vector of the production source, int64 [P], in units of the grid."""
         ...

@@ -11,36 +11,19 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer 0.29 carries its own click
 
 from appliance import __version__
-from appliance.cli import (
-    audit,
-    budget,
-    data,
-    evaluate,
-    export,
-    home,
-    key,
-    ledger,
-    model,
-    node,
-    policy,
-    render,
-    report,
-    train,
-    watermark,
-)
+from appliance.cli import render
+from appliance.cli.lazy import Words
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError, Interrupted, UsageError
 
 app = typer.Typer(
     name="appliance",
+    cls=Words,
     help="Fine-tune an open-weights language model on data that must never leave the building, and prove it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-home.register(app)
-for noun in (policy, key, data, model, train, node, watermark, evaluate, export, audit, budget, report, ledger):
-    app.add_typer(noun.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.events.states import Purpose
+from appliance.flows.catalog import find_dataset
+from appliance.flows.data.ingest import Declaration, Ingested
+from appliance.flows.data.ingest import ingest as ingest_flow
+from appliance.flows.data.sources import spec_for
+from appliance.flows.data.verify import verify as verify_data
+from appliance.ledger.rows import DatasetRow
 
-if TYPE_CHECKING:
-    from appliance.ledger.rows import DatasetRow
-
-
-class Purpose(StrEnum):
-    """What a dataset may be used for."""
-
-    TRAINING = "training"
-    EVALUATION = "evaluation"
-
-
-app = typer.Typer(name="data", help="Private data: ingest, list, show, verify.", no_args_is_help=True)
+app = typer.Typer()
 
 PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'."
 COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'."
@@ -52,37 +47,39 @@ def ingest(
 
     Rows that cannot be used are listed by file, line and byte offset; nothing of their content is shown.
     """
-    from appliance.flows import data as flow
-    from appliance.flows.sources import spec_for
-
     chosen = settings.writing(context)
     spec = spec_for(
         paths, format_, prompt=prompt, completion=completion, text=text, subject=subject, max_records=max_records,
         unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
-    declared = flow.Declaration(name=name, units=units, class_name=class_name, purpose=purpose.value)
+    declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
     with render.progress(chosen, "sealing") as bar:
-        made = flow.ingest(
+        made = ingest_flow(
             chosen.home(), paths, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
         )
-    rejected = [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in made.rejected]
     for row in made.rejected[:20]:
         render.note(chosen, f"rejected {row.file}:{row.line} (byte {row.offset}): {row.reason}")
-    document = {**_document(made.dataset), "rejected": rejected}
-    lines = [f"sealed as {made.dataset.id} ({name}); {len(rejected)} rows rejected"]
+    render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
+
+
+def _ingested_document(made: Ingested) -> dict[str, Any]:
+    rejected = [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in made.rejected]
+    return {**_document(made.dataset), "rejected": rejected}
+
+
+def _ingested_lines(made: Ingested) -> list[str]:
+    lines = [f"sealed as {made.dataset.id} ({made.dataset.name}); {len(made.rejected)} rows rejected"]
     if made.overlaps:
         lines.append(f"shares units of privacy with {', '.join(made.overlaps)}: what they spent counts here too")
-    lines.append("the original files are where they were: remove them if the sealed copy is to be the only one")
-    render.result(chosen, "data.ingest", document, lines)
+    return [*lines, "the original files are where they were: remove them if the sealed copy is to be the only one"]
 
 
 @app.command("list")
 def list_(context: typer.Context) -> None:
     """List the datasets."""
-    from appliance.flows import data as flow
-
     chosen = settings.of(context)
-    rows = flow.datasets(chosen.home())
+    with chosen.home().rows() as catalog:
+        rows = catalog.datasets.list()
     head = ("id", "name", "class", "purpose", "unit", "declared", "state")
     cells = [(r.id, r.name, r.class_, r.purpose, r.unit_kind, r.declared_units, r.state) for r in rows]
     lines = render.table(head, cells) if rows else ["no datasets yet"]
@@ -92,11 +89,9 @@ def list_(context: typer.Context) -> None:
 @app.command()
 def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
     """Show one dataset's public facts. Its content is never shown."""
-    from appliance.flows import data as flow
-
     chosen = settings.of(context)
-    row = flow.find(flow.datasets(chosen.home()), dataset)
-    document = _document(row)
+    with chosen.home().rows() as catalog:
+        document = _document(find_dataset(catalog, dataset))
     render.result(chosen, "data.show", document, render.fields(document.items()))
 
 
@@ -105,10 +100,8 @@ def verify(
     context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
 ) -> None:
     """Compare the sealed objects with their digests in the ledger; works while the store is sealed."""
-    from appliance.flows import data as flow
-
     chosen = settings.of(context)
-    rows = flow.verify(chosen.home(), dataset)
+    rows = verify_data(chosen.home(), dataset)
     lines = [f"{row.name}: {row.chunks} chunks intact" for row in rows] or ["no datasets yet"]
     render.result(chosen, "data.verify", {"intact": [row.id for row in rows]}, lines)
 

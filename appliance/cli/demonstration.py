@@ -7,14 +7,18 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
+
+import typer
 
 from appliance.cli import render
+from appliance.cli import settings as global_options
+from appliance.cli.app import run as run_command
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError
-
-if TYPE_CHECKING:
-    from appliance.flows.demo import Media
+from appliance.flows import demo as flow
+from appliance.flows.demo import Media
+from appliance.ledger.rows import RunRow
 
 MODEL = "smollm2-135m"
 PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
@@ -57,29 +61,47 @@ class Failed(ApplianceError):
         self.exit_status = exit_status  # type: ignore[misc]
 
 
-def run(settings: Settings, media: Path, *, quick: bool) -> None:
-    """Run every step; skip those that an earlier demo in the same home has done."""
-    from appliance.flows import demo
-
-    began = time.monotonic()
-    size = QUICK if quick else FULL
-    unpacked = demo.unpack(media, size.training, size.held_out)
+def demo(
+    context: typer.Context,
+    media: Annotated[Path, typer.Option(help="Directory with the demo's two wheels.")] = Path(".media"),
+    quick: Annotated[bool, typer.Option("--quick", help="Same steps, fewer records; at most two minutes.")] = False,
+) -> None:
+    """Run the whole job on a real model and real, public reviews by patients. A second run continues the budget."""
+    settings, began, size = global_options.writing(context), time.monotonic(), QUICK if quick else FULL
     step = _Steps(settings)
+    unpacked = flow.unpack(media, size.training, size.held_out)
     _open_home(settings, step)
     _bring_in(settings, step, unpacked, size)
+    row = _train(settings, step, size)
+    handed = _hand_out(settings, step, row)
+    _audit(settings, handed)
+    step("ledger", "verify")
+    lines = _describe_end(settings, flow.describe_end(settings.home(), row), handed, time.monotonic() - began)
+    render.result(settings, "demo", _document(settings, row, handed), lines)
+
+
+def _train(settings: Settings, step: _Steps, size: Size) -> RunRow:
+    """Plan, train, mark and evaluate a run."""
     run_file = settings.root.absolute() / f"{size.name}.yaml"
     step("train", "plan", size.name, MODEL, "--epsilon", "8", "--out", str(run_file), *size.plan, globally=("--yes",))
     step("train", "start", str(run_file))
-    row = demo.last_run(settings.home())
+    row = flow.last_run(settings.home())
     step("watermark", "embed", row.id)
     step("evaluate", "run", row.id, "--dataset", size.held_out_name, *size.evaluation)
+    return row
+
+
+def _hand_out(settings: Settings, step: _Steps, row: RunRow) -> Path:
+    """Write report and bundle of a run; the directory that holds them."""
     handed = settings.root.absolute().with_name(settings.root.name + ".out") / row.id
     handed.mkdir(parents=True, mode=0o755)
     step("report", "build", row.id, "--out", str(handed / "report"))
     step("export", "bundle", row.id, "--out", str(handed / "bundle"), "--recipient", "demo-auditor")
-    _audit(settings, handed)
-    step("ledger", "verify")
-    document = {
+    return handed
+
+
+def _document(settings: Settings, row: RunRow, handed: Path) -> dict[str, str | None]:
+    return {
         "home": str(settings.root),
         "run": row.id,
         "epsilon": row.epsilon_charged,
@@ -87,8 +109,6 @@ def run(settings: Settings, media: Path, *, quick: bool) -> None:
         "report": str(handed / "report"),
         "bundle": str(handed / "bundle"),
     }
-    lines = _closing(settings, demo.closing(settings.home(), row), handed, time.monotonic() - began)
-    render.result(settings, "demo", document, lines)
 
 
 def _open_home(settings: Settings, step: _Steps) -> None:
@@ -102,11 +122,9 @@ def _open_home(settings: Settings, step: _Steps) -> None:
 
 
 def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> None:
-    """Whatever an earlier demo in the same home has not brought in: watermark key, model, two datasets."""
-    from appliance.flows import demo
-
-    known = demo.known(settings.home())
-    if demo.WATERMARK_KEY not in known:
+    """Bring in what an earlier demo in the same home has not: watermark key, model, two datasets."""
+    known = flow.find_known(settings.home())
+    if flow.WATERMARK_KEY not in known:
         step("watermark", "keygen")
     if MODEL not in known:
         step("model", "import", str(unpacked.model), "--name", MODEL)
@@ -120,10 +138,8 @@ def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> 
 
 
 def _audit(settings: Settings, handed: Path) -> None:
-    """What an auditor does: a copy of the bundle in another directory, its verifier alone, the printed fingerprint."""
-    from appliance.flows import demo
-
-    command, status, said = demo.audit(settings.home(), handed / "bundle", handed / "auditor")
+    """Do what an auditor does: a copy of the bundle in another directory, its verifier, the printed fingerprint."""
+    command, status, said = flow.audit(settings.home(), handed / "bundle", handed / "auditor")
     render.note(settings, f"\n$ {shlex.join(command)}")
     render.note(settings, said)
     if status:
@@ -137,13 +153,11 @@ class _Steps:
         self.settings = settings
 
     def __call__(self, *words: str, globally: tuple[str, ...] = ()) -> None:
-        from appliance.cli import app
-
         render.note(self.settings, f"\n$ appliance {shlex.join((*globally, *words))}")
         options = ["--home", str(self.settings.root), *globally, "--reason", "demonstration"]
         options += ["--quiet"] if self.settings.json or self.settings.quiet else []
         options += [] if self.settings.color else ["--no-color"]
-        status = app.run([*options, *words])
+        status = run_command([*options, *words])
         if status:
             raise Failed(status)
 
@@ -154,7 +168,7 @@ def _write_secret(path: Path) -> None:
     path.write_text(secrets.token_urlsafe(24) + "\n")
 
 
-def _closing(settings: Settings, guarantee: list[str], handed: Path, seconds: float) -> list[str]:
+def _describe_end(settings: Settings, guarantee: list[str], handed: Path, seconds: float) -> list[str]:
     home = settings.root
     return [
         "",

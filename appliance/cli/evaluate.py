@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.flows.evaluation import evaluate as flow
+from appliance.flows.evaluation.evaluate import Cost, Evaluated
 
-if TYPE_CHECKING:
-    from appliance.flows.evaluate import Cost, Evaluated
-
-app = typer.Typer(name="evaluate", help="What an adapter gains on held-out private data.", no_args_is_help=True)
+app = typer.Typer()
 
 BAR_PERCENT = 0.1
 NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be released"}
-
-
-@app.callback()
-def _noun() -> None:
-    """What an adapter gains on held-out private data, and what its watermark costs on public text."""
 
 
 @app.command()
@@ -36,8 +30,6 @@ def run(
 
     It is a differentially private release with a budget of its own: charged in full as soon as it starts.
     """
-    from appliance.flows import evaluate as flow
-
     chosen = settings.of(context)
     home, run = chosen.home(), chosen.run(run)
     if chosen.dry_run:
@@ -80,11 +72,11 @@ def _cost_lines(cost: Cost) -> list[str]:
 
 
 def _document(done: Evaluated) -> dict[str, Any]:
-    return {**done.facts, "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
+    return {**done.settled.facts(), "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
 
 
 def _lines(done: Evaluated) -> list[str]:
-    facts = done.facts
+    facts = done.settled.facts()
     lines = [line for comparison in facts["comparisons"] for line in _gain_lines(comparison)]
     if len(facts["comparisons"]) == 1:
         lines.append("no watermark is embedded yet, so only the unmarked adapter was compared with the base")

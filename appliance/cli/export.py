@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
 from appliance.errors import ApplianceError, IntegrityError, Stale, VerificationIncomplete
+from appliance.export import verify as verifier
+from appliance.flows.release import bundle as flow
+from appliance.flows.release.sealing import Sealed
 
-app = typer.Typer(name="export", help="Bundles that prove themselves offline: bundle, verify.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command()
@@ -23,12 +26,16 @@ def bundle(
     ] = "",
 ) -> None:
     """Write the marked adapter of a finished run with its documents, its proofs and a verifier into a directory."""
-    from appliance.flows import export as flow
-
     chosen = settings.writing(context)
     sealed = flow.bundle(chosen.home(), chosen.run(run), out, recipient, chosen.operator())
+    lines = render.fields([("bundle", sealed.manifest.id), ("directory", out), ("ledger entry", sealed.index)])
+    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    render.result(chosen, "export.bundle", _document(sealed, out), lines)
+
+
+def _document(sealed: Sealed, out: Path) -> dict[str, Any]:
     manifest = sealed.manifest
-    document = {
+    return {
         "bundle": manifest.id,
         "run": manifest.run_id,
         "path": str(out),
@@ -38,9 +45,6 @@ def bundle(
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
     }
-    lines = render.fields([("bundle", manifest.id), ("directory", out), ("ledger entry", sealed.index)])
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
-    render.result(chosen, "export.bundle", document, lines)
 
 
 @app.command()
@@ -56,9 +60,6 @@ def verify(
     ] = None,
 ) -> None:
     """Check a bundle or a report offline; needs no home. The same code as the `verify.py` in the directory."""
-    from appliance.export import verify as verifier
-    from appliance.flows import export as flow
-
     chosen = settings.of(context)
     seen = flow.verify(directory, trusted_key or [], state)
     render.result(chosen, "export.verify", verifier.document(seen), verifier.report(seen))

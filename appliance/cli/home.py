@@ -1,24 +1,21 @@
-"""`appliance init`, `status`, `doctor`, `demo`: the verbs without a noun."""
+"""`appliance init`, `status`, `doctor`: verbs without a noun."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.cli.options import PassphraseFile
 from appliance.errors import IsolationViolated
-
-PassphraseFile = Annotated[
-    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Hang the verbs of this file on the top of the command line."""
-    for verb in (init, status, doctor, demo):
-        app.command()(verb)
+from appliance.flows import acceptance
+from appliance.flows import init as flow
+from appliance.flows.doctor import examine
+from appliance.flows.init import Initialised, Places
+from appliance.flows.policy import load
+from appliance.flows.status import status as status_flow
 
 
 def init(
@@ -37,31 +34,31 @@ def init(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Create a home: keys, database, signing keys, active policy. Prints the fingerprint to hand over on paper."""
-    from appliance.flows import init as flow
-    from appliance.flows import policy as policies
-
     chosen = settings.of(context)
-    rules = policies.load(policy)
+    rules = load(policy)
     if chosen.dry_run:
         render.result(chosen, "init", {"dry_run": True, "home": str(chosen.root)}, [f"would make {chosen.root}"])
         return
+    places = Places(
+        database_url=db, database_owner=db_owner, database_eraser=db_eraser, anchor_dir=anchor,
+        epoch_keys=epoch_keys, origin=origin,
+    )  # fmt: skip
     secret = settings.passphrase(chosen, passphrase_file, new=True)
-    places = flow.Places(
-        database_url=db,
-        database_owner=db_owner,
-        database_eraser=db_eraser,
-        anchor_dir=anchor,
-        epoch_keys=epoch_keys,
-        origin=origin,
-    )
     made = flow.init(chosen.root, rules, secret, chosen.operator(), places)
-    document = {
+    render.result(chosen, "init", _document(made), _lines(made, places))
+
+
+def _document(made: Initialised) -> dict[str, Any]:
+    return {
         "home": str(made.home.root),
         "policy": made.policy,
         "fingerprint": made.fingerprint,
         "keys": made.verifier_keys,
         "verifier_sha256": made.verifier_sha256,
     }
+
+
+def _lines(made: Initialised, places: Places) -> list[str]:
     lines = [
         f"made {made.home.root} under policy {made.policy}",
         "hand this fingerprint of the ledger's keys to your auditors, on paper (`ledger head` prints the keys):",
@@ -70,19 +67,17 @@ def init(
         f"  {made.verifier_sha256}",
         "the passphrase cannot be recovered; without it the data stay sealed for ever",
     ]
-    if db and not db_owner:
+    if places.database_url and not places.database_owner:
         lines.append("the database role owns its tables: whoever takes it over can drop their guards (--db-owner)")
     if not made.home.anchor_is_external:
         lines.append("the anchor lies inside the home: a rollback of the whole home is not detectable (--anchor)")
-    render.result(chosen, "init", document, lines)
+    return lines
 
 
 def status(context: typer.Context) -> None:
     """Say in what state the appliance is: seal, ledger, anchor, budgets, runs, disk."""
-    from appliance.flows import status as flow
-
     chosen = settings.of(context)
-    found = flow.status(chosen.home())
+    found = status_flow(chosen.home())
     render.result(chosen, "status", found.document(), render.fields(found.fields()))
 
 
@@ -96,12 +91,10 @@ def doctor(
     ] = None,
 ) -> None:
     """Check this machine: plants leakers in a sandboxed process and shows each one caught; devices, disk, libraries."""
-    from appliance.flows import doctor as flow
-
     if record is not None:
         return _record(settings.writing(context), record)
     chosen = settings.of(context)
-    found = flow.examine(chosen.root, sandboxed=not without_sandbox)
+    found = examine(chosen.root, sandboxed=not without_sandbox)
     lines = render.table(("check", "verdict", "detail"), [(c.name, c.verdict, c.detail) for c in found])
     document = {"checks": [{"name": c.name, "verdict": c.verdict, "detail": c.detail} for c in found]}
     render.result(chosen, "doctor", document, lines)
@@ -111,21 +104,9 @@ def doctor(
 
 
 def _record(chosen: settings.Settings, document: Path) -> None:
-    from appliance.flows import acceptance
-
-    index, facts = acceptance.record(chosen.home(), document, chosen.operator())
-    passed = sum(check["state"] == "passed" for check in facts["checks"])
-    verdict = "accepted" if facts["accepted"] else "not accepted"
-    counted = f"{passed} of {len(facts['checks'])} checks passed on {facts['hardware']}"
-    render.result(chosen, "doctor.record", {**facts, "entry": index}, [f"{verdict}: {counted} (entry {index})"])
-
-
-def demo(
-    context: typer.Context,
-    media: Annotated[Path, typer.Option(help="Directory with the demo's two wheels.")] = Path(".media"),
-    quick: Annotated[bool, typer.Option("--quick", help="Same steps, fewer records; at most two minutes.")] = False,
-) -> None:
-    """Run the whole job on a real model and real, public reviews by patients. A second run continues the budget."""
-    from appliance.cli import demonstration
-
-    demonstration.run(settings.writing(context), media, quick=quick)
+    index, examined = acceptance.record(chosen.home(), document, chosen.operator())
+    passed = sum(check.state == "passed" for check in examined.checks)
+    verdict = "accepted" if examined.accepted else "not accepted"
+    counted = f"{passed} of {len(examined.checks)} checks passed on {examined.hardware}"
+    facts = {**examined.facts(), "entry": index}
+    render.result(chosen, "doctor.record", facts, [f"{verdict}: {counted} (entry {index})"])

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
 from appliance.errors import UsageError
+from appliance.flows import key as flow
+from appliance.store.client import AgentStatus
 
-if TYPE_CHECKING:
-    from appliance.store.client import AgentStatus
-
-app = typer.Typer(
-    name="key", help="Unseal and seal the store, change keys: unlock, lock, status, rotate.", no_args_is_help=True
-)
+app = typer.Typer()
 PassphraseFile = Annotated[
     Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
 ]
@@ -28,21 +25,17 @@ def unlock(
     minutes: Annotated[int, typer.Option(min=1, max=7 * 24 * 60, help="Lock again after so many minutes.")] = 480,
 ) -> None:
     """Start the key agent, which holds the root key until `key lock` or until its time is up."""
-    from appliance.flows import keys
-
     chosen = settings.writing(context)
     home = chosen.home()
-    status = keys.unlock(home, settings.passphrase(chosen, passphrase_file), chosen.operator(), ttl_s=minutes * 60)
+    status = flow.unlock(home, settings.passphrase(chosen, passphrase_file), chosen.operator(), ttl_s=minutes * 60)
     _show(chosen, "key.unlock", status)
 
 
 @app.command()
 def lock(context: typer.Context) -> None:
     """End the key agent; it forgets the root key."""
-    from appliance.flows import keys
-
     chosen = settings.writing(context)
-    locked = keys.lock(chosen.home(), chosen.operator())
+    locked = flow.lock(chosen.home(), chosen.operator())
     lines = ["the store is sealed" if locked else "the store was sealed already"]
     render.result(chosen, "key.lock", {"state": "sealed", "changed": locked}, lines)
 
@@ -60,26 +53,30 @@ def rotate(
     ledger: Annotated[bool, typer.Option("--ledger", help="The keys that sign the ledger's tree heads.")] = False,
 ) -> None:
     """Change keys. The old ones sign the entry that hands over to the new ones, so who pinned the old can follow."""
-    from appliance.flows import keys
-
     chosen = settings.writing(context)
     if not ledger:
         raise UsageError("say which keys to change", hint="appliance key rotate --ledger")
-    done = keys.rotate_ledger(chosen.home(), chosen.operator())
-    document = {
+    done = flow.rotate_ledger(chosen.home(), chosen.operator())
+    render.result(chosen, "key.rotate", _rotated_document(done), _rotated_lines(done))
+
+
+def _rotated_document(done: flow.Rotated) -> dict[str, Any]:
+    return {
         "entry": done.entry,
         "fingerprint_before": done.before,
         "fingerprint": done.after,
         "size": done.head.size,
         "note": done.head.note,
     }
-    lines = [
+
+
+def _rotated_lines(done: flow.Rotated) -> list[str]:
+    return [
         f"entry {done.entry} hands over to the new keys; tree heads of more entries are signed by them",
         f"before {done.before}",
         f"now    {done.after}",
         "hand the new fingerprint to auditors; who pinned the old one is led to the new. Back up HOME/keys again",
     ]
-    render.result(chosen, "key.rotate", document, lines)
 
 
 def _show(chosen: settings.Settings, schema: str, status: AgentStatus) -> None:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from appliance.cli import render, settings
-from appliance.errors import IntegrityError, Stale, UsageError
+from appliance.cli import render, settings, verification
+from appliance.cli.settings import Settings
+from appliance.errors import UsageError
+from appliance.flows import ledger as flow
+from appliance.flows.home import fingerprint as fingerprint_of
+from appliance.flows.ledger import VerifyOptions, Wanted
+from appliance.ledger.entries import Entry
 
-if TYPE_CHECKING:
-    from appliance.flows.ledger import Verified
-
-app = typer.Typer(
-    name="ledger",
-    help="The tamper-evident log: log, show, prove, verify, head, sign, witness, export, erase, upgrade.",
-    no_args_is_help=True,
-)
+app = typer.Typer()
 witness = typer.Typer(name="witness", help="Let somebody elsewhere cosign tree heads.", no_args_is_help=True)
 app.add_typer(witness)
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
@@ -42,26 +40,27 @@ def log(
 ) -> None:
     """List entries, oldest first."""
     chosen = settings.of(context)
-    home = chosen.home()
-    with home.ledger(writable=False) as ledger:
-        facts = {name: value for name, value in (("dataset_id", dataset), ("run_id", run)) if value is not None}
-        times = _utc(since), _utc(until)
-        found = ledger.entries(type_, subject, actor, *times, limit=last, newest_first=True, facts=facts)
-        entries = list(found)[::-1]
+    facts = {name: value for name, value in (("dataset_id", dataset), ("run_id", run)) if value is not None}
+    wanted = Wanted(
+        type=type_, subject=subject, actor=actor, since=_utc(since), until=_utc(until), last=last, facts=facts
+    )
+    entries = flow.log(chosen.home(), wanted)
+    document = {"entries": [{"index": e.index, "leaf": e.leaf, "body": e.body} for e in entries]}
+    render.result(chosen, "ledger.log", document, _table(entries))
+
+
+def _table(entries: list[Entry]) -> list[str]:
     head = ("index", "time", "type", "actor", "about", "body")
     cells = [
         (e.index, e.leaf["time"], e.leaf["type"], e.leaf["actor"], e.leaf.get("subject") or "-", e.body or "-")
         for e in entries
     ]
-    document = {"entries": [{"index": e.index, "leaf": e.leaf, "body": e.body} for e in entries]}
-    render.result(chosen, "ledger.log", document, render.table(head, cells) if cells else ["no entry matches"])
+    return render.table(head, cells) if cells else ["no entry matches"]
 
 
 @app.command()
 def show(context: typer.Context, index: Index) -> None:
     """Show one entry: its leaf, and its sealed body where the store is unsealed."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.of(context)
     entry, body = flow.show(chosen.home(), index)
     document = {"index": index, "leaf": entry.leaf, "body_verdict": entry.body, "body": body}
@@ -82,25 +81,31 @@ def prove(
     ] = None,
 ) -> None:
     """Prove that an entry is in the newest signed tree head (C2SP), or that this head continues an earlier one."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.of(context)
-    if (index is None) == (old_size is None):
+    if index is not None and old_size is None:
+        _prove_entry(chosen, index, out)
+    elif old_size is not None and index is None:
+        _prove_consistency(chosen, old_size, out)
+    else:
         raise UsageError("name either the index of an entry or --from SIZE")
-    if old_size is not None:
-        proof, note = flow.prove_consistency(chosen.home(), old_size)
-        if out is not None:
-            out.write_text(proof)
-            out.with_name(out.name + ".head").write_text(note)
-        document: dict[str, object] = {"old_size": old_size, "proof": proof, "note": note}
-        render.result(chosen, "ledger.prove", document, [proof.rstrip(), "", note.rstrip()])
-    elif index is not None:
-        proof, leaf = flow.prove(chosen.home(), index)
-        if out is not None:
-            out.write_text(proof)
-            out.with_name(out.name + ".leaf").write_bytes(leaf)
-        document = {"index": index, "proof": proof, "leaf": leaf.decode()}
-        render.result(chosen, "ledger.prove", document, [proof.rstrip()])
+
+
+def _prove_entry(chosen: Settings, index: int, out: Path | None) -> None:
+    proof, leaf = flow.prove(chosen.home(), index)
+    if out is not None:
+        out.write_text(proof)
+        out.with_name(out.name + ".leaf").write_bytes(leaf)
+    document = {"index": index, "proof": proof, "leaf": leaf.decode()}
+    render.result(chosen, "ledger.prove", document, [proof.rstrip()])
+
+
+def _prove_consistency(chosen: Settings, old_size: int, out: Path | None) -> None:
+    proof, note = flow.prove_consistency(chosen.home(), old_size)
+    if out is not None:
+        out.write_text(proof)
+        out.with_name(out.name + ".head").write_text(note)
+    document = {"old_size": old_size, "proof": proof, "note": note}
+    render.result(chosen, "ledger.prove", document, [proof.rstrip(), "", note.rstrip()])
 
 
 @app.command()
@@ -121,66 +126,18 @@ def verify(
     ] = False,
 ) -> None:
     """Recompute every leaf, tree head and row, and compare with the signed and anchored heads. Works sealed."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.of(context)
-    against = flow.Against(
-        pinned=fingerprint, heads=tuple(head or ()), witnesses=witness_keys, body_keys=deep, indexes=True
-    )
+    options = VerifyOptions(pinned=fingerprint, heads=tuple(head or ()), witnesses=witness_keys, body_keys=deep)
     with render.progress(chosen, "verifying") as bar:
-        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), against)
-    found = done.verification
-    document = {
-        "verdict": "tampered" if found.problems else "intact",
-        "entries": found.entries,
-        "root": found.root,
-        "signed_size": found.signed_size,
-        "witnessed_size": found.witnessed_size,
-        "cosigned": [{"size": c.size, "witness": c.witness, "time": c.time} for c in found.cosigned],
-        "alterable_from": found.alterable_from,
-        "first_bad": found.first_bad,
-        "problems": list(found.problems),
-        "fork": list(found.fork),
-        "bodies": found.bodies,
-        "anchor_external": done.anchor_external,
-        "fingerprint": done.fingerprint,
-        "fingerprint_pinned": bool(fingerprint),
-        "key_sets": [{"since": since, "fingerprint": printed} for since, printed in done.key_sets],
-    }
-    if found.problems:
-        lines = [f"problem: {problem}" for problem in found.problems]
-        if found.fork:
-            lines += [
-                "two histories were signed with the log's keys; these notes prove it to anybody:",
-                "",
-                *found.fork,
-            ]
-        render.result(chosen, "ledger.verify", document, lines)
-        first = "" if found.first_bad is None else f"; the first bad entry is {found.first_bad}"
-        raise IntegrityError(f"the ledger was altered{first}", hint="keep a copy as it is, and restore from a backup")
-    lines = [
-        f"{found.entries} entries intact; root {found.root}",
-        f"signed up to {found.signed_size}; bodies: " + ", ".join(f"{n} {v}" for v, n in sorted(found.bodies.items())),
-        *(f"witnessed up to {c.size} by {c.witness} at {_time(c.time)}" for c in found.cosigned),
-        *(f"keys handed over by entry {since - 1}; before it: {printed}" for (since, _), printed in _handed_over(done)),
-        f"keys: {done.fingerprint}",
-        done.exposure,
-    ]
-    if not fingerprint:
-        lines.append("compare the keys with the fingerprint on paper, or give it with --fingerprint")
-    render.result(chosen, "ledger.verify", document, lines)
-    if require_witness and found.witnessed_size < found.entries:
-        raise Stale(
-            f"entries {found.witnessed_size} to {found.entries - 1} were not witnessed",
-            hint="appliance ledger witness export",
-        )
+        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), options)
+    document = verification.document(done, pinned=bool(fingerprint))
+    render.result(chosen, "ledger.verify", document, verification.lines(done, pinned=bool(fingerprint)))
+    verification.require(done.verification, witnessed=require_witness)
 
 
 @app.command()
 def sign(context: typer.Context) -> None:
     """Sign and anchor the log's end now; every verb that spends or releases does so by itself."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     signed = flow.sign(chosen.home())
     document = {"size": signed.size, "root": signed.root.hex(), "note": signed.note}
@@ -196,8 +153,6 @@ def witness_export(
     ] = None,
 ) -> None:
     """Write what a witness is asked to cosign: the newest tree head and a proof that it continues the last one."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     body = flow.witness_request(chosen.home(), old_size)
     out.write_text(body)
@@ -210,20 +165,16 @@ def witness_import(
     context: typer.Context, answer: Annotated[Path, typer.Argument(help="File of the cosignature lines.")]
 ) -> None:
     """Take a witness's answer in. Its key must stand in HOME/keys/witnesses.txt."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     added = flow.add_cosignatures(chosen.home(), answer)
     document = {"cosigned": [{"size": c.size, "witness": c.witness, "time": c.time} for c in added]}
-    lines = [f"{c.witness} cosigned {c.size} entries at {_time(c.time)}" for c in added]
+    lines = [f"{c.witness} cosigned {c.size} entries at {verification.time_text(c.time)}" for c in added]
     render.result(chosen, "ledger.witness.import", document, lines)
 
 
 @app.command()
 def export(context: typer.Context, directory: Annotated[Path, typer.Argument(help="New directory to write.")]) -> None:
     """Copy the log for auditors: leaves, tiles, signed head, keys (C2SP tlog-tiles). No bodies, no business rows."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     signed, files = flow.export(chosen.home(), directory)
     document = {"directory": str(directory), "size": signed.size, "root": signed.root.hex(), "files": files}
@@ -237,8 +188,6 @@ def erase(
     db_eraser: Annotated[str, typer.Option(help="The database as the role that may erase; not kept.")] = "",
 ) -> None:
     """Erase the sealed body (name and reason) of an entry; a new entry says so first."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     said = flow.erase(chosen.home(), chosen.operator(), index, db_eraser)
     lines = [
@@ -255,8 +204,6 @@ def upgrade(
     db_eraser: Annotated[str, typer.Option(help="The database as the role that may erase; not kept.")] = "",
 ) -> None:
     """Bring the database to this release's tables. Needed where another role owns them; else any verb does it."""
-    from appliance.flows import ledger as flow
-
     chosen = settings.writing(context)
     size = flow.upgrade(chosen.home(), db_owner, db_eraser)
     render.result(chosen, "ledger.upgrade", {"size": size}, [f"the database is up to date; {size} entries"])
@@ -265,25 +212,13 @@ def upgrade(
 @app.command()
 def head(context: typer.Context) -> None:
     """Print the newest signed tree head (a C2SP checkpoint) and the keys that check it."""
-    from appliance.flows import home as homes
-
     chosen = settings.of(context)
-    with chosen.home().ledger() as ledger:
-        note, keys = ledger.sign().note, ledger.verifier_keys
-    printed = homes.fingerprint(keys)
+    note, keys = flow.head(chosen.home())
+    printed = fingerprint_of(keys)
     document = {"note": note, "keys": keys, "fingerprint": printed}
     lines = [note.rstrip(), "", "keys to pin:", *keys, f"fingerprint {printed}"]
     render.result(chosen, "ledger.head", document, lines)
 
 
-def _handed_over(done: Verified) -> list[tuple[tuple[int, str], str]]:
-    """Each set of keys but the first, with the fingerprint of the one before it."""
-    return list(zip(done.key_sets[1:], [printed for _, printed in done.key_sets], strict=False))
-
-
 def _utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC)
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.flows.model.import_model import import_model
+from appliance.flows.model.verify import verify as verify_models
+from appliance.ledger.rows import ModelRow
 
-if TYPE_CHECKING:
-    from appliance.ledger.rows import ModelRow
-
-app = typer.Typer(name="model", help="Base models: import, list, verify.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("import")
@@ -22,12 +22,10 @@ def import_(
     name: Annotated[str, typer.Option(help="The name by which run files refer to it.")],
 ) -> None:
     """Copy or convert a base model into the home. Pickle weights and remote code are refused."""
-    from appliance.flows import model as flow
-
     chosen = settings.writing(context)
     with render.progress(chosen, "importing in the sandbox") as bar:
         bar.update(0, 0, name)
-        made = flow.import_model(chosen.home(), source, name, chosen.operator())
+        made = import_model(chosen.home(), source, name, chosen.operator())
     verb = "was here already as" if made.already else "imported as"
     lines = [f"{verb} {made.model.id}", *render.fields(_document(made.model).items())]
     render.result(chosen, "model.import", {**_document(made.model), "already": made.already}, lines)
@@ -36,10 +34,9 @@ def import_(
 @app.command("list")
 def list_(context: typer.Context) -> None:
     """List the base models."""
-    from appliance.flows import model as flow
-
     chosen = settings.of(context)
-    rows = flow.models(chosen.home())
+    with chosen.home().rows() as catalog:
+        rows = catalog.models.list()
     head = ("name", "architecture", "parameters", "licence", "from", "sha256")
     cells = [(r.id, r.architecture, r.parameters, r.licence, r.source_format, r.sha256[:16]) for r in rows]
     lines = render.table(head, cells) if rows else ["no models yet"]
@@ -51,10 +48,8 @@ def verify(
     context: typer.Context, model: Annotated[str | None, typer.Argument(help="Name; all if omitted.")] = None
 ) -> None:
     """Compare every file of the base models with its digest in the ledger."""
-    from appliance.flows import model as flow
-
     chosen = settings.of(context)
-    rows = flow.verify(chosen.home(), model)
+    rows = verify_models(chosen.home(), model)
     lines = [f"{row.id}: intact" for row in rows] or ["no models yet"]
     render.result(chosen, "model.verify", {"intact": [row.id for row in rows]}, lines)
 

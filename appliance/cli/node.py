@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from appliance.cli import render, settings
 from appliance.cli.settings import Settings
+from appliance.flows import node
+from appliance.store.nodes import NodeKey
 
-if TYPE_CHECKING:
-    from appliance.store.nodes import NodeKey
-
-app = typer.Typer(name="node", help="Compute nodes of a run on several machines: init, show.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command()
 def init(context: typer.Context) -> None:
     """Make this machine a compute node: a key pair in HOME, which needs neither ledger nor passphrase."""
-    from appliance.flows import node
-
     chosen = settings.writing(context)
     _show(chosen, "node.init", node.init(chosen.root))
 
@@ -27,8 +22,6 @@ def init(context: typer.Context) -> None:
 @app.command()
 def show(context: typer.Context) -> None:
     """Print the node's public key, one line for `train start --node`, and its fingerprint."""
-    from appliance.flows import node
-
     chosen = settings.of(context)
     _show(chosen, "node.show", node.show(chosen.root))
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from appliance.cli import render
-
-if TYPE_CHECKING:
-    from appliance.flows.forecast import Forecast
-    from appliance.records import PrivacyPlan
+from appliance.flows.run.forecast import Forecast
+from appliance.jobs.plan import PrivacyPlan
 
 Row = tuple[float, int, int, float, float]
 
 
 def sampling(plan: PrivacyPlan) -> list[str]:
-    """How units are sampled: one line, or one for each phase of a curriculum."""
+    """Say how units are sampled: one line, or one for each phase of a curriculum."""
     if not plan.phases:
         rate = f"rate {float(plan.sample_rate):.4f}"
         return [f"Poisson, {rate}, {plan.steps} steps + {plan.spare_steps} spare"]
@@ -26,7 +24,7 @@ def sampling(plan: PrivacyPlan) -> list[str]:
 
 
 def lines(expected: Forecast) -> list[str]:
-    """Memory and time as fields."""
+    """Show memory and time as fields."""
     engine, time = expected.engine, expected.time
     fields = [
         *_memory(expected),
@@ -41,7 +39,7 @@ def lines(expected: Forecast) -> list[str]:
 
 
 def _memory(expected: Forecast) -> list[tuple[str, str]]:
-    """On a GPU two memories: its own and the host's."""
+    """Show the memory; on a GPU there are two, its own and the host's."""
     need, room = expected.need, expected.room
     host = f"{_gib(room.host)} are available"
     if expected.engine.device == "cpu":
@@ -55,14 +53,14 @@ def _memory(expected: Forecast) -> list[tuple[str, str]]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The trade-off as a table: the last column is what the model feels."""
+    """Show the trade-off as a table: the last column is what the model feels."""
     head = ("epsilon", "steps", "batch", "noise multiplier", "noise / batch")
     cells = [(f"{e:g}", steps, batch, f"{noise:.2f}", f"{ratio:.5f}") for e, steps, batch, noise, ratio in rows]
     return ["what other choices would mean (less noise / batch is a better model):", *render.table(head, cells)]
 
 
 def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
-    """The same for --json: bytes, seconds, and the table."""
+    """Give the same for --json: bytes, seconds, and the table."""
     memory, time = expected.memory, expected.time
     parts = {name: getattr(memory, name) for name in memory.__slots__}
     names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier", "noise_per_unit")

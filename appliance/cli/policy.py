@@ -7,16 +7,15 @@ from typing import Annotated
 import typer
 
 from appliance.cli import render, settings
+from appliance.flows import policy as flow
 
-app = typer.Typer(name="policy", help="What the data owner allows: check, show, activate.", no_args_is_help=True)
+app = typer.Typer()
 PolicyFile = Annotated[str, typer.Argument(help="A policy file, or: default, demo, health, finance.")]
 
 
 @app.command()
 def check(context: typer.Context, file: PolicyFile) -> None:
     """Check a policy file against its schema; changes nothing."""
-    from appliance.flows import policy as flow
-
     policy = flow.load(file)
     document = {"name": policy.name, "sha256": policy.digest, "classes": sorted(policy.classes)}
     lines = [f"policy {policy.name} is valid", f"sha256 {policy.digest}"]
@@ -26,8 +25,6 @@ def check(context: typer.Context, file: PolicyFile) -> None:
 @app.command()
 def show(context: typer.Context) -> None:
     """Show the policy in force, with the exact bytes that were activated."""
-    from appliance.flows import policy as flow
-
     chosen = settings.of(context)
     policy = flow.show(chosen.home())
     text = policy.text.decode()
@@ -38,8 +35,6 @@ def show(context: typer.Context) -> None:
 @app.command()
 def activate(context: typer.Context, file: PolicyFile) -> None:
     """Put a policy in force; the ledger keeps its digest and its bytes."""
-    from appliance.flows import policy as flow
-
     chosen = settings.of(context)
     policy = flow.load(file)
     if chosen.dry_run:

@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperArgument, TyperGroup
 
 import appliance.errors
+from appliance.cli.app import app
+from appliance.cli.lazy import TABLE, load
 from appliance.errors import ApplianceError
 
 HEAD = """\
@@ -22,19 +24,17 @@ Results go to stdout, everything else to stderr. With `--json`, stdout holds exa
 
 
 def reference() -> str:
-    """The whole page as Markdown."""
-    from appliance.cli.app import app
-
+    """Write the whole page as Markdown."""
     root = typer.main.get_command(app)
     lines = [HEAD, "## Global options", "", *_options(root), "", "## Exit codes", "", *_exit_codes(), ""]
-    for path, command in _commands(root, ()):
+    for path, command in (found for word in TABLE for found in _commands(load(word), (word,))):
         lines += [f"## appliance {' '.join(path)}", "", command.help or "", "", "```", _usage(path, command), "```", ""]
         lines += [*_options(command), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def exit_codes() -> dict[int, str]:
-    """Every exit status with its meaning, from the tree of errors."""
+    """List every exit status with its meaning, from the tree of errors."""
     kinds = [kind for kind in vars(appliance.errors).values() if isinstance(kind, type)]
     return {0: "ok"} | {
         kind.exit_status: kind.meaning

@@ -39,14 +39,14 @@ def error(failure: ApplianceError) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Plain aligned columns, readable by people and by `awk`."""
+    """Align columns, readable by people and by `awk`."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
-    """One `name  value` line each, aligned."""
+    """Write one `name  value` line each, aligned."""
     listed = [(name, str(value)) for name, value in pairs]
     width = max((len(name) for name, _ in listed), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in listed]
@@ -79,7 +79,7 @@ class _Silent:
 
 @contextmanager
 def progress(settings: Settings, what: str) -> Iterator[Bar]:
-    """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet."""
+    """Show a progress bar on a terminal, JSON lines elsewhere, nothing with --quiet."""
     if settings.quiet:
         yield _Silent()
     elif settings.json or not os.isatty(2):

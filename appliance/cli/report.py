@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import export, render, settings
+from appliance.flows.release import report as flow
+from appliance.flows.release.sealing import Sealed
 
-app = typer.Typer(
-    name="report", help="Reports for auditors, from the ledger alone: build, verify.", no_args_is_help=True
-)
+app = typer.Typer()
 
 
 @app.command()
@@ -24,12 +24,18 @@ def build(
     out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
 ) -> None:
     """Write what the ledger says of a run as a page, as JSON, with its proofs and a verifier, into a directory."""
-    from appliance.flows import report as flow
-
     chosen = settings.writing(context)
     sealed = flow.build(chosen.home(), chosen.run(run), out, chosen.operator())
+    lines = render.fields(
+        [("report", sealed.manifest.id), ("page", out / "report.html"), ("ledger entry", sealed.index)]
+    )
+    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    render.result(chosen, "report.build", _document(sealed, out), lines)
+
+
+def _document(sealed: Sealed, out: Path) -> dict[str, Any]:
     manifest = sealed.manifest
-    document = {
+    return {
         "report": manifest.id,
         "run": manifest.run_id,
         "path": str(out),
@@ -37,9 +43,6 @@ def build(
         "entry": sealed.index,
         "tree_size": sealed.head.size,
     }
-    lines = render.fields([("report", manifest.id), ("page", out / "report.html"), ("ledger entry", sealed.index)])
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
-    render.result(chosen, "report.build", document, lines)
 
 
 app.command()(export.verify)

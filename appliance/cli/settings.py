@@ -29,40 +29,41 @@ class Settings:
     yes: bool = False
 
     def home(self) -> Home:
-        """The home that --home or APPLIANCE_HOME names."""
+        """Open the home that --home or APPLIANCE_HOME names."""
         from appliance.flows.home import Home
 
         return Home.open(self.root)
 
     def run(self, named: str) -> str:
-        """The id of a run that is named by its id or, where that is unique, by its name."""
-        from appliance.flows.train import identify
+        """Find the id of a run that is named by its id or, where that is unique, by its name."""
+        from appliance.flows.catalog import identify_run
 
-        return identify(self.home(), named)
+        with self.home().rows() as rows:
+            return identify_run(rows, named)
 
     def operator(self) -> Operator:
-        """On whose behalf this invocation runs."""
+        """Say on whose behalf this invocation runs."""
         from appliance.flows.home import Operator
 
         return Operator(name=self.actor, reason=self.reason)
 
 
 def of(context: typer.Context) -> Settings:
-    """The settings of the running command."""
+    """Find the settings of the running command."""
     settings = context.obj
     assert isinstance(settings, Settings)  # noqa: S101 - the callback of `app` always sets them
     return settings
 
 
 def writing(context: typer.Context) -> Settings:
-    """The settings of a verb that always writes. Raises `UsageError` under --dry-run, which it cannot honour."""
+    """Find the settings of a verb that always writes. Raises `UsageError` under --dry-run, which it cannot honour."""
     if of(context).dry_run:
         raise UsageError("this verb has no dry run", hint="leave --dry-run out; nothing was done")
     return of(context)
 
 
 def passphrase(settings: Settings, file: Path | None, *, new: bool = False) -> str:
-    """The passphrase: from `file`, from APPLIANCE_PASSPHRASE_FILE, or asked for on the terminal.
+    """Ask for the passphrase: in `file`, in APPLIANCE_PASSPHRASE_FILE, or on the terminal.
 
     Raises:
       UsageError: there is no terminal and no file, the file cannot be read, or a new passphrase is too short.

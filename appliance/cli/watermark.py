@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from appliance.cli import render, settings
+from appliance.cli.options import RunArgument
+from appliance.flows.watermark.detect import detect as detect_flow
+from appliance.flows.watermark.embed import embed as embed_flow
+from appliance.flows.watermark.keygen import keygen as keygen_flow
 
-app = typer.Typer(
-    name="watermark", help="The keyed mark in a released adapter: keygen, embed, detect.", no_args_is_help=True
-)
-RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
+app = typer.Typer()
 ORDER = ("none", "bf16", "int8", "nf4", "int4_g128", "prune30", "prune50")
 CLAIM = 13.4
 
@@ -20,10 +21,8 @@ CLAIM = 13.4
 @app.command()
 def keygen(context: typer.Context) -> None:
     """Draw a watermark key. New runs are committed to it in the ledger before they are trained."""
-    from appliance.flows import watermark as flow
-
     chosen = settings.writing(context)
-    row = flow.keygen(chosen.home(), chosen.operator())
+    row = keygen_flow(chosen.home(), chosen.operator())
     document = {"key": row.id, "commitment": row.commitment, "key_epoch": row.key_epoch}
     lines = render.fields([("watermark key", row.id), ("commitment", row.commitment)])
     render.result(
@@ -34,12 +33,10 @@ def keygen(context: typer.Context) -> None:
 @app.command()
 def embed(context: typer.Context, run: RunArgument) -> None:
     """Mark the adapter of a finished run. The marked adapter in RUN/released is the only one that may be released."""
-    from appliance.flows import watermark as flow
-
     chosen = settings.writing(context)
     home, run = chosen.home(), chosen.run(run)
-    facts = flow.embed(home, run, chosen.operator())
-    render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.runs / run / flow.RELEASED)))
+    facts = embed_flow(home, run, chosen.operator()).facts()
+    render.result(chosen, "watermark.embed", facts, _embedded_lines(facts, str(home.run(run).released)))
 
 
 @app.command()
@@ -50,10 +47,9 @@ def detect(
     key: Annotated[str, typer.Option("--key", help="Refuse unless the ledger committed the run to this key.")] = "",
 ) -> None:
     """Look for the mark of a run in a suspect. Not finding it is a result too: exit status 0, `detected` false."""
-    from appliance.flows import watermark as flow
-
     chosen = settings.writing(context)
-    facts, certificate = flow.detect(chosen.home(), suspect, chosen.run(run), key, chosen.operator())
+    detected, certificate = detect_flow(chosen.home(), suspect, chosen.run(run), key, chosen.operator())
+    facts = detected.facts()
     document = {**facts, "certificate": str(certificate)}
     render.result(chosen, "watermark.detect", document, _detected_lines(facts, certificate))
 

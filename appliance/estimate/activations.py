@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from appliance.estimate.shape import Shape
-from appliance.records import LoraSpec
+from appliance.jobs.lora import LoraSpec
 
 Device = Literal["cpu", "cuda"]
 
@@ -27,21 +27,21 @@ _FLOAT = 4
 
 
 def layer_bytes(shape: Shape, lora: LoraSpec, element: int, length: int, index: int, device: Device = "cpu") -> float:
-    """Bytes that layer `index` keeps for each token of records of padded length `length`."""
+    """Count the bytes that layer `index` keeps for each token of records of padded length `length`."""
     on = _targets(shape, lora, index)
     kept = _attention(shape, lora, element, on) + _attended(shape, lora, element, length, on, device)
     return kept + _mlp(shape, lora, element, index, on) + lora.r * element * len(on)
 
 
 def attends_plainly(shape: Shape, element: int, device: Device) -> bool:
-    """Whether attention keeps the probabilities of every pair of tokens."""
+    """Tell whether attention keeps the probabilities of every pair of tokens."""
     if device == "cpu":
         return shape.latent is not None
     return element == _FLOAT and shape.latent is None and shape.kv_heads != shape.heads
 
 
 def _targets(shape: Shape, lora: LoraSpec, index: int) -> set[str]:
-    """Short names of the adapted linear layers of one decoder layer."""
+    """Name the adapted linear layers of one decoder layer, in short."""
     place = f".layers.{index}."
     return {name.split(place, 1)[1] for name in shape.linear if place in f".{name}" and lora.selects(name)}
 
@@ -51,7 +51,7 @@ def _has(on: set[str], *names: str) -> bool:
 
 
 def _attention(shape: Shape, lora: LoraSpec, e: int, on: set[str]) -> float:
-    """What is kept before attention itself: its norms and the inputs of its projections."""
+    """Count what is kept before attention itself: its norms and the inputs of its projections."""
     d = shape.hidden
     kept = _FLOAT * (d + 1.0)
     kept += d * e * (not lora.freeze_a and _has(on, "q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa"))
@@ -66,7 +66,7 @@ def _attention(shape: Shape, lora: LoraSpec, e: int, on: set[str]) -> float:
 
 
 def _attended(shape: Shape, lora: LoraSpec, e: int, length: int, on: set[str], device: Device) -> float:
-    """What attention itself keeps, and the input of the projection of its output."""
+    """Count what attention itself keeps, and the input of the projection of its output."""
     heads, latent = shape.heads, shape.latent
     projected = e * (not lora.freeze_a and _has(on, "o_proj"))
     if latent is None:
@@ -94,7 +94,7 @@ def _mlp(shape: Shape, lora: LoraSpec, e: int, index: int, on: set[str]) -> floa
 
 
 def product_width(shape: Shape, lora: LoraSpec, index: int) -> int:
-    """Width of the product of gate and up that layer `index` keeps for its down projection; 0 where it keeps none."""
+    """Find the width of gate times up, which layer `index` keeps for its down projection; 0 where it keeps none."""
     kept = not lora.freeze_a and _has(_targets(shape, lora, index), "down_proj")
     return shape.intermediate * kept
 

@@ -12,8 +12,8 @@ from appliance.estimate.parts import (
     FLOAT,
     MIB,
     PIECE_ROWS,
-    Asked,
     Footprint,
+    Workload,
     adapter_bytes,
     gradient_bytes,
     largest_linear,
@@ -38,70 +38,72 @@ RELEASE_VALUE, HOST_VALUE = 32, 48
 noise is drawn and a snapshot is encoded and sealed."""
 
 
-def footprint(asked: Asked) -> Footprint:
-    """The peak on the GPU of one process, for whatever records there may be."""
-    tokens, length = micro_batch(asked.engine.physical_tokens, asked.max_tokens)
-    kept = _activations(asked, tokens, length)
-    working = max(_working(asked, tokens, length), RELEASE_VALUE * asked.parameters - kept)
+def footprint(workload: Workload) -> Footprint:
+    """Predict the peak on the GPU of one process, for whatever records there may be."""
+    tokens, length = micro_batch(workload.engine.physical_tokens, workload.max_tokens)
+    kept = _activations(workload, tokens, length)
+    working = max(_working(workload, tokens, length), RELEASE_VALUE * workload.parameters - kept)
     return Footprint(
         libraries=CONTEXT + WORKSPACE,
-        weights=weight_bytes(asked),
-        adapter=adapter_bytes(asked),
-        gradients=gradient_bytes(asked),
-        activations=round((HELD + RECORDED * (asked.engine.cuda_graphs or asked.shape.experts is not None)) * kept),
+        weights=weight_bytes(workload),
+        adapter=adapter_bytes(workload),
+        gradients=gradient_bytes(workload),
+        activations=round(
+            (HELD + RECORDED * (workload.engine.cuda_graphs or workload.shape.experts is not None)) * kept
+        ),
         working=round(HELD * working),
     )
 
 
-def host_bytes(asked: Asked) -> int:
-    """The peak of one process in the host's memory.
+def host_bytes(workload: Workload) -> int:
+    """Predict the peak of one process in the host's memory.
 
     The weights pass through it on their way to the GPU, all of them, and are gone before the first step; a base that is
     quantised is read tensor by tensor.
     """
-    shape, e = asked.shape, asked.element
+    shape, e = workload.shape, workload.element
     whole = shape.parameters * e
     largest = e * max(shape.vocabulary * shape.hidden, largest_linear(shape))
-    loading = whole if asked.lora.quantize_base == "none" else min(whole, largest)
-    return HOST_LIBRARIES + max(loading, HOST_VALUE * asked.parameters)
+    loading = whole if workload.lora.quantize_base == "none" else min(whole, largest)
+    return HOST_LIBRARIES + max(loading, HOST_VALUE * workload.parameters)
 
 
-def _layers(asked: Asked, tokens: int, length: int) -> list[float]:
-    shape, e = asked.shape, asked.element
-    return [tokens * layer_bytes(shape, asked.lora, e, length, index, "cuda") for index in range(shape.layers)]
+def _layers(workload: Workload, tokens: int, length: int) -> list[float]:
+    shape, e = workload.shape, workload.element
+    return [tokens * layer_bytes(shape, workload.lora, e, length, index, "cuda") for index in range(shape.layers)]
 
 
-def _inputs(asked: Asked, tokens: int) -> float:
-    """With checkpointing: the inputs of all layers."""
-    return tokens * asked.shape.layers * asked.shape.hidden * asked.element
+def _inputs(workload: Workload, tokens: int) -> float:
+    """Count the inputs of all layers, which checkpointing keeps."""
+    return tokens * workload.shape.layers * workload.shape.hidden * workload.element
 
 
-def _activations(asked: Asked, tokens: int, length: int) -> float:
-    """What waits for the backward pass while the head is computed: all layers, or the inputs of all."""
-    layers = sum(_layers(asked, tokens, length))
-    return min(layers, _inputs(asked, tokens)) if asked.engine.gradient_checkpointing else layers
+def _activations(workload: Workload, tokens: int, length: int) -> float:
+    """Count what waits for the backward pass while the head is computed: all layers, or the inputs of all."""
+    layers = sum(_layers(workload, tokens, length))
+    return min(layers, _inputs(workload, tokens)) if workload.engine.gradient_checkpointing else layers
 
 
-def _working(asked: Asked, tokens: int, length: int) -> float:
-    """What comes on top: hidden states and their gradient, and the larger of the head's buffers and a layer's."""
-    shape = asked.shape
-    hidden = 3 * shape.hidden * asked.element * tokens
+def _working(workload: Workload, tokens: int, length: int) -> float:
+    """Count what comes on top: hidden states and their gradient, and the larger of the head's buffers and a layer's."""
+    shape = workload.shape
+    hidden = 3 * shape.hidden * workload.element * tokens
     head = PIECE_ROWS["cuda"] * shape.vocabulary * 2 * FLOAT
-    return hidden + max(head, _backward(asked, tokens, length)) + _dequantised(asked)
+    return hidden + max(head, _backward(workload, tokens, length)) + _dequantised(workload)
 
 
-def _backward(asked: Asked, tokens: int, length: int) -> float:
-    """A layer's buffers while it is differentiated; with checkpointing, with what it keeps, computed again."""
-    shape, e = asked.shape, asked.element
+def _backward(workload: Workload, tokens: int, length: int) -> float:
+    """Count a layer's buffers while it is differentiated; with checkpointing, with what it keeps, computed again."""
+    shape, e = workload.shape, workload.element
     if shape.experts is not None or attends_plainly(shape, e, "cuda"):
         buffers = 3 * shape.intermediate * e + 4 * shape.hidden * e
         buffers += 3 * e * shape.heads * length * attends_plainly(shape, e, "cuda")
     else:  # gradients of the product and of its two factors; the product itself is free by then
-        buffers = (3 * shape.intermediate - product_width(shape, asked.lora, 0)) * e
-    again = max(_layers(asked, tokens, length)) if asked.engine.gradient_checkpointing else 0
+        buffers = (3 * shape.intermediate - product_width(shape, workload.lora, 0)) * e
+    again = max(_layers(workload, tokens, length)) if workload.engine.gradient_checkpointing else 0
     return tokens * buffers + again
 
 
-def _dequantised(asked: Asked) -> float:
-    """The largest layer's weight, dequantised for one product."""
-    return 0 if asked.lora.quantize_base == "none" else largest_linear(asked.shape) * asked.element
+def _dequantised(workload: Workload) -> float:
+    """Count the largest layer's weight, dequantised for one product."""
+    return 0 if workload.lora.quantize_base == "none" else largest_linear(workload.shape) * workload.element

@@ -25,12 +25,12 @@ _MIB = 1 << 20
 
 
 def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu] | None:
-    """The GPUs that CUDA shows to a process with this environment, in CUDA's order; None if nobody can tell.
+    """List the GPUs that CUDA shows to a process with this environment, in CUDA's order; None if nobody can tell.
 
     A GPU that is split up (MIG) and not named by a part counts as its smallest part, since CUDA shows one of them.
     """
     found = _all()
-    return None if found is None else [_usable(gpu) for gpu in _chosen(found, environment.get(VISIBLE)) if _exists(gpu)]
+    return None if found is None else [_usable(gpu) for gpu in _choose(found, environment.get(VISIBLE)) if _exists(gpu)]
 
 
 def _all() -> list[Gpu] | None:
@@ -43,7 +43,7 @@ def _all() -> list[Gpu] | None:
 
 
 def _smi() -> list[Gpu]:
-    """The GPUs that nvidia-smi lists. It does not say how large the parts of a GPU are."""
+    """List the GPUs that nvidia-smi lists. It does not say how large the parts of a GPU are."""
     try:
         done = subprocess.run(_QUERY, capture_output=True, text=True, check=True, timeout=_WAIT_S)
         rows = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]
@@ -55,8 +55,8 @@ def _smi() -> list[Gpu]:
     return [Gpu(name=name, uuid=uuid, total=total, free=free) for name, uuid, total, free, _ in listed]
 
 
-def _chosen(found: Sequence[Gpu], named: str | None) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES names: numbers, or beginnings of UUIDs, up to the first that names nothing."""
+def _choose(found: Sequence[Gpu], named: str | None) -> list[Gpu]:
+    """Choose what CUDA_VISIBLE_DEVICES names: numbers, or beginnings of UUIDs, up to the first that names nothing."""
     if named is None:
         return list(found)
     chosen = list(_up_to_nothing(found, named))

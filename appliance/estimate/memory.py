@@ -15,8 +15,8 @@ from appliance.estimate.parts import (
     FLOAT,
     MIB,
     PIECE_ROWS,
-    Asked,
     Footprint,
+    Workload,
     adapter_bytes,
     gradient_bytes,
     largest_linear,
@@ -29,58 +29,60 @@ LIBRARIES = 470 * MIB
 the imports 372 MiB are resident; the rest comes with first use."""
 BITSANDBYTES = 28 * MIB
 KERNELS = 249 * MIB
-"""In bfloat16 the CPU's library keeps compiled kernels, as many as `flows.jobs.KERNEL_CACHES` allows."""
+"""In bfloat16 the CPU's library keeps compiled kernels, as many as `flows.launch.KERNEL_CACHES` allows."""
 ACTIVATIONS_HELD, WORKING_HELD = {"float32": 1.53, "bfloat16": 1.22}, 1.07
 """The allocator keeps much of what was freed between tensors of other sizes; multiples of what is live."""
 
 
-def footprint(asked: Asked) -> Footprint:
-    """The peak of a run where its model is, for whatever records there may be."""
-    return gpu_memory.footprint(asked) if asked.engine.device == "cuda" else _on_the_cpu(asked)
+def footprint(workload: Workload) -> Footprint:
+    """Predict the peak of a run where its model is, for whatever records there may be."""
+    return gpu_memory.footprint(workload) if workload.engine.device == "cuda" else _on_the_cpu(workload)
 
 
-def _on_the_cpu(asked: Asked) -> Footprint:
-    tokens, length = micro_batch(asked.engine.physical_tokens, asked.max_tokens)
+def _on_the_cpu(workload: Workload) -> Footprint:
+    tokens, length = micro_batch(workload.engine.physical_tokens, workload.max_tokens)
     return Footprint(
-        libraries=_libraries(asked),
-        weights=weight_bytes(asked),
-        adapter=adapter_bytes(asked),
-        gradients=gradient_bytes(asked),
-        activations=round(ACTIVATIONS_HELD[asked.engine.dtype] * _activations(asked, tokens, length)),
-        working=round(WORKING_HELD * _working(asked, tokens, length)),
+        libraries=_libraries(workload),
+        weights=weight_bytes(workload),
+        adapter=adapter_bytes(workload),
+        gradients=gradient_bytes(workload),
+        activations=round(ACTIVATIONS_HELD[workload.engine.dtype] * _activations(workload, tokens, length)),
+        working=round(WORKING_HELD * _working(workload, tokens, length)),
     )
 
 
-def _libraries(asked: Asked) -> int:
-    kernels = KERNELS if asked.engine.dtype == "bfloat16" else 0
-    return LIBRARIES + kernels + (BITSANDBYTES if asked.lora.quantize_base != "none" else 0)
+def _libraries(workload: Workload) -> int:
+    kernels = KERNELS if workload.engine.dtype == "bfloat16" else 0
+    return LIBRARIES + kernels + (BITSANDBYTES if workload.lora.quantize_base != "none" else 0)
 
 
-def _activations(asked: Asked, tokens: int, length: int) -> float:
-    """All layers at once; with checkpointing two layers', the one computed again and the last, and all inputs."""
-    shape = asked.shape
-    each = [layer_bytes(shape, asked.lora, asked.element, length, index) * tokens for index in range(shape.layers)]
-    if asked.engine.gradient_checkpointing:
-        return min(sum(each), 2 * max(each) + shape.layers * shape.hidden * asked.element * tokens)
+def _activations(workload: Workload, tokens: int, length: int) -> float:
+    """Count all layers at once; with checkpointing two, the one computed again and the last, and all inputs."""
+    shape = workload.shape
+    each = [
+        layer_bytes(shape, workload.lora, workload.element, length, index) * tokens for index in range(shape.layers)
+    ]
+    if workload.engine.gradient_checkpointing:
+        return min(sum(each), 2 * max(each) + shape.layers * shape.hidden * workload.element * tokens)
     return sum(each)
 
 
-def _working(asked: Asked, tokens: int, length: int) -> float:
-    """What comes on top: hidden states and their gradient, and the larger of the head's and one layer's buffers."""
-    shape, e = asked.shape, asked.element
+def _working(workload: Workload, tokens: int, length: int) -> float:
+    """Count what comes on top: hidden states, their gradient, and the larger of the head's and one layer's buffers."""
+    shape, e = workload.shape, workload.element
     hidden = 3 * shape.hidden * e * tokens
     head = PIECE_ROWS["cpu"] * shape.vocabulary * 2 * FLOAT
-    return hidden + max(head, _layer(asked, tokens, length)) + _dequantised(asked)
+    return hidden + max(head, _layer(workload, tokens, length)) + _dequantised(workload)
 
 
-def _layer(asked: Asked, tokens: int, length: int) -> float:
-    shape, e = asked.shape, asked.element
+def _layer(workload: Workload, tokens: int, length: int) -> float:
+    shape, e = workload.shape, workload.element
     probabilities = 3 * FLOAT * shape.heads * length if shape.latent else 0
     return tokens * (3 * shape.intermediate * e + 4 * shape.hidden * e + probabilities)
 
 
-def _dequantised(asked: Asked) -> float:
-    """The largest layer's weight, dequantised for one product."""
-    if asked.lora.quantize_base == "none":
+def _dequantised(workload: Workload) -> float:
+    """Count the largest layer's weight, dequantised for one product."""
+    if workload.lora.quantize_base == "none":
         return 0
-    return largest_linear(asked.shape) * (asked.element + (FLOAT if asked.lora.quantize_base == "nf4" else 0))
+    return largest_linear(workload.shape) * (workload.element + (FLOAT if workload.lora.quantize_base == "nf4" else 0))

@@ -45,7 +45,7 @@ class _Memory(ctypes.Structure):
 
 
 def gpus() -> list[Gpu]:
-    """Every GPU in the order of the PCI bus, as nvidia-smi numbers them.
+    """List every GPU in the order of the PCI bus, as nvidia-smi numbers them.
 
     Raises:
       Unreadable: there is no library, no driver, or a value is not given.
@@ -84,10 +84,10 @@ def _status(library: Any, name: str, *arguments: Any) -> int:
 def _gpu(library: Any, index: int) -> Gpu:
     handle = ctypes.c_void_p()
     _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-    return _described(library, handle, _parts(library, handle))
+    return _describe(library, handle, _parts(library, handle))
 
 
-def _described(library: Any, handle: ctypes.c_void_p, parts: tuple[Gpu, ...] | None = None) -> Gpu:
+def _describe(library: Any, handle: ctypes.c_void_p, parts: tuple[Gpu, ...] | None = None) -> Gpu:
     memory = _Memory()
     _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
     name, uuid = (_text(library, call, handle) for call in ("nvmlDeviceGetName", "nvmlDeviceGetUUID"))
@@ -110,11 +110,11 @@ def _parts(library: Any, handle: ctypes.c_void_p) -> tuple[Gpu, ...] | None:
 
 
 def _part(library: Any, handle: ctypes.c_void_p, index: int) -> Gpu | None:
-    """The MIG device at this place of a GPU; None where the place is empty."""
+    """Find the MIG device at this place of a GPU; None where the place is empty."""
     name, part = "nvmlDeviceGetMigDeviceHandleByIndex", ctypes.c_void_p()
     status = _status(library, name, handle, ctypes.c_uint(index), ctypes.byref(part))
     if status == _NOT_FOUND:
         return None
     if status:
         raise Unreadable(name)
-    return _described(library, part)
+    return _describe(library, part)

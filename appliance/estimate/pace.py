@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from appliance.estimate.parts import Asked
+from appliance.estimate.parts import Workload
 
 SLOWEST, FASTEST = 0.3, 1.0
 """Share of the rate of one large float32 product that training reaches. An assumption, not yet measured."""
@@ -31,7 +31,7 @@ class Seconds:
 
 
 def gigaflops() -> float:
-    """10^9 floating-point operations per second of a float32 matrix product on all cores: the best of three."""
+    """Measure 10^9 floating-point operations per second of a float32 matrix product on all cores: the best of three."""
     import numpy as np
 
     left = np.ones((_SIZE, _SIZE), dtype=np.float32)
@@ -43,13 +43,13 @@ def gigaflops() -> float:
     return best
 
 
-def operations(asked: Asked, length: int) -> float:
-    """Floating-point operations for one token of a record of `length` tokens, forward and backward.
+def operations(workload: Workload, length: int) -> float:
+    """Count the floating-point operations for one token of a record of `length` tokens, forward and backward.
 
     Two for each weight forward and two backward (the base's weights have no gradient), two more where a layer is
     computed again; attention's products; the head at every position, as if all were supervised.
     """
-    shape = asked.shape
+    shape = workload.shape
     idle = 0.0
     if shape.experts is not None:
         layers = shape.layers - shape.experts.dense_layers
@@ -57,27 +57,27 @@ def operations(asked: Asked, length: int) -> float:
     embedding = shape.hidden * shape.vocabulary
     active = max(0.0, shape.parameters - embedding - idle)
     attention = 2.0 * length * shape.heads * shape.head_dim * shape.layers
-    passes = 6 if asked.engine.gradient_checkpointing else 4
-    return passes * (active + attention) + 8.0 * asked.parameters
+    passes = 6 if workload.engine.gradient_checkpointing else 4
+    return passes * (active + attention) + 8.0 * workload.parameters
 
 
-def run_seconds(asked: Asked, tokens: float, rate: float, fast_bfloat16: bool) -> Seconds:
-    """Time to train on `tokens` tokens in all.
+def run_seconds(workload: Workload, tokens: float, rate: float, fast_bfloat16: bool) -> Seconds:
+    """Predict the time to train on `tokens` tokens in all.
 
     Args:
-      asked: model, adapter and options.
+      workload: model, adapter and options.
       tokens: over all steps.
       rate: what `gigaflops` found.
       fast_bfloat16: whether this CPU multiplies bfloat16 in hardware.
     """
     speed = rate * 1e9
-    if asked.element == 2:
+    if workload.element == 2:
         speed *= BFLOAT16 if fast_bfloat16 else 0.5
-    work = tokens * operations(asked, asked.max_tokens) / speed
+    work = tokens * operations(workload, workload.max_tokens) / speed
     return Seconds(START_S[0] + work / FASTEST, START_S[1] + work / SLOWEST)
 
 
-def gpu_seconds(asked: Asked, tokens: float, rate: float) -> Seconds:
-    """The same on GPUs, one for each process; `rate` is that of one in the run's dtype."""
-    work = tokens * operations(asked, asked.max_tokens) / (rate * 1e9 * asked.engine.nproc)
+def gpu_seconds(workload: Workload, tokens: float, rate: float) -> Seconds:
+    """Predict the same on GPUs, one for each process; `rate` is that of one in the run's dtype."""
+    work = tokens * operations(workload, workload.max_tokens) / (rate * 1e9 * workload.engine.nproc)
     return Seconds(START_S[0] + work / GPU_FASTEST, START_S[1] + work / GPU_SLOWEST)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.estimate.shape import Shape
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 
 MIB = 1 << 20
 FLOAT = 4
@@ -16,7 +17,7 @@ PIECE_ROWS = {"cpu": 128, "cuda": 1024}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Workload:
     """What a run asks of the machine: the model, the adapter, how it is computed, the longest record.
 
     Attributes:
@@ -58,47 +59,47 @@ class Footprint:
 
 
 def micro_batch(physical_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """(tokens, padded length) of the largest micro-batch: of all public lengths, the one that fills up most."""
+    """Find (tokens, padded length) of the largest micro-batch: of all public lengths, the one that fills up most."""
     lengths = [8]
     while lengths[-1] < max_tokens:
         lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
     return max((max(1, min(MAX_ROWS, physical_tokens // length)) * length, length) for length in lengths)
 
 
-def weight_bytes(asked: Asked) -> int:
-    """The base model in memory: linear layers quantised where that is asked for, the rest in the dtype."""
-    shape, kind = asked.shape, asked.lora.quantize_base
+def weight_bytes(workload: Workload) -> int:
+    """Count the base model in memory: linear layers quantised where that is asked for, the rest in the dtype."""
+    shape, kind = workload.shape, workload.lora.quantize_base
     if kind == "none":
-        return shape.parameters * asked.element
+        return shape.parameters * workload.element
     quantised = {name: pair for name, pair in shape.linear.items() if not name.endswith("lm_head")}
     values = sum(out * into for out, into in quantised.values())
     # NF4: half a byte, and for each block of 64 an 8-bit scale. INT8: a byte, and a float32 scale for each row.
     small = values * (0.5 + 1 / 64) if kind == "nf4" else values + FLOAT * sum(out for out, _ in quantised.values())
-    return round(small) + (shape.parameters - values) * asked.element
+    return round(small) + (shape.parameters - values) * workload.element
 
 
 def largest_linear(shape: Shape) -> int:
-    """Values of the largest weight of a linear layer, the output head left out."""
+    """Count the values of the largest weight of a linear layer, the output head left out."""
     return max(out * into for name, (out, into) in shape.linear.items() if not name.endswith("lm_head"))
 
 
-def adapter_bytes(asked: Asked) -> int:
-    """A and B, AdamW's two moments, the exact sum in float64; in bfloat16 also the copies that forward makes."""
-    copies = 2 if asked.element == 2 else 0
-    return asked.parameters * (3 * FLOAT + 8 + copies)
+def adapter_bytes(workload: Workload) -> int:
+    """Count A and B, AdamW's two moments, the exact sum in float64; in bfloat16 also the copies that forward makes."""
+    copies = 2 if workload.element == 2 else 0
+    return workload.parameters * (3 * FLOAT + 8 + copies)
 
 
-def buffer_rows(asked: Asked) -> int:
-    """Rows of the buffer of per-record gradients: the most records that are ever computed at once."""
-    room = asked.engine.gradient_bytes // (_gradient_value(asked) * max(1, asked.parameters))
-    return max(1, min(MAX_ROWS, asked.engine.physical_tokens // 8, room))
+def buffer_rows(workload: Workload) -> int:
+    """Count the rows of the buffer of per-record gradients: the most records that are ever computed at once."""
+    room = workload.engine.gradient_bytes // (_gradient_value(workload) * max(1, workload.parameters))
+    return max(1, min(MAX_ROWS, workload.engine.physical_tokens // 8, room))
 
 
-def gradient_bytes(asked: Asked) -> int:
-    """The buffer of per-record gradients, and that of the sums of units that have several records."""
-    width = -(-max(1, asked.parameters) // BLOCK) * BLOCK
-    return buffer_rows(asked) * width * (_gradient_value(asked) + (FLOAT if asked.grouped else 0))
+def gradient_bytes(workload: Workload) -> int:
+    """Count the buffer of per-record gradients, and that of the sums of units that have several records."""
+    width = -(-max(1, workload.parameters) // BLOCK) * BLOCK
+    return buffer_rows(workload) * width * (_gradient_value(workload) + (FLOAT if workload.grouped else 0))
 
 
-def _gradient_value(asked: Asked) -> int:
-    return FLOAT if asked.engine.gradient_dtype == asked.engine.dtype == "float32" else 2
+def _gradient_value(workload: Workload) -> int:
+    return FLOAT if workload.engine.gradient_dtype == workload.engine.dtype == "float32" else 2

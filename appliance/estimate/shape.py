@@ -63,7 +63,7 @@ class Shape:
 def shape_of(
     config: Mapping[str, Any], linear: Mapping[str, tuple[int, int]], parameters: int, stored_bytes: int
 ) -> Shape:
-    """The shape that a configuration describes; a key that is missing has the default of transformers.
+    """Read the shape that a configuration describes; a key that is missing has the default of transformers.
 
     Raises:
       KeyError: the configuration names no hidden size, layers, heads or vocabulary: it is of another kind of model.

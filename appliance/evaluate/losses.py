@@ -65,7 +65,7 @@ class Meter:
         self.fixed = cuda or not all(self._rows_are_independent(n, min(16, self._most(n))) for n in _PROOF_LENGTHS)
 
     def measure(self, records: Sequence[Tokens]) -> Tensor:
-        """Losses of records.
+        """Measure the losses of records.
 
         Args:
           records: any number of records of any lengths.
@@ -109,7 +109,7 @@ class Meter:
 
     @torch.inference_mode()
     def _losses(self, batch: Sequence[Tokens], rows: int) -> Tensor:
-        """Losses of a batch that is computed as so many rows, those beyond it filled with padding."""
+        """Compute the losses of a batch that is computed as so many rows, those beyond it filled with padding."""
         ids = torch.full((rows, batch[0].length), self._pad, dtype=torch.long)
         for row, record in enumerate(batch):
             ids[row, : len(record.ids)] = torch.tensor(record.ids)
@@ -129,7 +129,7 @@ class Meter:
         return total / len(positions)
 
     def _rows_are_independent(self, length: int, most: int, fixed: int | None = None) -> bool:
-        """Bit for bit, on random tokens: alone, first, last and in the middle of a full micro-batch.
+        """Compare, bit for bit, random tokens alone, first, last and in the middle of a full micro-batch.
 
         Args:
           length: of the records.

@@ -11,19 +11,19 @@ from importlib.resources import files
 
 
 def read() -> str:
-    """The whole text; paragraphs are separated by an empty line."""
+    """Read the whole text; paragraphs are separated by an empty line."""
     return _data().decode()
 
 
 def halves() -> tuple[str, str]:
-    """The text in two parts of about equal length, cut between paragraphs: for projections, and for measuring loss."""
+    """Cut the text between paragraphs into two parts of about equal length: for projections, and for measuring loss."""
     text = read()
     cut = text.index("\n\n", len(text) // 2) + 2
     return text[:cut], text[cut:]
 
 
 def digest() -> str:
-    """SHA-256 of the text, hex: results name what they were measured on."""
+    """Take the SHA-256 of the text, hex: results name what they were measured on."""
     return sha256(_data()).hexdigest()
 
 

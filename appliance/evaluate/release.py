@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from appliance.evaluate.losses import Tokens
 from appliance.privacy.evaluation import Statistic
-from appliance.records import Private
+from appliance.values import Private
 
 Losses = NDArray[np.float64]
 R = TypeVar("R")
@@ -31,7 +31,7 @@ class Records(Protocol, Generic[S]):
 def record_losses(
     records: Records[R], encode: Callable[[R], Tokens], measure: Callable[[list[Tokens]], Losses]
 ) -> Private[Losses]:
-    """Losses of all records, float64 [records, 1 + adapters]; see `losses.Meter.measure`."""
+    """Measure the losses of all records, float64 [records, 1 + adapters]; see `losses.Meter.measure`."""
     windows = [
         measure([encode(records[index]) for index in range(start, min(start + WINDOW, len(records)))])
         for start in range(0, len(records), WINDOW)
@@ -45,7 +45,7 @@ def noised_sum(
     statistic: Statistic,
     draw: Callable[[int], NDArray[np.int64]],
 ) -> tuple[int, ...]:
-    """The DP release: exact integer sums over the units of privacy plus noise.
+    """Make the DP release: exact integer sums over the units of privacy plus noise.
 
     Args:
       losses: of every record, base first.
@@ -63,7 +63,7 @@ def noised_sum(
 
 
 def _by_unit(losses: Losses, units: Sequence[str]) -> Iterator[list[float]]:
-    """For each unit the mean over its records, in their order, of base minus adapter."""
+    """Take for each unit the mean over its records, in their order, of base minus adapter."""
     members: dict[str, list[int]] = {}
     for index, unit in enumerate(units):
         members.setdefault(unit, []).append(index)

@@ -46,7 +46,7 @@ class Change:
 
 
 def blocks(tokenizer: Any, predictions: int) -> list[Block]:
-    """Blocks spread evenly over the second half of the public text, which nothing is fitted on.
+    """Spread blocks evenly over the second half of the public text, which nothing is fitted on.
 
     Args:
       tokenizer: the base model's tokenizer.
@@ -60,12 +60,12 @@ def blocks(tokenizer: Any, predictions: int) -> list[Block]:
 
 
 def block_losses(tokenizer: Any, predictions: int, measure: Callable[[list[Tokens]], Losses]) -> Losses:
-    """Loss of every block, float64 [blocks, 1 + adapters], nat per token; base first."""
+    """Measure the loss of every block, float64 [blocks, 1 + adapters], nat per token; base first."""
     return measure(list(blocks(tokenizer, predictions)))
 
 
 def relative_change(before: Losses, after: Losses) -> Change:
-    """Mean of `after - before` over the mean of `before`, paired by block; Student's t over blocks.
+    """Take the mean of `after - before` over the mean of `before`, paired by block; Student's t over blocks.
 
     The mean of `before` is taken as known: its own error changes the ratio by a share that is far below the interval.
     """

@@ -13,14 +13,14 @@ from pathlib import Path
 from appliance.errors import IntegrityError
 from appliance.export import evidence, verify
 from appliance.export.manifest import NAME, Manifest, check_paths
-from appliance.records import ModelFile
+from appliance.values import FileDigest
 
 VERIFIER = "verify.py"
 _CHUNK = 1 << 20
 
 
 def verifier_source() -> bytes:
-    """The stand-alone verifier, byte for byte as it goes into every sealed directory."""
+    """Read the stand-alone verifier, byte for byte as it goes into every sealed directory."""
     return Path(verify.__file__).read_bytes()
 
 
@@ -29,16 +29,16 @@ class Assembly:
     """A sealed directory that is being put together at `path`, an empty directory."""
 
     path: Path
-    _files: list[ModelFile] = field(default_factory=list)
+    _files: list[FileDigest] = field(default_factory=list)
 
     def add(self, documents: Mapping[str, bytes]) -> None:
         """Write payload files. Raises `UsageError` for a name that cannot stand in a bundle."""
         self._admit(documents)
         for name, data in documents.items():
             self._target(name).write_bytes(data)
-            self._files.append(ModelFile(path=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
+            self._files.append(FileDigest(path=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
 
-    def copy(self, source: Path, prefix: str, files: Iterable[ModelFile]) -> None:
+    def copy(self, source: Path, prefix: str, files: Iterable[FileDigest]) -> None:
         """Copy the recorded `files` of `source` below `prefix`.
 
         Raises:
@@ -53,8 +53,8 @@ class Assembly:
                 raise IntegrityError("the file is not the one that was recorded", where=str(origin))
         self._files += recorded
 
-    def files(self) -> tuple[ModelFile, ...]:
-        """Every payload file so far, sorted by path."""
+    def files(self) -> tuple[FileDigest, ...]:
+        """List every payload file so far, sorted by path."""
         return tuple(sorted(self._files, key=lambda file: file.path))
 
     def seal(self, manifest: Manifest, proofs: evidence.Evidence) -> None:

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import rfc8785
 
 from appliance.errors import UsageError
-from appliance.records import ModelFile
+from appliance.events.event import Event
+from appliance.events.release import BundleExported, ReportBuilt
+from appliance.values import FileDigest
 
 SCHEMA = "appliance.manifest/1"
 NAME = "manifest.json"
 LEDGER = "ledger"
 Kind = Literal["bundle", "report"]
-EVENT_OF: dict[Kind, str] = {"bundle": "bundle.exported", "report": "report.built"}
+EVENT_OF: dict[Kind, type[Event]] = {"bundle": BundleExported, "report": ReportBuilt}
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?<!\.)")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -47,12 +49,12 @@ class Manifest:
     run_id: str
     origin: str
     created: str
-    files: tuple[ModelFile, ...]
+    files: tuple[FileDigest, ...]
     entries: tuple[int, ...]
     earlier: tuple[int, ...]
 
     def encode(self) -> bytes:
-        """Canonical JSON (RFC 8785) and a newline."""
+        """Write canonical JSON (RFC 8785) and a newline."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -67,7 +69,7 @@ class Manifest:
         return rfc8785.dumps(document) + b"\n"
 
     def sha256(self) -> str:
-        """Hex digest of `encode`: what the ledger entry states."""
+        """Digest `encode`, in hex: what the ledger entry states."""
         return hashlib.sha256(self.encode()).hexdigest()
 
 

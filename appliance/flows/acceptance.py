@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.events.machine import MachineExamined, OutcomeFacts
+from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import software
-from appliance.records import Digest, Value
+from appliance.values import Digest, Value
 
 Word = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -55,11 +57,11 @@ class Acceptance(Value):
         return self
 
 
-def record(home: Home, path: Path, operator: Operator) -> tuple[int, dict[str, Any]]:
+def record(home: Home, path: Path, operator: Operator) -> tuple[int, MachineExamined]:
     """Write the entry, whatever the verdict is.
 
     Returns:
-      Index and facts of the entry.
+      Index and event of the entry.
 
     Raises:
       ArtefactMissing: there is no such file.
@@ -76,21 +78,18 @@ def record(home: Home, path: Path, operator: Operator) -> tuple[int, dict[str, A
     if made.software.model_dump() != software():
         hint = "examine the machine again with this software: `make accept-gpu`"
         raise DataInvalid("this acceptance was made with other software", hint=hint, where=str(path))
-    facts = _facts(made, hashlib.sha256(data).hexdigest())
-    with home.ledger() as ledger:
-        with ledger.transaction(home.actor(operator), reason=operator.reason or None) as tx:
-            index = tx.append("machine.examined", facts)
-        ledger.sign()
-    return index, facts
+    event = _event(made, hashlib.sha256(data).hexdigest())
+    with Desk.open(home, operator) as desk:
+        return desk.record(event), event
 
 
-def _facts(made: Acceptance, sha256: str) -> dict[str, Any]:
-    return {
-        "accepted": made.accepted,
-        "device": made.device,
-        "hardware": made.hardware,
-        "examined": made.date,
-        "checks": [{"name": check.name, "state": check.state} for check in made.checks],
-        "libraries": dict(made.libraries),
-        "document_sha256": sha256,
-    }
+def _event(made: Acceptance, sha256: str) -> MachineExamined:
+    return MachineExamined(
+        accepted=made.accepted,
+        device=made.device,
+        hardware=made.hardware,
+        examined=made.date,
+        checks=[OutcomeFacts(name=check.name, state=check.state) for check in made.checks],
+        libraries=dict(made.libraries),
+        document_sha256=sha256,
+    )

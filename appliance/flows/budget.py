@@ -8,15 +8,15 @@ from fractions import Fraction
 
 import orjson
 
+from appliance.events.states import EvaluationState
+from appliance.flows import catalog
 from appliance.flows.home import Home
-from appliance.flows.policy import active
-from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy
 from appliance.privacy.accounting import Mechanism, composition
 from appliance.privacy.budget import Cap, Spend, check_budget, lifetime_epsilon
-from appliance.records import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,30 +37,30 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
-    """Everything that a budget is computed from, in one snapshot; equal books give equal budgets."""
+class BudgetSnapshot:
+    """Everything that a budget is computed from, at one moment; equal snapshots give equal budgets."""
 
     datasets: tuple[DatasetRow, ...]
     runs: tuple[RunRow, ...]
     evaluations: tuple[EvaluationRow, ...]
 
     @staticmethod
-    def read(rows: Reading | Transaction) -> Books:
-        """The books as a snapshot or a transaction has them."""
-        return Books(
+    def read(rows: Reading | Transaction) -> BudgetSnapshot:
+        """Read it in a reading or a transaction."""
+        return BudgetSnapshot(
             datasets=tuple(rows.datasets.list()),
             runs=tuple(rows.runs.list()),
             evaluations=tuple(rows.evaluations.list()),
         )
 
     def spends(self, group: Collection[str] | None = None) -> list[Spend]:
-        """What every run and evaluation costs, or those on the datasets of `group`."""
+        """List what every run and evaluation costs, or those on the datasets of `group`."""
         found = [*map(spend_of, self.runs), *map(spend_of_evaluation, self.evaluations)]
         return [spend for spend in found if group is None or spend.dataset_id in group]
 
 
 def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
-    """Datasets that share a unit of privacy with this one, whichever of the two came first."""
+    """Find the datasets that share a unit of privacy with this one, whichever of the two came first."""
     found = set()
     for row in datasets:
         older = orjson.loads(row.overlaps)
@@ -72,8 +72,8 @@ def overlaps(dataset_id: str, datasets: Sequence[DatasetRow]) -> frozenset[str]:
 
 
 def spend_of(run: RunRow) -> Spend:
-    """What a run costs: the attempts it was charged, or its whole reservation while it is not settled."""
-    plan = PrivacyPlan.model_validate_json(run.plan)
+    """Say what a run costs: the attempts it was charged, or its whole reservation while it is not settled."""
+    plan = catalog.plan_of(run)
     if run.charged_attempts is None:
         return Spend.of_plan(run.id, run.dataset_id, plan)
     return Spend(
@@ -86,7 +86,7 @@ def spend_of(run: RunRow) -> Spend:
 
 
 def spend_of_evaluation(row: EvaluationRow) -> Spend:
-    """What an evaluation costs: all of it, from its reservation on, whatever became of it."""
+    """Say what an evaluation costs: all of it, from its reservation on, whatever became of it."""
     return Spend(
         run_id=row.id,
         dataset_id=row.dataset_id,
@@ -95,56 +95,56 @@ def spend_of_evaluation(row: EvaluationRow) -> Spend:
     )
 
 
-def afford(ledger: Ledger, policy: Policy, asked: Spend) -> tuple[Books, float, float]:
+def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[BudgetSnapshot, float, float]:
     """Check the lifetime budget of every dataset that a run or an evaluation would spend from.
 
     Returns:
-      The books the check was made against, and the dataset's lifetime epsilon before and after what is asked.
+      The snapshot the check was made against, and the dataset's lifetime epsilon before and after what is asked.
 
     Raises:
       BudgetExceeded: some dataset's lifetime cap would be exceeded.
     """
     with ledger.read() as rows:
-        books = Books.read(rows)
-    shared = {row.id: overlaps(row.id, books.datasets) for row in books.datasets}
-    caps = {row.id: cap_of(policy, row) for row in books.datasets}
-    before, after = check_budget(asked, spends=books.spends(), overlaps=shared, caps=caps)
-    return books, before, after
+        snapshot = BudgetSnapshot.read(rows)
+    shared = {row.id: overlaps(row.id, snapshot.datasets) for row in snapshot.datasets}
+    caps = {row.id: cap_of(policy, row) for row in snapshot.datasets}
+    before, after = check_budget(asked, spends=snapshot.spends(), overlaps=shared, caps=caps)
+    return snapshot, before, after
 
 
 def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:
-    """The lifetime cap that the policy sets for a dataset's class; the strictest of all if the policy dropped it."""
+    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class."""
     named = policy.classes.get(dataset.class_)
     rules = [named] if named else list(policy.classes.values())
     return Cap(epsilon=min(rule.max_epsilon for rule in rules), delta=min(rule.max_delta for rule in rules))
 
 
 def accounts(home: Home) -> list[Account]:
-    """`budget show`: the account of every dataset."""
-    with home.ledger(writable=False) as ledger:
-        _, policy = active(ledger)
+    """Give `budget show` the account of every dataset."""
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
         with ledger.read() as rows:
-            books = Books.read(rows)
-    return [_account(dataset, books, policy) for dataset in books.datasets]
+            snapshot = BudgetSnapshot.read(rows)
+    return [_account(dataset, snapshot, policy) for dataset in snapshot.datasets]
 
 
-def _account(dataset: DatasetRow, books: Books, policy: Policy) -> Account:
-    group = {dataset.id} | overlaps(dataset.id, books.datasets)
-    runs = tuple(run for run in books.runs if run.dataset_id in group)
-    evaluations = tuple(row for row in books.evaluations if row.dataset_id in group)
+def _account(dataset: DatasetRow, snapshot: BudgetSnapshot, policy: Policy) -> Account:
+    group = {dataset.id} | overlaps(dataset.id, snapshot.datasets)
+    runs = tuple(run for run in snapshot.runs if run.dataset_id in group)
+    evaluations = tuple(row for row in snapshot.evaluations if row.dataset_id in group)
     settled = [spend_of(run) for run in runs if run.charged_attempts is not None]
-    settled += [spend_of_evaluation(row) for row in evaluations if row.state != "reserved"]
+    settled += [spend_of_evaluation(row) for row in evaluations if row.state != EvaluationState.RESERVED]
     cap = cap_of(policy, dataset)
     return Account(
         dataset=dataset,
         cap=cap,
         spent=lifetime_epsilon(settled, cap.delta),
-        reserved=lifetime_epsilon(books.spends(group), cap.delta),
+        reserved=lifetime_epsilon(snapshot.spends(group), cap.delta),
         runs=runs,
         evaluations=evaluations,
     )
 
 
 def sample_rate_text(rate: Fraction) -> str:
-    """A sample rate as the ledger writes it: an exact fraction."""
+    """Write a sample rate as the ledger writes it: an exact fraction."""
     return f"{rate.numerator}/{rate.denominator}"

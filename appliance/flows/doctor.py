@@ -16,7 +16,7 @@ import orjson
 from appliance.errors import ApplianceError
 from appliance.flows import gpus
 from appliance.flows.home import Home
-from appliance.flows.machine import available_memory, has_fast_bfloat16
+from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
 from appliance.store.agent import AgentClient
 
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "cryptography", "sqlalchemy", "dp-accounting")
@@ -110,7 +110,7 @@ def _home(root: Path) -> Iterator[Check]:
 
 def _database(root: Path) -> Iterator[Check]:
     try:
-        with Home.open(root).ledger(writable=False) as ledger:
+        with Home.open(root).reader() as ledger:
             for found in ledger.findings():
                 yield Check(name=found.name, verdict="ok" if found.good else "warning", detail=found.detail)
     except ApplianceError as failure:

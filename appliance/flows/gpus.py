@@ -14,9 +14,9 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import WillNotFit
-from appliance.flows import jobs
+from appliance.flows import launch
 from appliance.isolation import gpu, gpu_probe
-from appliance.records import EngineOptions
+from appliance.jobs.job import EngineOptions
 
 _ROOT = Path("/")
 _ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LD_LIBRARY_PATH", "PYTORCH_CUDA_ALLOC_CONF")
@@ -69,7 +69,7 @@ def require(engine: EngineOptions, root: Path = _ROOT, *, processes: int | None 
 
 
 def examine(root: Path = _ROOT, *, sandboxed: bool = True) -> Iterator[Step]:
-    """What `doctor` says of GPUs. With `sandboxed` false the driver runs unhindered: the control."""
+    """Try the GPUs for `doctor`. With `sandboxed` false the driver runs unhindered: the control."""
     problems = gpu.problems(root)
     if not gpu.nodes(root) and not gpu.models(root):
         yield from (Step("GPUs", False, problem.message, problem.hint, needed=False) for problem in problems)
@@ -87,7 +87,7 @@ def examine(root: Path = _ROOT, *, sandboxed: bool = True) -> Iterator[Step]:
 
 
 def _nodes(root: Path) -> Iterator[Step]:
-    """Each device node, opened in the sandbox and out of it, so that the rule which refuses it has a name."""
+    """Open each device node in the sandbox and out of it, so that the rule which refuses it has a name."""
     outside = {step.name: step for step in _probe(root, "--nodes", without="everything")}
     for step in _probe(root, "--nodes"):
         if step.name == "sandbox" and step.ok:
@@ -111,7 +111,7 @@ def _owner(node: Path) -> str:
 
 
 def _links(root: Path) -> Iterator[Step]:
-    """As root the driver makes /dev/char/MAJOR:MINOR lead to each node, which in the sandbox it cannot."""
+    """Look for /dev/char/MAJOR:MINOR, which the driver makes as root, and in the sandbox cannot."""
     if os.geteuid() != 0:
         return
     missing = [node for node in gpu.gpu(None, root).devices if not _link_of(node, root).exists()]
@@ -126,7 +126,7 @@ def _link_of(node: Path, root: Path) -> Path:
 
 
 def _culprit(root: Path) -> Step:
-    """Which part of the sandbox it is that keeps the driver from working: leave out one after another."""
+    """Find which part of the sandbox keeps the driver from working: leave out one after another."""
     if not _works(root, without="everything"):
         return Step("GPU without the sandbox", False, "it does not work either: it is not the sandbox that refuses it")
     found = [name for name in _LAYERS if _works(root, without=name)]
@@ -155,7 +155,7 @@ def _probe(root: Path, *arguments: str, without: str = "", ordinal: int = 0) -> 
                 timeout=_SECONDS,
                 check=False,
                 cwd=directory,
-                env=jobs.environment(Path(directory)),
+                env=launch.environment(Path(directory)),
             )
             out, ending = done.stdout, _ending(done.returncode, done.stderr)
         except subprocess.TimeoutExpired as slow:

@@ -26,11 +26,15 @@ from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, ConfigInvalid
 from appliance.identity.people import Person, login_name, recognise
+from appliance.jobs.rundir import RunDir
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
-from appliance.records import Value
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
+from appliance.ledger.transaction import Reading
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
+from appliance.values import Value
 
 
 class HomeConfig(Value):
@@ -60,7 +64,7 @@ class Home:
 
     @staticmethod
     def open(root: Path) -> Home:
-        """The home that `init` made at `root`.
+        """Open the home that `init` made at `root`.
 
         Raises:
           ArtefactMissing: there is none.
@@ -123,13 +127,25 @@ class Home:
         """Directory of jobs."""
         return self.root / "runs"
 
+    def object(self, blake3: str) -> Path:
+        """Name the file of one sealed object."""
+        return self.objects / blake3
+
+    def model(self, sha256: str) -> Path:
+        """Name the directory of one base model."""
+        return self.models / sha256
+
+    def run(self, run_id: str) -> RunDir:
+        """Name the directory of one job."""
+        return RunDir(self.runs / run_id)
+
     @property
     def agent_socket(self) -> Path:
         """Where the key agent listens while the store is unsealed."""
         return self.root / "agent" / "socket"
 
     def ledger_config(self, owner_url: str = "", eraser_url: str = "") -> LedgerConfig:
-        """How the ledger of this home is opened; the other roles' URLs are given when they are needed, and not kept."""
+        """Say how the ledger of this home is opened; the other roles' URLs are given when needed, and not kept."""
         return LedgerConfig(
             url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
             origin=self.config.origin,
@@ -142,30 +158,42 @@ class Home:
         )
 
     @contextmanager
-    def ledger(self, *, writable: bool = True, checked: bool = True) -> Iterator[Ledger]:
-        """The open ledger; whatever was appended is signed and anchored on leaving.
+    def ledger(self) -> Iterator[Ledger]:
+        """Open the ledger to write it; whatever was appended is signed and anchored on leaving."""
+        with Ledger.open(self.ledger_config()) as ledger:
+            yield ledger
+
+    @contextmanager
+    def reader(self, *, checked: bool = True) -> Iterator[LedgerReader]:
+        """Open the ledger to read it.
 
         It is compared with its anchor first, unless `checked` is false: only `ledger verify` wants that.
         """
-        with Ledger.open(self.ledger_config(), writable=writable, checked=checked) as ledger:
-            yield ledger
+        with LedgerReader.open(self.ledger_config(), checked=checked) as reader:
+            yield reader
+
+    @contextmanager
+    def rows(self) -> Iterator[Reading]:
+        """Open the catalog of datasets, models, runs and so on in one snapshot, to read it."""
+        with self.reader() as reader, reader.read() as rows:
+            yield rows
 
     def agent(self) -> AgentClient:
-        """A client of the key agent (which need not be running)."""
+        """Make a client of the key agent (which need not be running)."""
         return AgentClient(self.agent_socket)
 
     def actor(self, operator: Operator) -> Actor:
-        """The ledger's actor for an operator, known by a random pseudonym."""
+        """Find the ledger's actor for an operator, known by a random pseudonym."""
         person: Person = recognise(self.roster, operator.name or login_name())
         return Actor(pseudonym=person.pseudonym, name=person.name, auth="asserted")
 
 
 def fingerprint(verifier_keys: tuple[str, ...]) -> str:
-    """SHA-256 over the verifier keys, one a line, in groups of four hex digits: short enough to compare on paper."""
+    """Digest the verifier keys, one a line (SHA-256, groups of four hex digits): short enough to compare on paper."""
     digest = hashlib.sha256("".join(f"{key}\n" for key in verifier_keys).encode()).hexdigest()
     return " ".join(digest[i : i + 4] for i in range(0, 64, 4))
 
 
 def new_id(prefix: str) -> str:
-    """A fresh random identifier, for example `run_3f9c0a12be47`; it says nothing about the thing it names."""
+    """Draw a fresh random identifier, for example `run_3f9c0a12be47`; it says nothing about the thing it names."""
     return f"{prefix}_{secrets.token_hex(6)}"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import UsageError
+from appliance.events.key import KeyCreated
 from appliance.export.bundle import verifier_source
+from appliance.files import make_directory, staged_directory, write_atomic
+from appliance.flows.desk import Desk
 from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
 from appliance.flows.policy import activate_in
 from appliance.ledger.ledger import Ledger
 from appliance.policy.policy import Policy
-from appliance.records import to_json
 from appliance.store import keyslots
-from appliance.store.files import commit, fsync_tree, make_directory, write_atomic
 from appliance.store.keys import KeyRing, body_public_key, write_body_public_key
+from appliance.values import to_json
 
 DIRECTORIES = ("keys", "keys/signing", "objects", "models", "runs", "agent")
 
@@ -55,15 +56,11 @@ def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"{root} exists and is not empty", hint="name a directory that is new or empty")
     config = _config(root, places)
-    partial = root.with_name(f".{root.name}.{secrets.token_hex(4)}")
-    partial.mkdir(mode=0o700, parents=True)
     try:
-        made = _furnish(Home(partial, config), policy, passphrase, operator, places)
-        write_atomic(partial / "home.json", to_json(config))
-        fsync_tree(partial)
-        commit(partial, root)
+        with staged_directory(root) as partial:
+            made = _furnish(Home(partial, config), policy, passphrase, operator, places)
+            write_atomic(partial / "home.json", to_json(config))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         _clear_outside(config)
         raise
     home = Home.open(root)
@@ -120,11 +117,10 @@ def _furnish(
     body_key = body_public_key(root_key)
     root_key.wipe()
     with Ledger.create(home.ledger_config(places.database_owner, places.database_eraser)) as ledger:
-        actor = home.actor(operator)
-        facts = {"kind": "root", "slots": ["passphrase"], "epoch": 1}
-        facts["body_key_sha256"] = hashlib.sha256(body_key).hexdigest()
-        with ledger.transaction(actor, reason=operator.reason or None) as tx:
-            tx.append("key.created", facts)
-        activate_in(ledger, actor, policy, operator.reason)
-        ledger.sign()
+        desk = Desk(home, ledger, home.actor(operator), operator.reason)
+        created = KeyCreated(
+            kind="root", slots=["passphrase"], epoch=1, body_key_sha256=hashlib.sha256(body_key).hexdigest()
+        )
+        desk.record(created)
+        activate_in(desk, policy)
         return ledger.verifier_keys, fingerprint(ledger.verifier_keys)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Against:
+class VerifyOptions:
     """What a verifier brings along.
 
     Attributes:
@@ -49,23 +50,46 @@ class Against:
     indexes: bool = True
 
 
-def verify(home: Home, progress: Callable[[int, int], None], against: Against | None = None) -> Verified:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which entries to list; None is all.
+
+    Attributes:
+      type: their type.
+      subject: what they are about.
+      actor: pseudonym of who acted.
+      since: their earliest time.
+      until: their latest time.
+      last: at most so many, the newest.
+      facts: facts that they state.
+    """
+
+    type: str | None = None
+    subject: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    last: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def verify(home: Home, progress: Callable[[int, int], None], options: VerifyOptions | None = None) -> Verified:
     """Check the whole ledger against itself, its signatures, its anchor and what the verifier brings along.
 
     Raises:
       IntegrityError: it is not signed by the keys of the pinned fingerprint, or too damaged to be read.
       KeyUnavailable: bodies are to be opened and the store is sealed.
     """
-    against = against or Against()
-    body_key = home.agent().body_key() if against.body_keys else None
-    pinned = against.pinned
-    with home.ledger(writable=False, checked=False) as ledger:
+    options = options or VerifyOptions()
+    body_key = home.agent().body_key() if options.body_keys else None
+    pinned = options.pinned
+    with home.reader(checked=False) as ledger:
         found = ledger.verify(
             progress,
             body_key=body_key,
-            deep=against.indexes,
-            witnesses=against.witnesses,
-            kept=[_read(path) for path in against.heads],
+            deep=options.indexes,
+            witnesses=options.witnesses,
+            kept=[_read(path) for path in options.heads],
         )
     sets = [(keys.since, fingerprint(keys.texts)) for keys in found.key_sets]
     if pinned and pinned.replace(" ", "").lower() not in [printed.replace(" ", "") for _, printed in sets]:
@@ -82,7 +106,7 @@ def verify(home: Home, progress: Callable[[int, int], None], against: Against | 
 
 
 def exposure(home: Home, signed: int) -> str:
-    """What could be done unnoticed, given how many entries the anchored tree head covers."""
+    """Say what could be done unnoticed, given how many entries the anchored tree head covers."""
     if home.anchor_is_external:
         return f"anchored outside the home up to entry {signed}; a copy of the home older than that is noticed"
     return (
@@ -91,9 +115,19 @@ def exposure(home: Home, signed: int) -> str:
     )
 
 
+def log(home: Home, wanted: Wanted) -> list[Entry]:
+    """List the entries that match, oldest first."""
+    with home.reader() as ledger:
+        times = {"since": wanted.since, "until": wanted.until}
+        found = ledger.entries(
+            wanted.type, wanted.subject, wanted.actor, **times, limit=wanted.last, newest_first=True, facts=wanted.facts
+        )
+        return list(found)[::-1]
+
+
 def show(home: Home, index: int) -> tuple[Entry, dict[str, Any] | None]:
-    """One entry and, while the store is unsealed, its body."""
-    with home.ledger(writable=False) as ledger:
+    """Read one entry and, while the store is unsealed, its body."""
+    with home.reader() as ledger:
         entry = ledger.entry(index)
         try:
             body = ledger.body(index, home.agent().body_key())
@@ -103,14 +137,14 @@ def show(home: Home, index: int) -> tuple[Entry, dict[str, Any] | None]:
 
 
 def prove(home: Home, index: int) -> tuple[str, bytes]:
-    """An inclusion proof of an entry under the newest signed tree head, and the leaf's bytes."""
+    """Make an inclusion proof of an entry under the newest signed tree head, and the leaf's bytes."""
     with home.ledger() as ledger:
         ledger.sign()
         return ledger.prove(index), ledger.leaf(index)
 
 
 def prove_consistency(home: Home, old_size: int) -> tuple[str, str]:
-    """A proof that the newest tree head continues the tree of `old_size` entries, and that head's note."""
+    """Make a proof that the newest tree head continues the tree of `old_size` entries, and that head's note."""
     with home.ledger() as ledger:
         head = ledger.sign()
         return ledger.prove_consistency(old_size, head), head.note
@@ -122,8 +156,14 @@ def sign(home: Home) -> TreeHead:
         return ledger.sign()
 
 
+def head(home: Home) -> tuple[str, tuple[str, ...]]:
+    """Sign the log's end; its note, and the keys that check it."""
+    with home.ledger() as ledger:
+        return ledger.sign().note, ledger.verifier_keys
+
+
 def witness_request(home: Home, old_size: int | None) -> str:
-    """What a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
+    """Write what a witness is asked to cosign: the body of a C2SP `add-checkpoint` request."""
     with home.ledger() as ledger:
         return ledger.witness_request(old_size)
 
@@ -136,7 +176,7 @@ def add_cosignatures(home: Home, answer: Path) -> list[Cosigned]:
 
 def export(home: Home, directory: Path) -> tuple[TreeHead, int]:
     """Write the log for auditors into a new directory; returns the tree head it ends with and the number of files."""
-    with home.ledger(writable=False) as ledger:
+    with home.reader() as ledger:
         return ledger.export(directory.absolute())
 
 
@@ -154,7 +194,7 @@ def upgrade(home: Home, owner_url: str, eraser_url: str) -> int:
 
 
 def _exposure(home: Home, found: Verification) -> str:
-    """`exposure`, told also by witnesses and heads that the verifier brought along."""
+    """Say `exposure`, told also by witnesses and heads that the verifier brought along."""
     if found.alterable_from == 0 or (found.anchor_external and not found.cosigned):
         return exposure(home, found.signed_size)
     if found.alterable_from >= found.entries:

@@ -8,7 +8,6 @@ NODE/objects/, NODE/models/   where sealed objects (by BLAKE3) and base models (
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +23,16 @@ from appliance.errors import (
     KeyUnavailable,
     UsageError,
 )
-from appliance.flows import jobs
+from appliance.files import write_atomic
+from appliance.flows import launch
 from appliance.isolation import links, process, sandbox
-from appliance.records import RankResult, Rendezvous, Ticket, TrainJob, to_json
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import RankResult, Rendezvous, Ticket
+from appliance.jobs.train import TrainJob
 from appliance.store import container, nodes
-from appliance.store.files import tree_digest, write_atomic
 from appliance.store.nodes import NodeKey
+from appliance.store.trees import tree_digest
+from appliance.values import to_json
 
 _LARGEST_TICKET = 1 << 20
 
@@ -45,7 +48,7 @@ class Joined:
 
 
 def directory(root: Path) -> Path:
-    """Where the key pair of a node lies."""
+    """Say where the key pair of a node lies."""
     return root / "node"
 
 
@@ -62,7 +65,7 @@ def init(root: Path) -> NodeKey:
 
 
 def show(root: Path) -> NodeKey:
-    """The public key of the node at `root`."""
+    """Read the public key of the node at `root`."""
     return nodes.read(directory(root))
 
 
@@ -109,11 +112,11 @@ def join(root: Path, path: Path, sealed: Path | None, model: Path | None, timeou
         altered.where = altered.where or str(path)
         raise
     job = _job(root, ticket, sealed, model)
-    run_dir = root.absolute() / "runs" / f"{job.run_id}-{rendezvous.nonce[:8]}"
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with jobs.supervising(run_dir):
-        write_atomic(run_dir / "job.json", to_json(job))
-        write_atomic(run_dir / "ticket.json", to_json(ticket))
+    run_dir = RunDir(root.absolute() / "runs" / f"{job.run_id}-{rendezvous.nonce[:8]}")
+    run_dir.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with launch.supervising(run_dir):
+        run_dir.write_job(job)
+        write_atomic(run_dir.ticket, to_json(ticket))
         _work(run_dir, ticket.ranks, rendezvous)
     return Joined(run_id=job.run_id, first=rendezvous.first, ranks=ticket.ranks, size=rendezvous.size)
 
@@ -142,7 +145,7 @@ def _rendezvous(root: Path, ticket: Ticket, timeout_s: float | None) -> Rendezvo
 
 
 def _job(root: Path, ticket: Ticket, sealed: Path | None, model: Path | None) -> TrainJob:
-    """The job with what lies here, once that was seen to be what the ticket says."""
+    """Point the job at what lies here, once that was seen to be what the ticket says."""
     job = ticket.job
     sealed = (sealed or root / "objects" / job.dataset.blake3).absolute()
     model = (model or root / "models" / job.model_sha256).absolute()
@@ -153,13 +156,12 @@ def _job(root: Path, ticket: Ticket, sealed: Path | None, model: Path | None) ->
     return job.model_copy(update={"dataset": dataset, "model_dir": str(model)})
 
 
-def _work(run_dir: Path, ranks: int, rendezvous: Rendezvous) -> None:
+def _work(run_dir: RunDir, ranks: int, rendezvous: Rendezvous) -> None:
     try:
-        jobs.run_worker(run_dir, RankResult, ranks=ranks, rendezvous=rendezvous)
+        launch.run_worker(run_dir, RankResult, ranks=ranks, rendezvous=rendezvous)
     except (KeyboardInterrupt, Interrupted) as end:
         why = end.message if isinstance(end, ApplianceError) else "interrupted"
         hint = "the run can go on: `appliance train resume` on the control node writes a new ticket"
         raise Interrupted(why, hint=hint) from None
     finally:
-        for name in ("tmp", "ranks"):
-            shutil.rmtree(run_dir / name, ignore_errors=True)
+        run_dir.clear(run_dir.tmp, run_dir.ranks)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import ArtefactMissing, IntegrityError
+from appliance.errors import ArtefactMissing
+from appliance.events.policy import PolicyActivated
+from appliance.events.states import PolicyState
+from appliance.flows import catalog
+from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
-from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import PolicyRow
 from appliance.policy import shipped
 from appliance.policy.policy import Policy, parse
@@ -23,7 +25,7 @@ class Activated:
 
 
 def load(name_or_path: str) -> Policy:
-    """The policy in a file, or a shipped one by its name.
+    """Load the policy in a file, or a shipped one by its name.
 
     Raises:
       ArtefactMissing: there is no such file.
@@ -39,43 +41,29 @@ def load(name_or_path: str) -> Policy:
         raise ArtefactMissing(f"no policy file {name_or_path}", hint=f"give a path, or one of: {names}") from None
 
 
-def active(ledger: Ledger) -> tuple[PolicyRow, Policy]:
-    """The policy in force."""
-    with ledger.read() as rows:
-        current = [row for row in rows.policies.list() if row.state == "active"]
-    if len(current) != 1:
-        raise IntegrityError(f"{len(current)} policies are active, expected one")
-    row = current[0]
-    policy = parse(row.text.encode(), f"policy {row.name}")
-    if policy.digest != row.sha256:
-        raise IntegrityError("the active policy is not the one its digest names")
-    return row, policy
-
-
-def activate_in(ledger: Ledger, actor: Actor, policy: Policy, reason: str) -> str | None:
+def activate_in(desk: Desk, policy: Policy) -> str | None:
     """Put `policy` in force; returns the name of the one it replaced."""
-    with ledger.transaction(actor, reason=reason or None, policy_sha256=policy.digest) as tx:
-        old = [row for row in tx.policies.list() if row.state == "active"]
+    with desk.transact(policy.digest) as tx:
+        old = [row for row in tx.policies.list() if row.state == PolicyState.ACTIVE]
         for row in old:
             if row.sha256 != policy.digest:
-                tx.policies.update(row.sha256, state="superseded")
+                tx.policies.update(row.sha256, state=PolicyState.SUPERSEDED)
         if tx.policies.find(policy.digest) is None:
-            row = PolicyRow(sha256=policy.digest, name=policy.name, text=policy.text.decode(), state="active")
-            tx.policies.add(row)
+            text, state = policy.text.decode(), PolicyState.ACTIVE
+            tx.policies.add(PolicyRow(sha256=policy.digest, name=policy.name, text=text, state=state))
         else:
-            tx.policies.update(policy.digest, state="active")
-        tx.append("policy.activated", {"name": policy.name, "sha256": policy.digest}, subject=policy.digest)
+            tx.policies.update(policy.digest, state=PolicyState.ACTIVE)
+        tx.append(PolicyActivated(name=policy.name, sha256=policy.digest))
     return old[0].name if old else None
 
 
 def activate(home: Home, policy: Policy, operator: Operator) -> Activated:
-    """`policy activate`: from now on ingest and training must fit inside `policy`."""
-    with home.ledger() as ledger:
-        replaced = activate_in(ledger, home.actor(operator), policy, operator.reason)
-    return Activated(policy=policy, replaced=replaced)
+    """Put `policy` in force: from now on ingest and training must fit inside it."""
+    with Desk.open(home, operator) as desk:
+        return Activated(policy=policy, replaced=activate_in(desk, policy))
 
 
 def show(home: Home) -> Policy:
-    """`policy show`: the policy in force."""
-    with home.ledger(writable=False) as ledger:
-        return active(ledger)[1]
+    """Read the policy in force."""
+    with home.reader() as ledger:
+        return catalog.policy_in_force(ledger)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from appliance.errors import ApplianceError
-from appliance.flows import budget, train
+from appliance.flows import budget, catalog
 from appliance.flows.home import Home
 from appliance.flows.ledger import exposure
-from appliance.flows.policy import active
+from appliance.flows.run.listing import list_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +34,11 @@ class Status:
     disk_free_gib: int
 
     def document(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """Give it as a JSON value."""
         return asdict(self)
 
     def fields(self) -> Iterable[tuple[str, object]]:
-        """As lines for people."""
+        """Give it as lines for people."""
         yield "home", self.home
         yield "store", self.store
         yield "policy", self.policy
@@ -57,27 +58,24 @@ class Status:
 def status(home: Home) -> Status:
     """Collect the state. A database behind its anchor raises `IntegrityError`, since nothing else can be trusted."""
     agent = home.agent().status()
-    with home.ledger(writable=False) as ledger:
-        row, _ = active(ledger)
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
         head = ledger.head()
         newest = next(ledger.entries(limit=1, newest_first=True))
         database = "; ".join(found.detail for found in ledger.findings()[:2])
-    listed = train.status(home)
-    states: dict[str, int] = {}
-    for run, _step, _alive in listed:
-        states[run.state] = states.get(run.state, 0) + 1
+    listed = list_runs(home)
     return Status(
         home=str(home.root),
         store=f"unsealed by {agent.who} until {agent.until}" if agent.state == "unsealed" else agent.state,
-        policy=f"{row.name} ({row.sha256[:16]})",
+        policy=f"{policy.name} ({policy.digest[:16]})",
         database=database,
         entries=newest.index + 1,
         signed=head.size if head else 0,
         anchor=str(home.anchor),
         rollback=exposure(home, head.size if head else 0),
         budgets=_budgets(home),
-        runs=states,
-        interrupted=tuple(run.id for run, _, alive in listed if run.state == "running" and not alive),
+        runs=dict(Counter(run.row.state.value for run in listed)),
+        interrupted=tuple(run.row.id for run in listed if run.interrupted),
         epoch_keys="apart from the data"
         if home.config.epoch_keys
         else "on the data's device: erasing them shreds nothing",

@@ -7,7 +7,6 @@ it. The leaf says so (`actor_auth: asserted`).
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import IntegrityError, UsageError
+from appliance.files import locked, write_atomic
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}")
 
@@ -39,7 +39,7 @@ def login_name() -> str:
 
 
 def recognise(roster: Path, name: str) -> Person:
-    """The person called `name`, entered into the roster under a fresh random pseudonym if unknown.
+    """Find the person called `name`, entered into the roster under a fresh random pseudonym if unknown.
 
     Args:
       roster: JSON file {name: pseudonym}, created with mode 0600.
@@ -51,12 +51,11 @@ def recognise(roster: Path, name: str) -> Person:
     """
     if not _NAME.fullmatch(name):
         raise UsageError("an actor's name has 1 to 80 characters and no control characters")
-    with (roster.parent / f".{roster.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(roster.parent / f".{roster.name}.lock"):
         people = _load(roster)
         if name not in people:
             people[name] = f"p_{secrets.token_hex(8)}"
-            _save(roster, people)
+            write_atomic(roster, orjson.dumps(people, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
     return Person(name=name, pseudonym=people[name])
 
 
@@ -70,13 +69,3 @@ def _load(roster: Path) -> dict[str, str]:
     if not isinstance(people, dict) or not all(isinstance(v, str) for v in people.values()):
         raise IntegrityError("the roster of people is damaged", where=str(roster))
     return people
-
-
-def _save(roster: Path, people: dict[str, str]) -> None:
-    temporary = roster.with_name(f".{roster.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(orjson.dumps(people, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(roster)

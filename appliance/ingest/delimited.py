@@ -62,7 +62,7 @@ class _Feed:
 
 
 def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """The rows of a CSV or TSV file, whose first row names the columns; blank lines are skipped.
+    """Read the rows of a CSV or TSV file, whose first row names the columns; blank lines are skipped.
 
     A column without a name is called `#1`, `#2`... by its position.
 
@@ -79,7 +79,7 @@ def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, 
     csv.field_size_limit(max(csv.field_size_limit(), limit + 1))
     feed = _Feed(lines(path, limit), limit)
     header: list[str] | None = None
-    for line, offset, values in _parsed(feed, delimiter):
+    for line, offset, values in _parse(feed, delimiter):
         if header is None:
             header = _header(values, f"{path}:{line}", required)
         elif isinstance(values, str):
@@ -91,8 +91,8 @@ def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, 
             yield Row(line, offset, dict(zip(header, values, strict=True)))
 
 
-def _parsed(feed: _Feed, delimiter: str) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Line, offset, and the values of each row, or the reason why there are none."""
+def _parse(feed: _Feed, delimiter: str) -> Iterator[tuple[int, int, list[str] | str]]:
+    """Parse line, offset, and the values of each row, or the reason why there are none."""
     parser = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
         feed.begin()

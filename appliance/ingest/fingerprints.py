@@ -33,19 +33,19 @@ class Fingerprinter:
         )
 
     def subject(self, name: str) -> bytes:
-        """Of a subject's name; spelling in upper or lower case and blanks do not matter."""
+        """Fingerprint a subject's name; spelling in upper or lower case and blanks do not matter."""
         return _hash(_normal(name).encode(), self._subject)
 
     def record(self, kind: str, parts: Parts) -> bytes:
-        """Of a whole record, exactly."""
+        """Fingerprint a whole record, exactly."""
         return _hash(orjson.dumps((kind, parts)), self._record)
 
     def pair(self, subject: bytes, record: bytes) -> bytes:
-        """Of one subject's record, from the fingerprints of both."""
+        """Combine the fingerprints of a subject and a record."""
         return _hash(subject + record, self._pair)
 
     def row(self, fields: dict[str, Any]) -> bytes:
-        """Of each long text of a source row, and of all its values together, concatenated.
+        """Fingerprint each long text of a source row, and all its values together, concatenated.
 
         The values together recognise rows of short texts under other column names. Texts of system messages count
         only there: the same instruction in two datasets does not make them overlap.
@@ -70,12 +70,12 @@ def _hash(data: bytes, key: bytes) -> bytes:
 
 
 def _normal(text: str) -> str:
-    """Without differences of white space, case and HTML escaping."""
+    """Leave out differences of white space, case and HTML escaping."""
     return " ".join((unescape(text) if "&" in text else text).split()).casefold()
 
 
 def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Every scalar of a row as text, and whether it belongs to a system message."""
+    """List every scalar of a row as text, and whether it belongs to a system message."""
     found: list[tuple[str, bool]] = []
     stack: list[tuple[Any, bool]] = [(fields, False)]
     while stack:
@@ -92,13 +92,13 @@ def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
     return found
 
 
-def sorted_unique(fingerprints: bytes | bytearray) -> bytes:
-    """The 16-byte rows of `fingerprints` in order, each once."""
+def sort_unique(fingerprints: bytes | bytearray) -> bytes:
+    """Sort the 16-byte rows of `fingerprints`, and keep each once."""
     return np.unique(_rows(fingerprints)).tobytes()
 
 
 def overlap(a: bytes, b: bytes) -> bool:
-    """Whether two sets of fingerprints, as `sorted_unique` writes them, share at least one.
+    """Tell whether two sets of fingerprints, as `sorted_unique` writes them, share at least one.
 
     Raises:
       IntegrityError: if one of them is not a whole number of fingerprints.

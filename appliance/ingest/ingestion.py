@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from appliance.errors import DataInvalid
-from appliance.ingest.fingerprints import Fingerprinter, sorted_unique
+from appliance.ingest.fingerprints import Fingerprinter, sort_unique
 from appliance.ingest.keyset import KeySet
 from appliance.ingest.reading import read_rows
-from appliance.ingest.shapes import Parts, kept_of, shaper, subject_of, unescaped
+from appliance.ingest.shapes import Parts, keep_columns, shaper, subject_of, unescape
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
-from appliance.records import Private, Record, RecordKind
+from appliance.jobs.plan import UnitKind
+from appliance.jobs.record import Record, RecordKind
+from appliance.values import Private
 
 MAX_LISTED = 10_000
 _BATCH = 1024
@@ -76,9 +78,9 @@ class Ingestion:
                 if candidate is not None:
                     batch.append(candidate)
                 if len(batch) >= _BATCH:
-                    yield from self._kept(batch)
+                    yield from self._keep_new(batch)
                     batch.clear()
-        yield from self._kept(batch)
+        yield from self._keep_new(batch)
         self._finish()
 
     @property
@@ -104,23 +106,23 @@ class Ingestion:
     @property
     def units(self) -> Private[int]:
         """How many units of privacy the yielded records belong to."""
-        return Private(len(self._of_subject) if self._spec.unit.kind == "subject" else self._counts["records"])
+        return Private(len(self._of_subject) if self._spec.unit.kind == UnitKind.SUBJECT else self._counts["records"])
 
     @property
     def fingerprints(self) -> bytes:
         """Sorted, unique, 16 bytes each: of the yielded records, their subjects, and their source rows' long texts."""
         if self._state != "done":
             raise RuntimeError("the files have not been read to their end")
-        return sorted_unique(self._found)
+        return sort_unique(self._found)
 
     def _candidate(self, row: Row | BadRow, file: str) -> _Candidate | None:
         if isinstance(row, BadRow):
             self._reject(row)
             return None
-        fields = unescaped(row.fields) if self._spec.unescape_html else row.fields
+        fields = unescape(row.fields) if self._spec.unescape_html else row.fields
         try:
             kind, parts = self._shape(fields)
-            kept = kept_of(fields, self._spec.keep)
+            kept = keep_columns(fields, self._spec.keep)
             record = self._print.record(kind, parts)
             key = unit = record
             column = self._spec.unit.key
@@ -137,7 +139,7 @@ class Ingestion:
         if len(self._rejected) < MAX_LISTED:
             self._rejected.append(row)
 
-    def _kept(self, batch: list[_Candidate]) -> Iterator[Record]:
+    def _keep_new(self, batch: list[_Candidate]) -> Iterator[Record]:
         self._counts["accepted"] += len(batch)
         new = self._seen.add(b"".join([candidate.key for candidate in batch]))
         for candidate, is_new in zip(batch, new, strict=True):
@@ -149,8 +151,8 @@ class Ingestion:
                 )
 
     def _has_room(self, unit: bytes) -> bool:
-        """Whether this unit may give another record; counts it if so."""
-        if self._spec.unit.kind == "record":
+        """Tell whether this unit may give another record; counts it if so."""
+        if self._spec.unit.kind == UnitKind.RECORD:
             return True
         before = self._of_subject.get(unit, 0)
         if before >= self._spec.unit.max_records:
@@ -167,5 +169,7 @@ class Ingestion:
         if not self._rejected:
             raise DataInvalid("the files hold no rows", where=str(self._paths[0]))
         first = "; ".join(f"line {bad.line} (byte {bad.offset}): {bad.reason}" for bad in self._rejected[:3])
-        message = f"not one row can be used: {first}"
-        raise DataInvalid(message, hint="check --format and the columns", where=self._rejected[0].file)
+        hint = (
+            f"check --format and the columns; {first}"  # places of private rows: for the terminal, not for the ledger
+        )
+        raise DataInvalid("not one row can be used", hint=hint, where=self._rejected[0].file)

@@ -14,7 +14,7 @@ from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
 
 
 def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
-    """The rows of a JSONL file; blank lines are skipped.
+    """Read the rows of a JSONL file; blank lines are skipped.
 
     Args:
       path: a regular file.
@@ -47,7 +47,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
-    """Whether some key may stand twice in one object; False is certain.
+    """Tell whether some key may stand twice in one object; False is certain.
 
     orjson keeps the last of two equal keys. Every key of the text is quoted, and a quoted key cannot be part of a
     string, whose own quotes are escaped. So if each key is found as often in the bytes as in the value, none was
@@ -65,14 +65,14 @@ def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
             item = item.values()
         stack.extend([part for part in item if type(part) is dict or type(part) is list])
     for key, count in counts.items():
-        quoted = _quoted(key)
+        quoted = _quote(key)
         if quoted is None or line.count(quoted) != count:
             return True
     return False
 
 
 @lru_cache(maxsize=4096)
-def _quoted(key: str) -> bytes | None:
+def _quote(key: str) -> bytes | None:
     plain = key.isprintable() and not any(mark in key for mark in '"\\/')
     return f'"{key}"'.encode() if plain else None
 

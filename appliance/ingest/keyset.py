@@ -19,7 +19,7 @@ class KeySet:
         return self._size
 
     def add(self, keys: bytes) -> list[bool]:
-        """Adds keys, 16 bytes each, and says for each whether it is new; of equal new ones the first is.
+        """Add keys, 16 bytes each, and say for each whether it is new; of equal new ones the first is.
 
         Memory: 27 to 54 bytes a key, half as much again while the table grows.
         """

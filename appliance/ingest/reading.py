@@ -13,7 +13,7 @@ from appliance.ingest.text import read_text
 
 
 def read_rows(path: Path, spec: IngestSpec) -> Iterator[Row | BadRow]:
-    """The rows of one file as `spec` understands it. Raises `DataInvalid` or `ArtefactMissing` for the file itself."""
+    """Read the rows of a file as `spec` says. Raises `DataInvalid` or `ArtefactMissing` for the file itself."""
     if spec.format == "jsonl":
         return read_jsonl(path, spec.max_row_bytes)
     if spec.format == "text":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
-from html import unescape
 from typing import Any
 
 from appliance.ingest.source import RowRefused
 from appliance.ingest.spec import IngestSpec, Template
-from appliance.records import ROLES, RecordKind
+from appliance.jobs.record import ROLES, RecordKind
 
 Parts = tuple[tuple[str, str], ...]
 Shaper = Callable[[dict[str, Any]], tuple[RecordKind, Parts]]
@@ -29,16 +29,16 @@ _SHAREGPT_ROLES = {
 
 
 def shaper(spec: IngestSpec) -> Shaper:
-    """The function that turns the columns of a row into a record's kind and parts. It raises `RowRefused`."""
+    """Choose the function that turns the columns of a row into a record's kind and parts. It raises `RowRefused`."""
     prompt, completion = Template(spec.prompt or "prompt"), Template(spec.completion or "completion")
     text = Template(spec.text or "text")
 
     def as_pair(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
-        pair = (("prompt", _filled(prompt, fields)), ("completion", _filled(completion, fields)))
+        pair = (("prompt", _fill(prompt, fields)), ("completion", _fill(completion, fields)))
         return "completion", pair
 
     def as_text(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
-        return "text", (("text", _filled(text, fields)),)
+        return "text", (("text", _fill(text, fields)),)
 
     def as_found(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
         if "messages" in fields:
@@ -63,19 +63,19 @@ def shaper(spec: IngestSpec) -> Shaper:
     return by_shape.get(spec.resolved_shape, as_found)
 
 
-def unescaped(value: Any) -> Any:
-    """`value` with HTML character references turned into characters, in every string at any depth but not in keys."""
+def unescape(value: Any) -> Any:
+    """Turn HTML character references into characters, in every string at any depth but not in keys."""
     if type(value) is str:
-        return unescape(value) if "&" in value else value
+        return html.unescape(value) if "&" in value else value
     if type(value) is list:
-        return [unescaped(part) for part in value]
+        return [unescape(part) for part in value]
     if type(value) is dict:
-        return {key: unescaped(part) for key, part in value.items()}
+        return {key: unescape(part) for key, part in value.items()}
     return value
 
 
 def subject_of(fields: dict[str, Any], column: str) -> str:
-    """The subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
+    """Find the subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
     value = fields.get(column)
     if type(value) is int:
         return str(value)
@@ -84,21 +84,21 @@ def subject_of(fields: dict[str, Any], column: str) -> str:
     return name
 
 
-def kept_of(fields: dict[str, Any], columns: tuple[str, ...]) -> Parts:
-    """(column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
+def keep_columns(fields: dict[str, Any], columns: tuple[str, ...]) -> Parts:
+    """Take (column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
     found = [(column, _column(fields, column)) for column in columns if fields.get(column) is not None]
     if any(len(value) > MAX_KEPT for _, value in found):
         raise RowRefused(f"a kept column has more than {MAX_KEPT} characters")
     return tuple(found)
 
 
-def _filled(template: Template, fields: dict[str, Any]) -> str:
+def _fill(template: Template, fields: dict[str, Any]) -> str:
     pieces = template.pieces
     if len(pieces) == 3 and not pieces[0] and not pieces[2]:
-        return _checked(_column(fields, pieces[1]), pieces[1])
+        return _require_text(_column(fields, pieces[1]), pieces[1])
     texts = [piece if n % 2 == 0 else _column(fields, piece) for n, piece in enumerate(pieces)]
     # A template whose columns are all blank says nothing about anybody.
-    _checked("".join(texts[1::2]), "', '".join(template.columns))
+    _require_text("".join(texts[1::2]), "', '".join(template.columns))
     return "".join(texts)
 
 
@@ -119,7 +119,7 @@ def _column(fields: dict[str, Any], column: str) -> str:
     raise RowRefused(f"column '{column}' is neither text nor a number")
 
 
-def _checked(text: str, name: str) -> str:
+def _require_text(text: str, name: str) -> str:
     if not text or text.isspace():
         raise RowRefused(f"'{name}' is empty")
     if "\0" in text:
@@ -148,7 +148,7 @@ def _message(message: Any, number: int) -> tuple[str, str]:
     if any(value is not None for key, value in message.items() if key != "role" and key != "content"):
         # Dropping a tool call or an image silently would train on something other than what was given.
         raise RowRefused(f"message {number} has more than a role and a content")
-    return role, _checked(content, f"content of message {number}")
+    return role, _require_text(content, f"content of message {number}")
 
 
 def _as_sharegpt(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
@@ -170,10 +170,10 @@ def _turn(turn: Any, number: int) -> dict[str, Any]:
 
 
 def _as_alpaca(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
-    """The instruction and, two lines below, its input where there is one; the answer is `output`."""
-    instruction = _checked(_column(fields, "instruction"), "instruction")
+    """Join the instruction and, two lines below, its input where there is one; the answer is `output`."""
+    instruction = _require_text(_column(fields, "instruction"), "instruction")
     given = fields.get("input")
     if given is not None and type(given) is not str:
         raise RowRefused("'input' is not a text")
-    prompt = f"{instruction}\n\n{_checked(given, 'input')}" if given and not given.isspace() else instruction
-    return "completion", (("prompt", prompt), ("completion", _checked(_column(fields, "output"), "output")))
+    prompt = f"{instruction}\n\n{_require_text(given, 'input')}" if given and not given.isspace() else instruction
+    return "completion", (("prompt", prompt), ("completion", _require_text(_column(fields, "output"), "output")))

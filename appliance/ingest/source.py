@@ -62,7 +62,7 @@ class RowRefused(Exception):
 
 @contextmanager
 def open_source(path: Path) -> Iterator[io.BufferedReader[Any]]:
-    """Opens a regular file for reading, decompressing gzip.
+    """Open a regular file for reading, decompressing gzip.
 
     Raises:
       ArtefactMissing: if there is no such file.
@@ -95,13 +95,13 @@ def _not_opened(path: Path, error: OSError) -> ArtefactMissing | DataInvalid:
 
 
 def check_source(path: Path) -> None:
-    """Raises what `open_source` would raise, so that a missing file is told before any other is read."""
+    """Raise what `open_source` would raise, so that a missing file is told before any other is read."""
     with open_source(path):
         pass
 
 
 def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
-    """The lines of a file: number from 1, byte offset, and the bytes with their line feed.
+    """Read the lines of a file: number from 1, byte offset, and the bytes with their line feed.
 
     A line longer than `limit` bytes comes as None; it is skipped without being held. A byte order mark is skipped.
 
@@ -145,5 +145,5 @@ def _skip_line(stream: io.BufferedReader[Any]) -> int:
 
 
 def too_long(limit: int) -> str:
-    """The reason given for a row of more than `limit` bytes."""
+    """Say why a row of more than `limit` bytes is refused."""
     return f"longer than {limit} bytes"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.errors import UsageError
-from appliance.records import UnitOfPrivacy
+from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
 Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
@@ -131,9 +131,9 @@ def _check_templates(spec: IngestSpec) -> None:
 
 
 def _check_unit(unit: UnitOfPrivacy, file_format: Format) -> None:
-    if unit.kind == "subject" and not unit.key:
+    if unit.kind == UnitKind.SUBJECT and not unit.key:
         raise UsageError("the unit of privacy 'subject' needs the column that names the subject")
-    if unit.kind == "subject" and file_format == "text":
+    if unit.kind == UnitKind.SUBJECT and file_format == "text":
         raise UsageError("a plain text file has no column that names a subject")
-    if unit.kind == "record" and (unit.key is not None or unit.max_records != 1):
+    if unit.kind == UnitKind.RECORD and (unit.key is not None or unit.max_records != 1):
         raise UsageError("the unit of privacy 'record' has neither a key column nor a cap")

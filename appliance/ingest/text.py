@@ -10,7 +10,7 @@ from appliance.ingest.spec import Split
 
 
 def read_text(path: Path, split: Split, limit: int) -> Iterator[Row | BadRow]:
-    """The records of a text file as rows with the one column `text`; blank ones are skipped.
+    """Read the records of a text file as rows with the one column `text`; blank ones are skipped.
 
     Args:
       path: a regular file.

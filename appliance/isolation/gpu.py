@@ -37,7 +37,7 @@ class Gpu:
 
 
 def gpu(ordinal: int | None = 0, root: Path = _ROOT) -> Gpu:
-    """What the sandbox must let through on this machine. Call `require` before.
+    """Find what the sandbox must let through on this machine. Call `require` before.
 
     Args:
       ordinal: which of the visible GPUs; None is for a process that does not start the driver.
@@ -51,7 +51,7 @@ def gpu(ordinal: int | None = 0, root: Path = _ROOT) -> Gpu:
 
 
 def nodes(root: Path = _ROOT) -> list[Path]:
-    """The device nodes of single GPUs, in the order of their numbers."""
+    """List the device nodes of single GPUs, in the order of their numbers."""
     found = [path for path in (root / "dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("nvidia")))
 
@@ -63,13 +63,13 @@ def models(root: Path = _ROOT) -> dict[str, str]:
 
 
 def driver_version(root: Path = _ROOT) -> str:
-    """Version of the kernel's driver; empty where /proc does not say it."""
+    """Read the version of the kernel's driver; empty where /proc does not say it."""
     found = re.search(r"\s([0-9]+\.[0-9.]+)\s", _text(root / "proc/driver/nvidia/version"))
     return found[1] if found else ""
 
 
 def problems(root: Path = _ROOT) -> list[WillNotFit]:
-    """What would keep the driver from starting in the sandbox, each with what to do about it; empty if nothing."""
+    """Say what would keep the driver from starting in the sandbox, each with what to do about it; empty if nothing."""
     dev, found = root / "dev", []
     if not nodes(root) and not models(root) and not (dev / _CONTROL).exists():
         hint = "install the driver, pass /dev/nvidia* into the container, or use --device cpu"
@@ -94,7 +94,7 @@ def require(root: Path = _ROOT) -> None:
 
 
 def _stale(node: Path, root: Path) -> str:
-    """Why a node does not lead to the driver; /proc/devices lists the numbers that drivers have now."""
+    """Say why a node does not lead to the driver; /proc/devices lists the numbers that drivers have now."""
     mode = node.stat()
     if not stat.S_ISCHR(mode.st_mode):
         return "is not a device node"
@@ -107,7 +107,7 @@ def _stale(node: Path, root: Path) -> str:
 
 
 def _instances(root: Path) -> list[Path]:
-    """Nodes of the instances of a divided GPU (MIG). Those for dividing and for watching all of it stay closed."""
+    """List the nodes of the instances of a divided GPU (MIG). Those for dividing and for watching it stay closed."""
     capabilities = root / "proc/driver/nvidia/capabilities"
     access = [path for part in ("", "ci*/") for path in sorted(capabilities.glob(f"gpu*/mig/gi*/{part}access"))]
     numbers = [_field(_text(path), "DeviceFileMinor") for path in access]
@@ -115,7 +115,7 @@ def _instances(root: Path) -> list[Path]:
 
 
 def _libraries() -> list[Path]:
-    """Where the administrator says that libraries lie; the loader looks there first, so the driver's may be there."""
+    """Find where the administrator says that libraries lie; the loader looks there first."""
     paths = [Path(entry) for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":")]
     return [path for path in paths if path.is_absolute() and path.is_dir() and path.resolve() != _ROOT]
 
@@ -128,6 +128,6 @@ def _text(path: Path) -> str:
 
 
 def _field(text: str, name: str) -> str:
-    """The value of a line `name: value`; empty if there is none."""
+    """Read the value of a line `name: value`; empty if there is none."""
     values = [line.partition(":")[2].strip() for line in text.splitlines() if line.partition(":")[0].strip() == name]
     return values[0] if values else ""

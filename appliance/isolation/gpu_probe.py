@@ -22,7 +22,7 @@ import orjson
 from appliance.errors import ApplianceError
 from appliance.isolation import cuda, gpu_trial, landlock, process, sandbox, seccomp
 from appliance.isolation.gpu import Gpu, gpu
-from appliance.records import IsolationSpec
+from appliance.jobs.job import IsolationSpec
 
 _LIBRARIES = ("torch", "transformers", "peft", "opacus", "safetensors")
 LAYERS = ("everything", "files", "sockets", "closing", "hardening")
@@ -94,13 +94,13 @@ def _open(node: Path) -> str:
 
 
 def _origin(library: str) -> str | None:
-    """Where a library lies; it is not imported."""
+    """Find where a library lies; it is not imported."""
     found = importlib.util.find_spec(library)
     return found.origin if found else None
 
 
 def _read(origins: dict[str, str | None]) -> str:
-    """Whether what a worker imports is installed where it looks, and where it may read."""
+    """Tell whether what a worker imports is installed where it looks, and where it may read."""
     for name, origin in origins.items():
         if origin is None:
             raise ApplianceError(f"{name} is not installed where a worker looks: PYTHONPATH does not reach it")

@@ -33,7 +33,7 @@ _PTX = b"""
 
 
 def steps(driver: cuda.Driver, ordinal: int) -> Iterator[tuple[str, Callable[[], str], bool]]:
-    """(name, step, whether training needs it) of what is tried in the sandbox, the last socket being denied."""
+    """List (name, step, whether training needs it) of what is tried in the sandbox, the last socket being denied."""
     yield "library", partial(_library, driver), True
     yield "models", partial(_gpus, driver), True
     yield "free memory", partial(_free, driver, ordinal), True
@@ -76,7 +76,7 @@ def _copy(driver: cuda.Driver) -> str:
     with closing(_Memory(driver, _BYTES)) as memory:
         driver.call("cuMemcpyHtoD_v2", memory.address, sent, ctypes.c_size_t(_BYTES))
         driver.call("cuMemcpyDtoH_v2", back, memory.address, ctypes.c_size_t(_BYTES))
-    return _agreed(back.raw == sent, f"{_BYTES >> 20} MiB there and back")
+    return _require_same(back.raw == sent, f"{_BYTES >> 20} MiB there and back")
 
 
 def _pin(driver: cuda.Driver) -> str:
@@ -96,7 +96,7 @@ def _compute(driver: cuda.Driver) -> str:
         driver.call("cuLaunchKernel", function, *(1, 1, 1), *(1, 1, 1), 0, None, parameters, None)
         driver.call("cuCtxSynchronize")
         driver.call("cuMemcpyDtoH_v2", ctypes.byref(value), memory.address, ctypes.c_size_t(4))
-    return _agreed(value.value == 42, "compiled and run")
+    return _require_same(value.value == 42, "compiled and run")
 
 
 class _Memory:
@@ -110,7 +110,7 @@ class _Memory:
         self._driver.call("cuMemFree_v2", self.address)
 
 
-def _agreed(same: bool, detail: str) -> str:
+def _require_same(same: bool, detail: str) -> str:
     if not same:
         raise ApplianceError("the GPU gave back something else")
     return detail
@@ -124,7 +124,7 @@ def _management() -> str:
 
 
 def _sockets() -> str:
-    """No more can be made; what the driver holds is said."""
+    """Try to make more, which fails; what the driver holds is said."""
     for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):
         try:
             socket.socket(family, socket.SOCK_STREAM).close()
@@ -143,7 +143,7 @@ def _is_socket(descriptor: int) -> bool:
 
 
 def _threads() -> str:
-    """All of them are filtered, those that the driver started too."""
+    """Check that all threads are filtered, those that the driver started too."""
     tasks = list(Path("/proc/self/task").iterdir())
     loose = [task for task in tasks if "Seccomp:\t2" not in (task / "status").read_text()]
     if loose:

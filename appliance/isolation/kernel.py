@@ -28,26 +28,26 @@ UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 
 def machine() -> str:
-    """The architecture of this process, as a key of ARCHITECTURES if it is supported."""
+    """Find the architecture of this process, as a key of ARCHITECTURES if it is supported."""
     # A 32-bit process on a 64-bit kernel makes other system calls than the machine's name says.
     return platform.machine() if ctypes.sizeof(ctypes.c_void_p) == 8 else f"32-bit {platform.machine()}"
 
 
 def prctl(option: int, argument: int = 0) -> int:
     """Get or set an attribute of this process; see prctl in section 2 of the manual. Raises OSError."""
-    return _checked(_LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
+    return _check(_LIBC.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
 
 
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Call any system call with integers, buffers or null pointers. Raises OSError."""
-    return _checked(_LIBC.syscall(ctypes.c_long(number), *(_argument(a) for a in arguments)))
+    return _check(_LIBC.syscall(ctypes.c_long(number), *(_argument(a) for a in arguments)))
 
 
 def _argument(value: int | bytes | ctypes.Array[ctypes.c_char] | None) -> object:
     return ctypes.c_long(value) if isinstance(value, int) else value
 
 
-def _checked(result: int) -> int:
+def _check(result: int) -> int:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code or errno.EINVAL, os.strerror(code))

@@ -34,7 +34,7 @@ _QUERY_VERSION, _RULE_PATH_BENEATH = 1, 1
 
 
 def abi() -> int:
-    """The Landlock ABI of the running kernel; 0 where there is none or it is turned off."""
+    """Ask for the Landlock ABI of the running kernel; 0 where there is none or it is turned off."""
     try:
         return kernel.syscall(kernel.LANDLOCK_CREATE_RULESET, None, 0, _QUERY_VERSION)
     except OSError:
@@ -76,9 +76,9 @@ def restrict_files(
         try:
             for rights, paths in ((_READ, read), (_WRITE, write), (_DEVICE, devices)):
                 for path in paths:
-                    _allow(ruleset, path, rights & _handled(version))
+                    _allow(ruleset, path, rights & _list_rights(version))
             if own_threads:
-                _allow(ruleset, Path("/proc/self/task"), _CHANGE & _handled(version), keep_open=True)
+                _allow(ruleset, Path("/proc/self/task"), _CHANGE & _list_rights(version), keep_open=True)
             kernel.syscall(kernel.LANDLOCK_RESTRICT_SELF, ruleset, 0)
         finally:
             os.close(ruleset)
@@ -87,8 +87,8 @@ def restrict_files(
     return True
 
 
-def _handled(version: int) -> int:
-    """The file rights that a kernel of this ABI knows."""
+def _list_rights(version: int) -> int:
+    """Collect the file rights that a kernel of this ABI knows."""
     rights = _MAKE_SYM * 2 - 1
     rights |= _REFER if version >= 2 else 0
     rights |= _TRUNCATE if version >= 3 else 0
@@ -97,7 +97,7 @@ def _handled(version: int) -> int:
 
 def _create(version: int, *, tcp: bool) -> int:
     # struct landlock_ruleset_attr grew by one field at ABI 4 and one at ABI 6; its size says which fields there are.
-    fields = [_handled(version)]
+    fields = [_list_rights(version)]
     if version >= 4:
         fields.append(0 if tcp else _BIND_TCP_AND_CONNECT_TCP)
     if version >= 6:

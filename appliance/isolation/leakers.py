@@ -23,7 +23,7 @@ from appliance.isolation import gpu as gpus
 from appliance.isolation import loopback, sandbox
 from appliance.isolation.leaks import LEAKERS, SECONDS_EACH, Plan
 from appliance.isolation.targets import Targets
-from appliance.records import IsolationSpec
+from appliance.jobs.job import IsolationSpec
 
 _MODULE = ("-m", "appliance.isolation.leakers")
 
@@ -56,7 +56,7 @@ def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False
             through: dict[str, bool] = json.loads(done.stdout)
         except (json.JSONDecodeError, subprocess.TimeoutExpired):
             raise IsolationViolated("the planted leakers could not be run in the sandbox") from None
-        arrived = targets.arrived()
+        arrived = targets.find_arrived()
     return {name: "leaked" if through[name] or name in arrived else "blocked" for name in through}
 
 
@@ -73,13 +73,13 @@ def _alone(leaker: Callable[[Plan], bool], plan: Plan) -> bool:
 
 
 def _gpu() -> gpus.Gpu:
-    """What a job on a GPU gets; without one the rules are in force, and there is no driver to start."""
+    """Find what a job on a GPU gets; without one the rules are in force, and there is no driver to start."""
     found = gpus.gpu()
     return found if gpus.nodes() else replace(found, ordinal=None)
 
 
 def main(arguments: list[str]) -> None:
-    """The ways this module is run: to test (no argument, --gpu or --control), and as the process of the leakers."""
+    """Run this module: to test (no argument, --gpu or --control), or as the process of the leakers."""
     if arguments and arguments[0] == "--rank":  # the launcher of the ranks, and then a rank
         loopback.enter()
         os.execv(sys.executable, [sys.executable, *_MODULE, "--inside-rank", arguments[1]])  # noqa: S606 - itself, as a rank is started

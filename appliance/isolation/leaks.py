@@ -45,7 +45,7 @@ def _udp(plan: Plan) -> bool:
 
 
 def _dns(plan: Plan) -> bool:
-    """Both the resolver of the C library and a query made by hand, with the token as a label."""
+    """Ask both the resolver of the C library and by a query made by hand, with the token as a label."""
     label = plan["token"].encode()
     query = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + bytes([len(label)]) + label + b"\x00\x00\x01\x00\x01"
     try:
@@ -64,7 +64,7 @@ def _unix(plan: Plan) -> bool:
 
 
 def _any_family(plan: Plan) -> bool:
-    """A socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth...
+    """Open a socket of whatever family and kind: Netlink, packet, raw, vsock, kernel crypto, Bluetooth...
 
     Ranks keep TCP and the list of interfaces; what they reach with them is for the other leakers to find out.
     """
@@ -95,7 +95,7 @@ def _socketpair(plan: Plan) -> bool:
 
 
 def _io_uring(plan: Plan) -> bool:
-    """Through when the kernel looks at the arguments at all: a bad address means the call itself is allowed."""
+    """Try whether the kernel looks at the arguments at all: a bad address means the call itself is allowed."""
     try:
         kernel.syscall(kernel.IO_URING_SETUP, 1, None)
     except PermissionError:
@@ -140,7 +140,7 @@ def _read_memory(plan: Plan) -> bool:
 
 
 def _device(plan: Plan) -> bool:
-    """Any device node but those of the job: disks, memory, other drivers; without a GPU also the GPUs."""
+    """Open any device node but those of the job: disks, memory, other drivers; without a GPU also the GPUs."""
     gpus = [] if plan["gpu"] else [Path(name) for name in plan["gpus"]]
     return any(_opens(path) for path in (*(Path("/dev", name) for name in _DEVICES), *gpus))
 
@@ -154,7 +154,7 @@ def _opens(path: Path) -> bool:
 
 
 def _shared_memory(plan: Plan) -> bool:
-    """Shared memory by name, which everybody on this machine can open."""
+    """Open shared memory by name, which everybody on this machine can."""
     path = Path("/dev/shm", plan["token"])  # noqa: S108 - the point of it
     try:
         return path.write_text(plan["token"]) > 0
@@ -169,7 +169,7 @@ def _other_process(plan: Plan) -> bool:
 
 
 def _i386_socket(plan: Plan) -> bool:
-    """socket(AF_INET, SOCK_STREAM, 0) by the 32-bit system call table, whose numbers a naive filter does not know."""
+    """Make socket(AF_INET, SOCK_STREAM, 0) by the 32-bit system call table, which a naive filter does not know."""
     code = bytes.fromhex("53 b8 67010000 bb 02000000 b9 01000000 31 d2 cd 80 5b c3")
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(code)

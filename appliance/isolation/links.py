@@ -49,14 +49,14 @@ class Link:
 
 
 def links() -> list[Link]:
-    """The interfaces that this process can see. Raises `IsolationViolated` if the kernel does not list them."""
+    """List the interfaces that this process can see. Raises `IsolationViolated` if the kernel does not list them."""
     addresses = parse_addresses(_dump(_GET_ADDRESS))
     found = parse_links(_dump(_GET_LINK))
     return [replace(link, addresses=tuple(a for index, a in addresses if index == link.index)) for link in found]
 
 
 def parse_links(data: bytes) -> list[Link]:
-    """The interfaces in what the kernel answers to RTM_GETLINK; without addresses, which it tells apart."""
+    """Parse the interfaces in what the kernel answers to RTM_GETLINK; without addresses, which it tells apart."""
     found = []
     for body in _messages(data, _NEW_LINK):
         _, _, index, flags, _ = _unpack(_LINK, body)
@@ -68,7 +68,7 @@ def parse_links(data: bytes) -> list[Link]:
 
 
 def parse_addresses(data: bytes) -> list[tuple[int, str]]:
-    """(number of an interface, an address of its own) in what the kernel answers to RTM_GETADDR."""
+    """Parse what the kernel answers to RTM_GETADDR: (number of an interface, an address of its own)."""
     found = []
     for body in _messages(data, _NEW_ADDRESS):
         *_, index = _unpack(_ADDRESS, body)
@@ -80,7 +80,7 @@ def parse_addresses(data: bytes) -> list[tuple[int, str]]:
 
 
 def source_address(host: str, port: int) -> str:
-    """The own address from which `host`, a numeric address, would be reached. Nothing is sent.
+    """Find the own address from which `host`, a numeric address, would be reached. Nothing is sent.
 
     Raises:
       OSError: there is no route to it.
@@ -92,7 +92,7 @@ def source_address(host: str, port: int) -> str:
 
 
 def _dump(request: int) -> bytes:
-    """All messages of one answer, behind each other."""
+    """Ask for all messages of one answer, behind each other."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
             kernel.sendto(
@@ -111,23 +111,23 @@ def _messages(data: bytes, wanted: int) -> Iterator[bytes]:
 
 
 def _all(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, body) of every message."""
+    """List (type, body) of every message."""
     while data:
         length, kind, *_ = _unpack(_MESSAGE, data)
         if not _MESSAGE.size <= length <= len(data) or kind == _ERROR:
             raise _unreadable()
         yield kind, data[_MESSAGE.size : length]
-        data = data[_aligned(length) :]
+        data = data[_align(length) :]
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of every attribute."""
+    """List (type, value) of every attribute."""
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if not _ATTRIBUTE.size <= length <= len(data):
             raise _unreadable()
         yield kind & _TYPE_OF_ATTRIBUTE, data[_ATTRIBUTE.size : length]
-        data = data[_aligned(length) :]
+        data = data[_align(length) :]
 
 
 def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
     return layout.unpack_from(data)
 
 
-def _aligned(length: int) -> int:
+def _align(length: int) -> int:
     return (length + 3) & ~3
 
 

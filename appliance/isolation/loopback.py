@@ -64,7 +64,7 @@ def _unshare(what: int, furnish: Callable[[], None]) -> None:
 
 
 def interfaces() -> list[str]:
-    """Names of the network interfaces that this process can see."""
+    """Name the network interfaces that this process can see."""
     lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     return sorted(line.partition(":")[0].strip() for line in lines)
 
@@ -77,7 +77,7 @@ def _raise_loopback() -> None:
 
 
 def _drop_capabilities() -> None:
-    """From the bounding set, so that no program started from here on has any, not even as root."""
+    """Drop them from the bounding set, so that no program started from here on has any, not even as root."""
     for capability in range(64):
         try:
             kernel.prctl(kernel.PR_CAPBSET_DROP, capability)

@@ -33,7 +33,7 @@ def harden(supervisor_pid: int) -> None:
 
 
 def deny_core_dumps() -> None:
-    """No core file, and no memory access by other processes of the same user. Raises OSError.
+    """Deny core files, and memory access by other processes of the same user. Raises OSError.
 
     The limit is 1 byte, not 0: both prevent a core file, but for core handlers behind a pipe the kernel ignores 0
     and honours only 1 (fs/coredump.c). Programs that are executed inherit the limit, but not the dumpable flag.
@@ -43,11 +43,11 @@ def deny_core_dumps() -> None:
 
 
 def deny_new_privileges() -> None:
-    """No setuid program or file capability raises privileges any more; needed by seccomp and Landlock."""
+    """Keep setuid programs and file capabilities from raising privileges; needed by seccomp and Landlock."""
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def core_dumps_denied() -> bool:
-    """Whether `deny_core_dumps` is in force."""
+    """Tell whether `deny_core_dumps` is in force."""
     limit, _ = resource.getrlimit(resource.RLIMIT_CORE)
     return 0 <= limit <= 1 and kernel.prctl(kernel.PR_GET_DUMPABLE) == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from appliance.errors import IsolationViolated
 from appliance.isolation import cuda, landlock, loopback, process, seccomp, tunnel
 from appliance.isolation.gpu import Gpu
-from appliance.records import IsolationReport, IsolationSpec
+from appliance.jobs.job import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
 LOOPBACK_ONLY = "loopback only, in a namespace of its own; all but TCP denied by seccomp"
@@ -32,14 +32,14 @@ _OF_RANKS = (Path("/sys/bus/pci/devices"), Path("/sys/devices"))  # gloo looks u
 
 
 def system_paths() -> tuple[Path, ...]:
-    """What Python and torch need to read: system libraries, Python, this package, /proc. No home, no /etc/shadow."""
+    """List what Python and torch read: system libraries, Python, this package, /proc. No home, no /etc/shadow."""
     package = Path(__file__).resolve().parents[1]
     python = {Path(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
     return (*(Path(p) for p in _SYSTEM), *sorted(python), package)
 
 
 def require_ranks_alone(spec: IsolationSpec, address: str = "") -> None:
-    """For one of several ranks, before it asks for a key: its network leads to the other ranks and nowhere else.
+    """Require of one of several ranks, before it asks for a key, that its network leads to the others alone.
 
     Args:
       spec: what is required.
@@ -151,7 +151,7 @@ def _start_driver(gpu: Gpu | None, *, tcp: bool) -> None:
 
 
 def _root_is_readable() -> bool:
-    """The probe: the root directory itself is readable for everyone, except under Landlock."""
+    """Try to read the root directory itself, which everyone may, except under Landlock."""
     try:
         os.listdir("/")
     except PermissionError:
@@ -160,7 +160,7 @@ def _root_is_readable() -> bool:
 
 
 def _refuse_open_sockets(*, unix: bool = True) -> None:
-    """A socket that was opened or inherited before would still carry data after the filter is in place.
+    """Refuse sockets that were opened or inherited before: they would still carry data after the filter is in place.
 
     Where sending is still possible (`unix` false), an inherited Unix socket would carry data out too.
     """

@@ -63,12 +63,12 @@ def deny_network() -> None:
 
 
 def deny_all_but_tcp() -> None:
-    """The same with TCP left: new sockets are streams over IPv4 or IPv6, or for listing interfaces."""
+    """Deny the same with TCP left: new sockets are streams over IPv4 or IPv6, or for listing interfaces."""
     _install(tcp=True, driver=False)
 
 
 def deny_all_but_the_drivers(*, tcp: bool) -> None:
-    """The same with what CUDA's driver needs to start: a Unix socket it may bind and listen on, and nothing more.
+    """Deny the same but what CUDA's driver needs to start: a Unix socket it may bind and listen on, and nothing more.
 
     Nobody is served on it: without TCP, connecting says that nobody is there, and accepting, sending and receiving
     are denied. With TCP those calls are left for TCP, so the time until the next filter is for the driver alone.
@@ -94,7 +94,7 @@ def _install(*, tcp: bool, driver: bool) -> None:
 
 
 def _program(machine: str, *, tcp: bool = False, driver: bool = False) -> bytes:
-    """The filter as an array of struct sock_filter (u16 code, u8 jump if true, u8 jump if false, u32 constant)."""
+    """Assemble an array of struct sock_filter (u16 code, u8 jump if true, u8 jump if false, u32 constant)."""
     numbers = _DENIED[machine]
     left = {"socket"} if tcp or driver else set()
     left |= set(_OF_TCP) if tcp else set()
@@ -119,7 +119,7 @@ def _program(machine: str, *, tcp: bool = False, driver: bool = False) -> bytes:
 
 
 def _socket_rules(*, tcp: bool, driver: bool) -> list[_Line | str]:
-    """Which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
+    """List which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
     lines: list[_Line | str] = [(_LOAD, "", "", _FAMILY_OFFSET)]
     if driver:
         lines.append((_EQUAL, "unix", "" if tcp else "deny", _UNIX))
@@ -134,7 +134,7 @@ def _socket_rules(*, tcp: bool, driver: bool) -> list[_Line | str]:
 
 
 def _assemble(lines: Sequence[_Line | str]) -> bytes:
-    """Instructions with jumps counted in lines; a label names the instruction behind it."""
+    """Assemble instructions with jumps counted in lines; a label names the instruction behind it."""
     labels: dict[str, int] = {}
     code: list[_Line] = []
     for line in lines:

@@ -41,7 +41,7 @@ class Targets:
             listener.close()
 
     def plan(self) -> dict[str, Any]:
-        """Where the targets are, for the leakers: ports, paths, this process and one of its sockets."""
+        """Say where the targets are, for the leakers: ports, paths, this process and one of its sockets."""
         ports = {name: listener.getsockname()[1] for name, listener in self._sockets.items() if name != "unix"}
         return {
             "tcp6": 1,
@@ -55,10 +55,10 @@ class Targets:
             "descriptor": self._sockets["udp"].fileno(),
         }
 
-    def arrived(self) -> set[str]:
-        """The leakers whose token arrived."""
+    def find_arrived(self) -> set[str]:
+        """Find the leakers whose token arrived."""
         names = {"child": "python-child"}
-        found = {names.get(name, name) for name, listener in self._sockets.items() if self._received(listener)}
+        found = {names.get(name, name) for name, listener in self._sockets.items() if self._has_received(listener)}
         written = self._directory / "outside" / "token"
         if written.exists() and written.read_text() == self._token:
             found.add("write-outside")
@@ -81,8 +81,8 @@ class Targets:
     def _unix_path(self) -> str:
         return str(self._directory / "outside" / "socket")
 
-    def _received(self, listener: socket.socket) -> bool:
-        """Whether anything that came in so far carries the token; senders have ended, so nothing is awaited."""
+    def _has_received(self, listener: socket.socket) -> bool:
+        """Tell whether anything that came in so far carries the token; senders have ended, so nothing is awaited."""
         try:
             while True:
                 if listener.type == socket.SOCK_DGRAM:

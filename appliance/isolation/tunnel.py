@@ -18,7 +18,7 @@ HINT = (
 
 
 def objection(address: str, found: list[Link] | None = None) -> str:
-    """Why the network that this process sees is not only loopback and WireGuard with this address; empty if it is.
+    """Say why the network that this process sees is more than loopback and WireGuard with this address; empty if not.
 
     Args:
       address: the address of this machine under which ranks elsewhere reach it.
@@ -40,5 +40,5 @@ def require(address: str) -> None:
 
 
 def refusal(reason: str) -> IsolationViolated:
-    """The error for an objection."""
+    """Make the error for an objection."""
     return IsolationViolated(f"ranks on several machines talk over WireGuard alone: {reason}", hint=HINT)

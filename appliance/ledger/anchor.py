@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.errors import IntegrityError
-from appliance.ledger import durable
+from appliance.files import locked, write_atomic
 from appliance.ledger.keyring import Keyring
 from appliance.ledger.note import Checkpoint
 
@@ -25,7 +21,7 @@ class Anchor:
         self.path = path
 
     def read(self, ring: Keyring) -> tuple[str, Checkpoint] | None:
-        """The anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
+        """Read the anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
         try:
             note = self.path.read_bytes().decode()
         except FileNotFoundError:
@@ -39,23 +35,14 @@ class Anchor:
 
     def advance(self, note: str, size: int, ring: Keyring) -> None:
         """Make `note` the anchor and fsync it, unless another process has anchored a larger tree meanwhile."""
-        with self._locked():
+        with locked(self.path.parent):
             current = self.read(ring)
             if current is None or current[1].size < size:
-                durable.replace(self.path, note.encode())
+                write_atomic(self.path, note.encode())
 
     def outside(self, other: Path) -> bool:
-        """Whether the anchor lies on another file system than `other`, where a rollback of one spares the other."""
+        """Tell whether the anchor is on another file system than `other`: a rollback of one then spares the other."""
         try:
             return self.path.stat().st_dev != other.stat().st_dev
         except OSError:
             return False
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -51,7 +51,7 @@ def seal(body: dict[str, str], public_key: bytes, origin: str) -> SealedBody:
 
 
 def commitment(salt: bytes, body: bytes) -> str:
-    """Hex SHA-256(tag || salt || body); the salt is 32 bytes."""
+    """Commit to a body: hex SHA-256(tag || salt || body); the salt is 32 bytes."""
     return sha256(_COMMIT_TAG + salt + body).hexdigest()
 
 

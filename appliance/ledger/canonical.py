@@ -10,24 +10,29 @@ from typing import Any
 
 import orjson
 
-from appliance.errors import ApplianceError
+from appliance.events.event import LeafInvalid as LeafInvalid
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 MAX_LEAF = 65_535  # a C2SP entry bundle has a 16-bit length
 
 
-class LeafInvalid(ApplianceError):
-    """A value that cannot stand in the ledger was about to be written: a bug of the caller."""
-
-
 def canonical(value: Any) -> bytes:
-    """Canonical bytes of a checked value. Raises `LeafInvalid` (naming no content) when it cannot be encoded."""
+    """Encode a checked value canonically. Raises `LeafInvalid` (naming no content) when it cannot be encoded.
+
+    Names are in order, nothing stands between them, and a number that is not whole is text:
+
+        >>> canonical({"steps": 20, "epsilon": "8.0", "passed": True})
+        b'{"epsilon":"8.0","passed":true,"steps":20}'
+        >>> canonical({"epsilon": 8.0})
+        Traceback (most recent call last):
+        appliance.events.event.LeafInvalid: a value is a float, which cannot stand in the ledger
+    """
     check(value)
     return encode(value)
 
 
 def encode(value: Any) -> bytes:
-    """`canonical` for a value whose parts have been checked already."""
+    """Encode canonically a value whose parts have been checked already."""
     try:
         return orjson.dumps(value, option=_OPTIONS)
     except orjson.JSONEncodeError:

@@ -16,7 +16,7 @@ from appliance.ledger.rows import row_digest
 def check_rows(
     connection: Connection, covered: Mapping[tuple[str, str], tuple[int, str, str]], problems: Problems
 ) -> None:
-    """Every business row must be what the last entry that covers it says, and every covered row must exist."""
+    """Compare every business row with what the last entry that covers it says; every covered row must exist."""
     left = dict(covered)
     for table in (table for table in schema.BUSINESS if schema.present(connection, table)):
         names = [str(column.name) for column in table.columns]
@@ -45,12 +45,12 @@ def _check_row(
 
 
 def check_storage(connection: Connection, problems: Problems) -> None:
-    """The database's own check of its pages and indexes: a damaged index cannot change a row, but hide it."""
+    """Run the database's own check of its pages and indexes: a damaged index cannot change a row, but hide it."""
     for problem in dialect.of(connection).storage_problems(connection):
         problems.add(problem)
 
 
 def check_definitions(connection: Connection, expected: Mapping[str, str], problems: Problems) -> None:
-    """Tables, indexes and guards must be those that the ledger states."""
+    """Compare tables, indexes and guards with those that the ledger states."""
     for problem in schema.schema_problems(connection, expected):
         problems.add(problem)

@@ -37,25 +37,25 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One snapshot to read from."""
+        """Open one snapshot to read from."""
         with self._transaction("read") as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, the only writer: durable when the block is left, rolled back when it raises."""
+        """Open a transaction, the only writer: durable when the block is left, rolled back when it raises."""
         with self._transaction("write") as connection:
             yield connection
 
     @contextmanager
     def define(self) -> Iterator[Connection]:
-        """One transaction that may change definitions too."""
+        """Open a transaction that may change definitions too."""
         with self._transaction("define") as connection:
             yield connection
 
     @contextmanager
     def erasing(self) -> Iterator[Connection]:
-        """One transaction of whoever may delete bodies, and nothing else; it does not queue with the writers."""
+        """Open a transaction of whoever may delete bodies, and nothing else; it does not queue with the writers."""
         with self._transaction("erase") as connection:
             yield connection
         with self._translated(), self._engine.connect() as connection:
@@ -67,7 +67,7 @@ class Database:
             return self._dialect.role(connection)
 
     def findings(self) -> list[Finding]:
-        """How the database is set up, for people."""
+        """Say how the database is set up, for people."""
         with self.read() as connection:
             return list(self._dialect.findings(connection))
 
@@ -87,15 +87,15 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise self._dialect.explained(error.orig, self.where) from None
+            raise self._dialect.explain(error.orig, self.where) from None
         except self._dialect.DRIVER_ERRORS as error:
-            raise self._dialect.explained(error, self.where) from None
+            raise self._dialect.explain(error, self.where) from None
         except UnicodeDecodeError:  # the driver fails so on an error message that quotes a damaged definition
             raise IntegrityError("the ledger's database is damaged", where=self.where) from None
 
 
 def roles(application_url: str, eraser_url: str = "") -> Roles:
-    """The roles behind the URLs of the application and of whoever erases bodies; proves that both can connect."""
+    """Find the roles behind the URLs of the application and of whoever erases bodies; proves that both can connect."""
     names = []
     for url in (application_url, eraser_url):
         names.append("")
@@ -109,7 +109,7 @@ def roles(application_url: str, eraser_url: str = "") -> Roles:
 
 
 def stream(connection: Connection, sql: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query in bounded memory, as the driver gives them: verification compares their very types."""
+    """Stream the rows of a query in bounded memory, as the driver has them: verification compares their very types."""
     return dialect.of(connection).stream(connection, sql, parameters)
 
 

@@ -58,13 +58,13 @@ class Dialect(Protocol):
         """Raise `ConfigInvalid` unless this URL names a database that can hold a ledger."""
 
     def place(self, url: URL) -> str:
-        """Where the database is, for messages: a file, or a URL without its password."""
+        """Say where the database is, for messages: a file, or a URL without its password."""
 
     def file(self, url: URL) -> Path | None:
-        """The database's file, where it is one on this machine."""
+        """Find the database's file, where it is one on this machine."""
 
     def engine(self, url: URL, *, writable: bool, create: bool) -> Engine:
-        """The engine. `create` makes an empty database where that is a matter of a file."""
+        """Make the engine. `create` makes an empty database where that is a matter of a file."""
 
     def begin(self, connection: Connection, purpose: Purpose) -> None:
         """Begin a transaction: one snapshot to read from, or the only writer, or one that changes definitions."""
@@ -73,7 +73,7 @@ class Dialect(Protocol):
         """Reach copies of deleted rows in the database's own files, as far as that is possible."""
 
     def stream(self, connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
+        """Stream the rows of a query with `?` for parameters, in bounded memory and with the driver's own types."""
 
     def run(self, connection: Connection, statements: Sequence[Statement]) -> Rows:
         """Run statements in order, in one round trip, past SQLAlchemy; returns the rows of the last one.
@@ -81,30 +81,30 @@ class Dialect(Protocol):
         None of them may depend on what another one returns; the first that fails raises the driver's error.
         """
 
-    def inserting(self, rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
-        """What adds rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order."""
+    def insert(self, rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+        """Write what adds rows (idx, event_id, leaf, leaf_hash, type, ts, subject) to the table `entry`, in order."""
 
     def tables(self, connection: Connection) -> set[str]:
-        """Names of the tables that there are."""
+        """Name the tables that there are."""
 
     def definitions(self, connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-        """Everything that is defined, as (kind, name, table, definition)."""
+        """List everything that is defined, as (kind, name, table, definition)."""
 
     def storage_problems(self, connection: Connection) -> Iterator[str]:
-        """What the database's own check finds wrong with its pages and indexes."""
+        """Say what the database's own check finds wrong with its pages and indexes."""
 
     def findings(self, connection: Connection) -> Iterator[Finding]:
-        """How the database is set up, for people."""
+        """Say how the database is set up, for people."""
 
     def role(self, connection: Connection) -> str:
         """Name of the role that the connection has; empty where there are no roles."""
 
-    def explained(self, error: BaseException | None, where: str) -> ApplianceError:
-        """What an error of the driver means."""
+    def explain(self, error: BaseException | None, where: str) -> ApplianceError:
+        """Say what an error of the driver means."""
 
 
 def parse_url(url: str) -> tuple[URL, Dialect]:
-    """The parsed URL of a database and its dialect. Raises `ConfigInvalid` for a URL that no dialect takes."""
+    """Parse the URL of a database and find its dialect. Raises `ConfigInvalid` for a URL that no dialect takes."""
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -121,7 +121,7 @@ def parse_url(url: str) -> tuple[URL, Dialect]:
 
 
 def of(connection: Connection) -> Dialect:
-    """The dialect of a connection."""
+    """Find the dialect of a connection."""
     return _load(_BACKENDS[connection.dialect.name])
 
 

@@ -40,12 +40,12 @@ class Filter:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def admits(self, leaf: dict[str, Any]) -> bool:
-        """Whether a leaf that the query found has the actor and the facts."""
+        """Tell whether a leaf that the query found has the actor and the facts."""
         wanted = all(leaf["facts"].get(name) == value for name, value in self.facts.items())
         return wanted and (self.actor is None or leaf.get("actor") == self.actor)
 
     def query(self) -> Select[tuple[int, bytes]]:
-        """The query for what the database knows in columns; actor and facts stand in the leaf only."""
+        """Ask for what the database knows in columns; actor and facts stand in the leaf only."""
         column = schema.entry.c
         query = select(column.idx, column.leaf).order_by(column.idx.desc() if self.newest_first else column.idx)
         if self.type is not None:
@@ -60,7 +60,7 @@ class Filter:
 
 
 def read_entries(connection: Connection, wanted: Filter) -> Iterator[Entry]:
-    """The entries that match, one at a time. Raises `IntegrityError` for a leaf that is none."""
+    """Read the entries that match, one at a time. Raises `IntegrityError` for a leaf that is none."""
     rows = connection.execute(wanted.query().execution_options(yield_per=1000))
     leaves = ((row.idx, parse_leaf(row.leaf)) for row in rows)
     matching = (item for item in leaves if wanted.admits(item[1]))
@@ -69,13 +69,13 @@ def read_entries(connection: Connection, wanted: Filter) -> Iterator[Entry]:
 
 
 def read_entry(connection: Connection, data: bytes) -> Entry:
-    """The entry that a leaf's bytes are. Raises `IntegrityError` for a leaf that is none."""
+    """Read a leaf's bytes as an entry. Raises `IntegrityError` for a leaf that is none."""
     leaf = parse_leaf(data)
     return Entry(leaf["index"], leaf, body_verdict(connection, leaf))
 
 
 def body_verdict(connection: Connection, leaf: dict[str, Any]) -> BodyVerdict | None:
-    """What can be said of the body without a key to open it."""
+    """Say what can be said of the body without a key to open it."""
     if leaf["body"] is None:
         return None
     try:
@@ -90,7 +90,7 @@ def body_verdict(connection: Connection, leaf: dict[str, Any]) -> BodyVerdict | 
 
 
 def read_body(connection: Connection, leaf: dict[str, Any], *, checked: bool = True) -> bytes | None:
-    """Sealed bytes of the leaf's body; None where it has none or they are gone.
+    """Read the sealed bytes of the leaf's body; None where it has none or they are gone.
 
     Raises `IntegrityError` when they are not what the leaf committed to, unless `checked` is false.
     """

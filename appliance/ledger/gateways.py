@@ -55,27 +55,27 @@ class Gateway(Generic[Row]):
         self._staged: dict[str, Row] = {}
 
     def get(self, key: str) -> Row:
-        """The row with this key. Raises `ArtefactMissing`."""
+        """Read the row with this key. Raises `ArtefactMissing`."""
         row = self.find(key)
         if row is None:
             raise ArtefactMissing(f"there is no {self._sql.table} {key}")
         return row
 
     def find(self, key: str) -> Row | None:
-        """The row with this key, or None."""
+        """Read the row with this key, or None."""
         if key in self._staged:
             return self._staged[key]
-        return next(iter(self._stored(self._sql.one, key)), None)
+        return next(iter(self._find_stored(self._sql.one, key)), None)
 
     def list(self) -> Sequence[Row]:
-        """All rows, ordered by key."""
-        merged = {to_columns(row)[self._sql.key]: row for row in self._stored(self._sql.all)} | dict(self._staged)
+        """Read all rows, ordered by key."""
+        merged = {to_columns(row)[self._sql.key]: row for row in self._find_stored(self._sql.all)} | dict(self._staged)
         return [merged[key] for key in sorted(merged, key=str)]
 
     def _run(self, sql: str, *parameters: Value) -> dialect.Rows:
         return dialect.of(self._connection).run(self._connection, [(sql, parameters)])
 
-    def _stored(self, sql: str, *parameters: Value) -> Sequence[Row]:
+    def _find_stored(self, sql: str, *parameters: Value) -> Sequence[Row]:
         found = self._run(sql, *parameters)
         return [from_columns(self._kind, dict(zip(self._sql.names, row, strict=True))) for row in found]
 
@@ -98,8 +98,8 @@ class WritableGateway(Gateway[Row]):
     def add(self, row: Row) -> None:
         """Stage a new row. Raises `UsageError` when its key or another unique column is taken."""
         self._permit()
-        columns = self._checked(row)
-        if (taken := self._taken(columns)) is not None:
+        columns = self._check(row)
+        if (taken := self._find_taken(columns)) is not None:
             raise UsageError(f"there is already a {self._sql.table} with {taken} {columns[taken]}")
         key = str(columns[self._sql.key])
         self._staged[key] = row
@@ -113,7 +113,7 @@ class WritableGateway(Gateway[Row]):
         if unknown or self._sql.key in changes:
             raise ApplianceError(f"a {self._sql.table} has no changeable field {', '.join(sorted(unknown)) or 'key'}")
         row = dataclasses.replace(before, **changes)
-        self._checked(row)
+        self._check(row)
         if row != before:
             self._staged[key] = row
         return row
@@ -124,7 +124,7 @@ class WritableGateway(Gateway[Row]):
         return bool(self._staged)
 
     def flush(self, event_id: str) -> tuple[list[Statement], list[dict[str, str]]]:
-        """What writes the staged rows under the event, and what its leaf says of them: table, key, SHA-256."""
+        """Prepare what writes the staged rows under the event, and what its leaf says of them: table, key, SHA-256."""
         statements: list[Statement] = []
         covered = []
         for key, row in sorted(self._staged.items()):
@@ -136,7 +136,7 @@ class WritableGateway(Gateway[Row]):
         self._staged.clear()
         return statements, covered
 
-    def _taken(self, columns: dict[str, Value]) -> str | None:
+    def _find_taken(self, columns: dict[str, Value]) -> str | None:
         """Name of a unique column whose value another row has, stored or staged."""
         wanted = {name: columns[name] for name in self._sql.unique}
         for other in map(to_columns, self._staged.values()):
@@ -145,8 +145,8 @@ class WritableGateway(Gateway[Row]):
         rows = self._run(self._sql.taken, *wanted.values())
         return str(rows[0][0]) if rows else None
 
-    def _checked(self, row: Row) -> dict[str, Value]:
-        """Columns of the row, each of the type its column has: SQLite itself would store anything anywhere."""
+    def _check(self, row: Row) -> dict[str, Value]:
+        """Check each column of the row against its type: SQLite itself would store anything anywhere."""
         columns = to_columns(row)
         for name, wanted, nullable in self._sql.types:
             value = columns.get(name)

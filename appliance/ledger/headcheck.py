@@ -66,7 +66,7 @@ class HeadCheck:
         self._row = self._advance()
         self.wanted = self._next_size()
 
-    def reached(self, size: int, root: bytes) -> None:
+    def reach(self, size: int, root: bytes) -> None:
         """Compare the tree heads of this size, here and outside, with the recomputed root."""
         note = None
         if self._row and self._row[0] == size:
@@ -80,7 +80,7 @@ class HeadCheck:
         self.wanted = self._next_size()
 
     def finish(self, size: int) -> None:
-        """Whatever was not reached was signed at a size that the log does not have any more."""
+        """Report what was not reached: it was signed at a size that the log does not have any more."""
         while self._row:
             self._problems.add(f"a tree head of {self._row[0]} entries was signed, there are {size}", size)
             self._row = self._advance()
@@ -123,7 +123,7 @@ class HeadCheck:
             self.outside_size = head.size
 
     def _advance(self) -> tuple[int, str] | None:
-        """The next tree head as (size, note); rows that cannot be one are reported and skipped."""
+        """Read the next tree head as (size, note); rows that cannot be one are reported and skipped."""
         for n, size, note in self._rows:
             expected, self._n = self._n, self._n + 1
             right_types = (type(n), type(size), type(note)) == (int, int, str)

@@ -26,7 +26,7 @@ class TreeHead:
 
 
 def last_tree_head(connection: Connection, ring: Keyring) -> TreeHead | None:
-    """The newest signed tree head, its signatures checked. Raises `IntegrityError` when they do not verify."""
+    """Read the newest signed tree head, its signatures checked. Raises `IntegrityError` when they do not verify."""
     columns = schema.tree_head.c
     row = connection.execute(select(columns.size, columns.note).order_by(columns.n.desc()).limit(1)).one_or_none()
     if row is None:
@@ -38,7 +38,7 @@ def last_tree_head(connection: Connection, ring: Keyring) -> TreeHead | None:
 
 
 def first_head_over(connection: Connection, index: int, ring: Keyring) -> TreeHead | None:
-    """The oldest signed tree head that covers entry `index`: what was handed out right after the entry was written."""
+    """Find the oldest signed tree head that covers entry `index`: what was handed out right after it was written."""
     columns = schema.tree_head.c
     query = select(columns.note).where(columns.size > index).order_by(columns.size).limit(1)
     note = connection.execute(query).scalar_one_or_none()
@@ -81,7 +81,7 @@ def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Seque
     last = last_tree_head(connection, ring)
     if last is not None and last.size == head.size:
         return last
-    root = _recomputed(connection, head.size, last)
+    root = _recompute(connection, head.size, last)
     if root != head.root:
         raise IntegrityError("the head of the ledger does not follow from its entries; it was not signed")
     note = sign_checkpoint(Checkpoint(ring.origin, head.size, root), signers())
@@ -92,7 +92,7 @@ def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Seque
     return TreeHead(head.size, root, note)
 
 
-def _recomputed(connection: Connection, size: int, last: TreeHead | None) -> bytes:
+def _recompute(connection: Connection, size: int, last: TreeHead | None) -> bytes:
     old = last.size if last else 0
     tree = StoredTree(connection, size)
     frontier = merkle.frontier_at(old, tree.node)

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
+from appliance.events.ledger import KeyFacts, LedgerRekeyed
 from appliance.ledger import dialect
 from appliance.ledger.canonical import LeafInvalid, canonical
 from appliance.ledger.leaf import parse_leaf
@@ -31,7 +32,6 @@ from appliance.ledger.note import (
     unverified_size,
 )
 
-REKEYED = "ledger.rekeyed"
 _TAG = b"appliance/ledger/rotation/v1\n"  # no tree head begins like a statement: its second line is a number
 _FIRST = "SELECT leaf FROM entry WHERE idx = 0"
 _LATER = "SELECT leaf FROM entry WHERE type = 'ledger.rekeyed' ORDER BY idx"
@@ -61,7 +61,7 @@ class Keyring:
 
     @staticmethod
     def of(keys: Keys) -> Keyring:
-        """The keyring of a log that never changed its keys."""
+        """Make the keyring of a log that never changed its keys."""
         return Keyring((KeySet(0, keys),), keys)
 
     @property
@@ -75,19 +75,19 @@ class Keyring:
         return self.sets[-1]
 
     def at(self, size: int) -> KeySet:
-        """The set that signs tree heads of this size."""
+        """Find the set that signs tree heads of this size."""
         return next(found for found in reversed(self.sets) if found.since <= size)
 
     def has(self, keys: Keys) -> bool:
-        """Whether exactly these keys are one of the sets."""
+        """Tell whether exactly these keys are one of the sets."""
         return any(found.keys == keys for found in self.sets)
 
     def open(self, note: str, *, exact: bool = True) -> Checkpoint:
-        """The checkpoint in a note that the keys of its size signed. Raises `IntegrityError`."""
+        """Open a note that the keys of its size signed. Raises `IntegrityError`."""
         return open_checkpoint(note, self.at(unverified_size(note)).keys, exact=exact)
 
     def open_outside(self, note: str, *, exact: bool = True) -> Checkpoint:
-        """`open`, for a note from outside the database, which may have been rolled back behind a change of keys."""
+        """Open a note from outside the database, which may have been rolled back behind a change of keys."""
         try:
             return self.open(note, exact=exact)
         except IntegrityError:
@@ -95,8 +95,8 @@ class Keyring:
                 raise
             return open_checkpoint(note, self.local, exact=exact)
 
-    def rekeyed(self, leaf: Mapping[str, Any]) -> Keyring:
-        """The keyring after the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
+    def follow(self, leaf: Mapping[str, Any]) -> Keyring:
+        """Add the keys of the entry with this leaf. Raises `IntegrityError` unless both sets signed its statement."""
         try:
             index, facts = leaf["index"], leaf["facts"]
             if type(index) is not int or type(facts["root"]) is not str:
@@ -111,7 +111,7 @@ class Keyring:
         fitting = kinds == [ED25519, MLDSA44] and all(key.name == self.origin for key in new)
         if not fitting or facts["old"] != list(self.current.texts) or index < self.current.since:
             raise IntegrityError(f"entry {index} does not change the signing keys from those before it")
-        if len(signatures) != len(signers) or not all(map(VerifierKey.signed, signers, [said] * 4, signatures)):
+        if len(signatures) != len(signers) or not all(map(VerifierKey.has_signed, signers, [said] * 4, signatures)):
             raise IntegrityError(
                 f"entry {index} changes the signing keys, but the old and the new did not both sign it"
             )
@@ -119,26 +119,26 @@ class Keyring:
 
 
 def statement(origin: str, index: int, root: str, old: Keys, new: Keys) -> bytes:
-    """What old and new keys sign: tag, then canonical JSON. `root` is the hex root over the first `index` entries."""
+    """Write what old and new keys sign: tag, canonical JSON. `root` is the hex root over the first `index` entries."""
     both = {name: [key.encode() for key in keys] for name, keys in (("old", old), ("new", new))}
     return _TAG + canonical({"origin": origin, "index": index, "root": root, **both})
 
 
-def rekeying(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> dict[str, Any]:
-    """Facts of the entry `index` that hands over from the keys of `ring` to those of `new`."""
+def rekey(ring: Keyring, index: int, root: str, old: Sequence[Signer], new: Sequence[Signer]) -> LedgerRekeyed:
+    """Make the entry `index` that hands over from the keys of `ring` to those of `new`."""
     taking = tuple(signer.verifier for signer in new)
     said = statement(ring.origin, index, root, ring.current.keys, taking)
     signatures = [encode64(signer.sign_statement(said)) for signer in (*old, *new)]
-    return {"root": root, "old": list(ring.current.texts), "keys": described(taking), "signatures": signatures}
+    return LedgerRekeyed(root=root, old=list(ring.current.texts), keys=describe(taking), signatures=signatures)
 
 
-def described(keys: Keys) -> list[dict[str, str]]:
-    """A key set as entries state it."""
-    return [{"algorithm": ALGORITHMS[k.algorithm], "id": k.key_id.hex(), "vkey": k.encode()} for k in keys]
+def describe(keys: Keys) -> list[KeyFacts]:
+    """Describe a key set as entries state it."""
+    return [KeyFacts(algorithm=ALGORITHMS[k.algorithm], id=k.key_id.hex(), vkey=k.encode()) for k in keys]
 
 
 def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:
-    """Stored bytes of the first entry and of those that change the keys. Raises `IntegrityError` without a first."""
+    """Read the bytes of the first entry and of those that change the keys. Raises `IntegrityError` without a first."""
     run = dialect.of(connection).run
     rows = [*run(connection, [(_FIRST, ())]), *run(connection, [(_LATER, ())])]
     if not rows or any(not isinstance(leaf, bytes) for (leaf,) in rows):
@@ -147,7 +147,7 @@ def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:
 
 
 def first_keys(leaf: bytes) -> Keys:
-    """The keys that the first entry names. Raises `IntegrityError`."""
+    """Read the keys that the first entry names. Raises `IntegrityError`."""
     try:
         return tuple(VerifierKey.parse(key["vkey"]) for key in parse_leaf(leaf)["facts"]["keys"])
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -155,8 +155,8 @@ def first_keys(leaf: bytes) -> Keys:
 
 
 def build(leaves: Sequence[bytes], local: Keys) -> Keyring:
-    """The keyring that these leaves give, each change of keys checked. Raises `IntegrityError`."""
+    """Build the keyring that these leaves give, each change of keys checked. Raises `IntegrityError`."""
     ring = Keyring((KeySet(0, first_keys(leaves[0])),), local)
     for leaf in leaves[1:]:
-        ring = ring.rekeyed(parse_leaf(leaf))
+        ring = ring.follow(parse_leaf(leaf))
     return ring

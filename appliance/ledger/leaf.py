@@ -39,7 +39,7 @@ class Actor:
 
 
 def encode_leaf(leaf: dict[str, Any]) -> bytes:
-    """Canonical bytes of a leaf whose facts were checked. Raises `LeafInvalid` when it is too long."""
+    """Encode a leaf whose facts were checked. Raises `LeafInvalid` when it is too long."""
     data = encode(leaf)
     if len(data) > MAX_LEAF:
         raise LeafInvalid(f"an entry of {len(data)} bytes is too long for the ledger")
@@ -47,7 +47,7 @@ def encode_leaf(leaf: dict[str, Any]) -> bytes:
 
 
 def parse_leaf(data: bytes) -> dict[str, Any]:
-    """The leaf as a dictionary. Raises `IntegrityError` unless it is a JSON object of our version."""
+    """Read the leaf as a dictionary. Raises `IntegrityError` unless it is a JSON object of our version."""
     try:
         leaf = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -58,14 +58,14 @@ def parse_leaf(data: bytes) -> dict[str, Any]:
 
 
 def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC with microseconds, always 27 characters, so that text order is time order."""
+    """Write a time by RFC 3339 in UTC with microseconds, always 27 characters, so that text order is time order."""
     if moment.tzinfo is None:
         raise ApplianceError("a time without a time zone cannot stand in the ledger")
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def new_event_id() -> str:
-    """A UUID version 7 (RFC 9562): its first bits are the time, so that the index on it grows at one end."""
+    """Draw a UUID version 7 (RFC 9562): its first bits are the time, so that the index on it grows at one end."""
     raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
     raw[6] = raw[6] & 0x0F | 0x70
     raw[8] = raw[8] & 0x3F | 0x80
@@ -75,7 +75,7 @@ def new_event_id() -> str:
 
 @functools.cache
 def boot_id() -> str:
-    """Identifies the boot of this machine, so that a clock set between boots can be told."""
+    """Identify the boot of this machine, so that a clock set between boots can be told."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -84,7 +84,7 @@ def boot_id() -> str:
 
 @functools.cache
 def software() -> dict[str, str]:
-    """The version that runs and the SHA-256 over its source files (path, length, content; sorted by path)."""
+    """State the version that runs and the SHA-256 over its source files (path, length, content; sorted by path)."""
     package = Path(appliance.__file__).resolve().parent
     digest = sha256()
     for path in sorted(package.rglob("*.py")):

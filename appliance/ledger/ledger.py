@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 from sqlalchemy import Connection, false
 
 from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.events.ledger import BodyErased, LedgerCreated, LedgerUpgraded
+from appliance.files import fsync_directory
 from appliance.ledger import schema, witness
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database, roles
 from appliance.ledger.dialect import Roles
-from appliance.ledger.durable import sync_directory
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
-from appliance.ledger.keyring import REKEYED, Keyring, build, described, first_keys, leaves_about_keys, rekeying
-from appliance.ledger.leaf import Actor, new_event_id
+from appliance.ledger.keyring import Keyring, describe, first_keys, leaves_about_keys, rekey
+from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, now, read_head
 from appliance.ledger.note import Signer, valid_name
 from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
-from appliance.ledger.reading import LedgerConfig as LedgerConfig
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
@@ -30,7 +29,7 @@ _SYSTEM = Actor("system", "")
 
 
 class Ledger(LedgerReader):
-    """An open ledger. Made by `create` or `open`; a context manager that signs what is unsigned when it is left."""
+    """An open ledger that can be written. Made by `create` or `open`; signs what is unsigned when it is closed."""
 
     @classmethod
     def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
@@ -46,57 +45,41 @@ class Ledger(LedgerReader):
             raise UsageError("there is a ledger already", where=str(config.anchor))
         create_keys(config.signing_dir, config.origin)
         database = Database(config.url, writable=True, create=True)
-        ledger = cls(config, database, clock, writable=True)
-        try:
+        ledger = cls(config, database, clock)
+        with ledger._closed_on_error():
             with ledger._owner() as owner, owner.define() as connection:
                 ledger._begin(connection)
             if database.file is not None:
-                sync_directory(database.file.parent)
+                fsync_directory(database.file.parent)
             ledger.sign()
-        except BaseException:
-            database.close()
-            raise
         return ledger
 
     @classmethod
-    def open(cls, config: LedgerConfig, *, writable: bool = True, checked: bool = True, clock: Clock = now) -> Ledger:
-        """Open a ledger.
+    def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> Ledger:
+        """Open a ledger for writing. It is always checked first, as a reader's is.
 
-        It is checked first: its tables and guards must be those that it states, and it must continue what was
-        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
-        A ledger of an older revision is upgraded when it is opened for writing, and an entry says so. Where another
-        role owns the tables, that needs its URL in the configuration.
+        A ledger of an older revision is upgraded, and an entry says so. Where another role owns the tables, that
+        needs its URL in the configuration.
 
         Raises:
           ArtefactMissing: there is no ledger.
           IntegrityError: it is damaged, was altered or is behind its anchor.
         """
-        ledger = cls(config, Database(config.url, writable=writable), clock, writable=writable)
-        if writable or checked:
-            try:
-                with ledger._database.read() as connection:
-                    ledger._check(connection)
-                    old = ledger._revision(connection) != schema.REVISION
-                if writable and old:
-                    ledger._upgrade()
-            except BaseException:
-                ledger._database.close()
-                raise
+        ledger = cls(config, Database(config.url, writable=True), clock)
+        with ledger._closed_on_error():
+            with ledger._database.read() as connection:
+                ring = ledger._check(connection)
+                old = ledger._revision(connection) != schema.REVISION
+            if not promote(config.signing_dir, ring.current.keys):
+                raise IntegrityError(FOREIGN_KEYS, where=str(config.signing_dir))
+            if old:
+                ledger._upgrade()
         return ledger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Sign and anchor what is not signed yet, and close the database."""
         try:
-            if self._writable:
-                self.sign()
+            self.sign()
         finally:
             self._database.close()
 
@@ -104,14 +87,13 @@ class Ledger(LedgerReader):
     def transaction(
         self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None
     ) -> Iterator[Transaction]:
-        """A writing transaction: all of its rows and entries become durable when the block is left, or none.
+        """Open a writing transaction: all of its rows and entries become durable when the block is left, or none.
 
         Raises:
           ApplianceError: rows were changed without an event.
           Busy: another process held the database for too long.
           WillNotFit: the disk is full.
         """
-        self._need_writable()
         context = self._context(actor, reason, policy_sha256)
         with self._database.write() as connection:
             transaction = Transaction(connection, context)
@@ -123,7 +105,6 @@ class Ledger(LedgerReader):
 
         Raises `IntegrityError` when the log is not a continuation of what was signed and anchored.
         """
-        self._need_writable()
         with self._database.write() as connection:
             ring = self._keyring(connection)
             if self._anchor.path.exists() or read_head(connection).size > 1:
@@ -145,7 +126,6 @@ class Ledger(LedgerReader):
           IntegrityError: the log is not a continuation of what was signed and anchored.
           Busy: the clock stepped back at that moment, or another process held the database for too long.
         """
-        self._need_writable()
         with self._database.write() as connection:
             ring = self._keyring(connection)
             check_against_anchor(connection, self._anchor, ring)
@@ -155,8 +135,8 @@ class Ledger(LedgerReader):
             last = sign_head(connection, ring, lambda: old)
             new = create_next_keys(self._config.signing_dir, self._config.origin, self._clock)
             appender = Appender(connection, context)
-            facts = rekeying(ring, last.size, last.root.hex(), old, new)
-            index = appender.append(REKEYED, facts, subject=None, event_id=new_event_id())
+            rekeyed = rekey(ring, last.size, last.root.hex(), old, new)
+            index = appender.append(rekeyed)
             if index != last.size:
                 raise Busy("the clock stepped back while the keys were changed; nothing was written", hint="try again")
             appender.flush()
@@ -175,7 +155,6 @@ class Ledger(LedgerReader):
 
     def add_cosignatures(self, text: str) -> list[Cosigned]:
         """Store the cosignature lines of a witness's answer; see `witness.add`."""
-        self._need_writable()
         with self._database.write() as connection:
             return witness.add(connection, text, self._witnesses(None))
 
@@ -195,7 +174,7 @@ class Ledger(LedgerReader):
         if entry.leaf["body"] is None:
             raise ArtefactMissing(f"entry {index} has no body")
         first = int(entry.leaf["body"]["index"])
-        said = next(self.entries("body.erased", str(first), limit=1), None)
+        said = next(self.entries(BodyErased, str(first), limit=1), None)
         with self._database.read() as connection:
             there = read_body(connection, entry.leaf, checked=False) is not None
         if not there:
@@ -221,21 +200,10 @@ class Ledger(LedgerReader):
             if first_keys(leaves_about_keys(connection)[0]) != self._local:
                 raise UsageError("the database holds another ledger", hint="name an empty one")
             return
-        keys = described(self._local)
-        facts = {"origin": self._config.origin, "keys": keys, "schema": schema.schema_digests(connection)}
+        keys, definitions = describe(self._local), schema.schema_digests(connection)
         appender = Appender(connection, self._context(_SYSTEM))
-        appender.append("ledger.created", facts, subject=None, event_id=new_event_id())
+        appender.append(LedgerCreated(origin=self._config.origin, keys=keys, definitions=definitions))
         appender.flush()
-
-    def _check(self, connection: Connection) -> None:
-        problems = schema.schema_problems(connection, self._stated(connection))
-        if problems:
-            raise IntegrityError(problems[0], where=self._database.where)
-        ring = build(leaves_about_keys(connection), self._local)
-        check_against_anchor(connection, self._anchor, ring)
-        self._keyring(connection)
-        if self._writable and not promote(self._config.signing_dir, ring.current.keys):
-            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
 
     def _upgrade(self) -> None:
         """Bring an older database to this revision, in one transaction with the entry that says so."""
@@ -245,15 +213,15 @@ class Ledger(LedgerReader):
             if self._revision(connection) == schema.REVISION:  # another process was faster
                 return
             upgrade(connection, self._roles())
-            facts = {"revision": schema.REVISION, "schema": schema.schema_digests(connection)}
+            definitions = schema.schema_digests(connection)
             appender = Appender(connection, self._context(_SYSTEM))
-            appender.append("ledger.upgraded", facts, subject=None, event_id=new_event_id())
+            appender.append(LedgerUpgraded(revision=schema.REVISION, definitions=definitions))
             appender.flush()
         self.sign()
 
     @contextmanager
     def _owner(self) -> Iterator[Database]:
-        """The database as the role that owns its tables."""
+        """Open the database as the role that owns its tables."""
         if not self._config.owner_url:
             yield self._database
             return
@@ -268,10 +236,10 @@ class Ledger(LedgerReader):
 
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:
-            return tx.append("body.erased", {"index": index}, subject=str(index))
+            return tx.append(BodyErased(index=index))
 
     def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
-        """The newest private keys; finishes a change of keys that was interrupted after its commit."""
+        """Load the newest private keys; finishes a change of keys that was interrupted after its commit."""
         if not promote(self._config.signing_dir, ring.current.keys):
             raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return load_signers(self._config.signing_dir, self._clock)
@@ -279,7 +247,3 @@ class Ledger(LedgerReader):
     def _context(self, actor: Actor, reason: str | None = None, policy_sha256: str | None = None) -> Context:
         key = self._config.body_public_key
         return Context(self._config.origin, self._clock, actor, reason, policy_sha256, key)
-
-    def _need_writable(self) -> None:
-        if not self._writable:
-            raise UsageError("the ledger is open for reading only")

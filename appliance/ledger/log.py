@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
+from appliance.events.event import Event
+from appliance.events.ledger import ClockRegression
 from appliance.ledger import dialect, merkle
 from appliance.ledger.bodies import SealedBody, seal
+from appliance.ledger.canonical import check
 from appliance.ledger.dialect import Statement
-from appliance.ledger.events import check_facts
 from appliance.ledger.leaf import VERSION, Actor, boot_id, encode_leaf, new_event_id, parse_leaf, software, timestamp
 
 Clock = Callable[[], datetime]
@@ -21,7 +23,7 @@ _TOLERATED = timedelta(seconds=2)  # how far a clock may step back before the le
 
 
 def now() -> datetime:
-    """The clock of the machine."""
+    """Read the clock of the machine."""
     return datetime.now(UTC)
 
 
@@ -52,12 +54,12 @@ _BODY = "INSERT INTO body (idx, sealed) VALUES (?, ?)"
 
 
 def read_head(connection: Connection) -> Head:
-    """The head row as this transaction sees it."""
+    """Read the head row as this transaction sees it."""
     return _head(dialect.of(connection).run(connection, [(_READ, ())]))
 
 
 def lock_head(connection: Connection, before: Sequence[Statement] = ()) -> Head:
-    """The head row; on a database with row locks it is locked for the rest of the transaction.
+    """Read the head row; on a database with row locks it is locked for the rest of the transaction.
 
     `before` are statements that run first, in the same round trip.
     """
@@ -110,7 +112,7 @@ class StoredTree:
 
 
 def partial_tile(connection: Connection, level: int, n: int) -> Sequence[bytes]:
-    """The hashes there are of a tile: leaf hashes, or roots of the tiles one level below."""
+    """Read the hashes there are of a tile: leaf hashes, or roots of the tiles one level below."""
     first = n * merkle.TILE
     query, parameters = "SELECT leaf_hash FROM entry WHERE idx BETWEEN ? AND ? ORDER BY idx", [first, first + 255]
     if level:
@@ -141,26 +143,17 @@ class Appender:
         self._entries: list[tuple[Any, ...]] = []  # columns of `dialect.ENTRY`
         self._body: tuple[int, SealedBody] | None = None
 
-    def append(
-        self,
-        type_: str,
-        facts: Mapping[str, Any],
-        *,
-        subject: str | None,
-        event_id: str,
-        rows: Sequence[dict[str, str]] = (),
-    ) -> int:
-        """Stage one entry and return its index."""
-        check_facts(type_, facts)
+    def append(self, event: Event, *, event_id: str = "", rows: Sequence[dict[str, str]] = ()) -> int:
+        """Stage one entry and return its index; `event_id` is drawn unless rows are covered under it."""
         moment = timestamp(self._context.clock())
         self._note_regression(moment)
-        return self._stage(type_, facts, subject, event_id, rows, moment)
+        return self._stage(event, event_id or new_event_id(), rows, moment)
 
     def flush(self) -> None:
         """Write the staged entries, the body, the tiles they fill and the head."""
         head, size = self._head, self._head.size + len(self._entries)
         kind = dialect.of(self._connection)
-        statements = kind.inserting(self._entries)
+        statements = kind.insert(self._entries)
         if self._body is not None:
             statements.append((_BODY, (self._body[0], self._body[1].sealed)))
         if size // merkle.TILE > head.size // merkle.TILE:
@@ -179,15 +172,14 @@ class Appender:
 
     def _note_regression(self, moment: str) -> None:
         """Stage a `clock.regression` entry when the clock stepped back since the last time that was said."""
-        if moment >= self._last or _parsed(self._last) - _parsed(moment) <= _TOLERATED:
+        if moment >= self._last or _parse(self._last) - _parse(moment) <= _TOLERATED:
             return
         observed = self._last_observed()
         if observed is None or moment < observed:
-            facts = {"last": self._last, "observed": moment}
-            self._stage("clock.regression", facts, None, new_event_id(), (), moment)
+            self._stage(ClockRegression(last=self._last, observed=moment), new_event_id(), (), moment)
 
     def _last_observed(self) -> str | None:
-        """Clock reading of the newest regression if the log's time has stood still since, else None."""
+        """Find the clock reading of the newest regression if the log's time has stood still since, else None."""
         leaves = [row[2] for row in self._entries if row[4] == "clock.regression"]
         leaves = leaves or [row[0] for row in dialect.of(self._connection).run(self._connection, [(_REGRESSION, ())])]
         if not leaves:
@@ -195,15 +187,9 @@ class Appender:
         facts = parse_leaf(leaves[-1])["facts"]
         return str(facts["observed"]) if facts["last"] == self._last else None
 
-    def _stage(
-        self,
-        type_: str,
-        facts: Mapping[str, Any],
-        subject: str | None,
-        event_id: str,
-        rows: Sequence[dict[str, str]],
-        moment: str,
-    ) -> int:
+    def _stage(self, event: Event, event_id: str, rows: Sequence[dict[str, str]], moment: str) -> int:
+        facts = event.facts()
+        check(facts, event.type)
         index = self._head.size + len(self._entries)
         self._last = max(self._last, moment)
         context = self._context
@@ -215,21 +201,21 @@ class Appender:
             "boot_id": boot_id(),
             "actor": context.actor.pseudonym,
             "actor_auth": context.actor.auth,
-            "type": type_,
+            "type": event.type,
             "event_id": event_id,
-            "subject": subject,
+            "subject": event.subject,
             "policy_sha256": context.policy_sha256,
             "software": software(),
-            "facts": dict(facts),
+            "facts": facts,
             "rows": list(rows),
             "body": self._body_of(index),
         }
         data = encode_leaf(leaf)
-        self._entries.append((index, event_id, data, merkle.leaf_hash(data), type_, self._last, subject))
+        self._entries.append((index, event_id, data, merkle.leaf_hash(data), event.type, self._last, event.subject))
         return index
 
     def _body_of(self, index: int) -> dict[str, Any] | None:
-        """The transaction's one body (name and reason), sealed with its first entry and shared by the others."""
+        """Seal the transaction's one body (name and reason) with its first entry; the others share it."""
         context = self._context
         private = {"name": context.actor.name, "reason": context.reason or ""}
         if self._body is None and any(private.values()):
@@ -253,5 +239,5 @@ class Appender:
             level, width = level + 1, width * merkle.TILE
 
 
-def _parsed(moment: str) -> datetime:
+def _parse(moment: str) -> datetime:
     return datetime.fromisoformat(moment)

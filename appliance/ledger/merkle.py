@@ -2,6 +2,18 @@
 
 Nothing here does I/O. A proof is computed from `Node`, a function that returns the hash of a complete subtree: level
 l, index i covers the leaves [i * 2^l, (i + 1) * 2^l). All hashes are SHA-256, 32 bytes.
+
+A tree of three leaves is the tree of the first two, and the third beside it:
+
+    >>> a, b, c = map(leaf_hash, (b"a", b"b", b"c"))
+    >>> root = fold(extend([], 0, [a, b, c]))
+    >>> root == node_hash(node_hash(a, b), c)
+    True
+
+What b's audit path holds is what whoever has b and the root lacks:
+
+    >>> root_from_inclusion(1, 3, b, [a, c]) == root
+    True
 """
 
 from __future__ import annotations
@@ -38,7 +50,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def subtree_root(hashes: Sequence[bytes]) -> bytes:
-    """Root over hashes whose number is a power of two."""
+    """Compute the root over hashes whose number is a power of two."""
     row = hashes
     while len(row) > 1:
         pairs = iter(row)
@@ -47,7 +59,7 @@ def subtree_root(hashes: Sequence[bytes]) -> bytes:
 
 
 def fold(frontier: Sequence[bytes]) -> bytes:
-    """Root of the tree whose complete subtrees, largest first, have these roots."""
+    """Compute the root of the tree whose complete subtrees, largest first, have these roots."""
     if not frontier:
         return EMPTY_ROOT
     root = frontier[-1]
@@ -57,7 +69,7 @@ def fold(frontier: Sequence[bytes]) -> bytes:
 
 
 def extend(frontier: Sequence[bytes], size: int, leaf_hashes: Iterable[bytes]) -> list[bytes]:
-    """Frontier after appending leaves to a tree of `size` leaves; the argument is left alone."""
+    """Append leaves to a tree of `size` leaves: its new frontier; the argument is left alone."""
     result = list(frontier)
     for index, leaf in enumerate(leaf_hashes, start=size):
         digest, rest = leaf, index
@@ -69,7 +81,7 @@ def extend(frontier: Sequence[bytes], size: int, leaf_hashes: Iterable[bytes]) -
 
 
 def frontier_at(size: int, node: Node) -> list[bytes]:
-    """Roots of the complete subtrees of a tree of `size` leaves, largest first."""
+    """List the roots of the complete subtrees of a tree of `size` leaves, largest first."""
     result = []
     start = 0
     for level in reversed(range(size.bit_length())):
@@ -91,9 +103,9 @@ class Builder:
         self.size += 1
         row = self._pending[0]
         row.append(digest)
-        return () if len(row) < TILE else self._filled()
+        return () if len(row) < TILE else self._fill()
 
-    def _filled(self) -> list[Tile]:
+    def _fill(self) -> list[Tile]:
         tiles: list[Tile] = []
         for level in range(len(self._pending)):
             row = self._pending[level]
@@ -107,7 +119,7 @@ class Builder:
         return tiles
 
     def frontier(self) -> list[bytes]:
-        """Roots of the complete subtrees, largest first."""
+        """List the roots of the complete subtrees, largest first."""
         result = []
         for row in reversed(self._pending):
             start = 0
@@ -118,18 +130,18 @@ class Builder:
         return result
 
     def partial_tiles(self) -> Iterator[tuple[int, int, bytes]]:
-        """The tiles that are not full yet, as (level, n, hashes)."""
+        """List the tiles that are not full yet, as (level, n, hashes)."""
         for level, row in enumerate(self._pending):
             if row:
                 yield level, self.size >> 8 * (level + 1), b"".join(row)
 
     def root(self) -> bytes:
-        """Root of the tree so far."""
+        """Compute the root of the tree so far."""
         return fold(self.frontier())
 
 
 def _split(length: int) -> int:
-    """Largest power of two smaller than `length` (RFC 6962's k)."""
+    """Find the largest power of two smaller than `length` (RFC 6962's k)."""
     return 1 << (length - 1).bit_length() - 1
 
 
@@ -158,7 +170,7 @@ def inclusion_path(index: int, size: int, node: Node) -> list[bytes]:
 
 
 def root_from_inclusion(index: int, size: int, digest: bytes, path: Sequence[bytes]) -> bytes:
-    """Root that the audit path leads to. Raises `IntegrityError` when the path has the wrong length.
+    """Follow the audit path to the root it leads to. Raises `IntegrityError` when the path has the wrong length.
 
     The algorithm is RFC 9162, section 2.1.3.2.
     """
@@ -181,7 +193,7 @@ def root_from_inclusion(index: int, size: int, digest: bytes, path: Sequence[byt
 
 
 def consistency_path(old: int, new: int, node: Node) -> list[bytes]:
-    """Proof that the tree of `old` leaves is a prefix of the tree of `new` leaves. RFC 6962, section 2.1.2."""
+    """Prove that the tree of `old` leaves is a prefix of the tree of `new` leaves. RFC 6962, section 2.1.2."""
     path: list[tuple[int, int]] = []
     start, end, whole = 0, new, True
     while old != end:
@@ -214,7 +226,7 @@ def check_consistency(old: int, new: int, old_root: bytes, new_root: bytes, path
 
 
 def _roots_from_consistency(old: int, new: int, hashes: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Old and new root that the hashes lead to; empty ones when their number is wrong."""
+    """Compute the old and new root that the hashes lead to; empty ones when their number is wrong."""
     fn, sn = old - 1, new - 1
     while fn & 1:
         fn, sn = fn >> 1, sn >> 1

@@ -40,12 +40,12 @@ class Checkpoint:
     root: bytes
 
     def text(self) -> str:
-        """The note text that is signed."""
+        """Write the note text that is signed."""
         return f"{self.origin}\n{self.size}\n{encode64(self.root)}\n"
 
     @staticmethod
     def parse(text: str) -> Checkpoint:
-        """The checkpoint in a note text. Raises `IntegrityError` unless it is exactly one."""
+        """Parse a note text. Raises `IntegrityError` unless it is exactly a checkpoint."""
         lines = text.split("\n")
         if len(lines) != 4 or not lines[0] or not decimal(lines[1]):
             raise IntegrityError("a tree head is malformed")
@@ -69,12 +69,12 @@ class VerifierKey:
         return sha256(f"{self.name}\n".encode() + bytes([self.algorithm]) + self.public).digest()[:4]
 
     def encode(self) -> str:
-        """The vkey text: name+hex(id)+base64(type || public key)."""
+        """Write the vkey text: name+hex(id)+base64(type || public key)."""
         return f"{self.name}+{self.key_id.hex()}+{encode64(bytes([self.algorithm]) + self.public)}"
 
     @staticmethod
     def parse(text: str) -> VerifierKey:
-        """The key in a vkey text. Raises `IntegrityError` when it is malformed."""
+        """Parse a vkey text. Raises `IntegrityError` when it is malformed."""
         parts = text.split("+", 2)
         raw = decode64(parts[2]) if len(parts) == 3 else b""
         if not raw or not valid_name(parts[0]) or len(raw) - 1 != _PUBLIC_BYTES.get(raw[0]):
@@ -84,8 +84,8 @@ class VerifierKey:
             raise IntegrityError("a verifier key is malformed")
         return key
 
-    def signed(self, message: bytes, signature: bytes) -> bool:
-        """Whether `signature` is this key's signature of a message that is no checkpoint."""
+    def has_signed(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether `signature` is this key's signature of a message that is no checkpoint."""
         try:
             if self.algorithm == MLDSA44:
                 MLDSA44PublicKey.from_public_bytes(self.public).verify(signature, message)
@@ -96,7 +96,7 @@ class VerifierKey:
         return True
 
     def accepts(self, text: str, signature: bytes) -> bool:
-        """Whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
+        """Tell whether `signature` (without the key id) is this key's signature of the checkpoint `text`."""
         try:
             if self.algorithm == ED25519:
                 Ed25519PublicKey.from_public_bytes(self.public).verify(signature, text.encode())
@@ -121,14 +121,14 @@ class Signer(Protocol):
         """The public part."""
 
     def sign(self, text: str) -> bytes:
-        """Signature of the note text, as `VerifierKey.accepts` takes it."""
+        """Sign the note text, as `VerifierKey.accepts` takes it."""
 
     def sign_statement(self, message: bytes) -> bytes:
-        """Signature of a message that is no checkpoint, as `VerifierKey.signed` takes it."""
+        """Sign a message that is no checkpoint, as `VerifierKey.has_signed` takes it."""
 
 
 def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes:
-    """What an ML-DSA-44 line signs: `cosigned_message` of c2sp.org/tlog-cosignature; `timestamp` in POSIX seconds."""
+    """Write what an ML-DSA-44 line signs, as c2sp.org/tlog-cosignature has it; `timestamp` in POSIX seconds."""
     return b"".join(
         (
             b"subtree/v1\n\0",
@@ -142,19 +142,19 @@ def cosigned_message(name: str, checkpoint: Checkpoint, timestamp: int) -> bytes
 
 
 def witnessed_message(text: str, timestamp: int) -> bytes:
-    """What the Ed25519 line of a witness signs: `cosignature/v1` of c2sp.org/tlog-cosignature, over the note text."""
+    """Write what a witness's Ed25519 line signs: `cosignature/v1` of c2sp.org/tlog-cosignature, over the note text."""
     return f"cosignature/v1\ntime {timestamp}\n{text}".encode()
 
 
 def sign_checkpoint(checkpoint: Checkpoint, signers: Sequence[Signer]) -> str:
-    """The signed note: text, blank line, one line for each signer."""
+    """Sign a checkpoint as a note: text, blank line, one line for each signer."""
     text = checkpoint.text()
     lines = [_line(signer.verifier, signer.sign(text)) for signer in signers]
     return f"{text}\n{''.join(lines)}"
 
 
 def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = False) -> Checkpoint:
-    """The checkpoint in a signed note that **every** trusted key signed.
+    """Open a signed note as a checkpoint that **every** trusted key signed.
 
     Lines of unknown keys are ignored, as C2SP asks, unless `exact` (a note of our own, which has no others).
 
@@ -185,22 +185,22 @@ def open_checkpoint(note: str, trusted: Sequence[VerifierKey], *, exact: bool = 
 
 
 def unverified_size(note: str) -> int:
-    """The size that a note claims to be a tree head of. Raises `IntegrityError` when it is malformed."""
+    """Read the size that a note claims to be a tree head of. Raises `IntegrityError` when it is malformed."""
     return Checkpoint.parse(_split(note)[0]).size
 
 
 def valid_name(name: str) -> bool:
-    """Whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
+    """Tell whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
     return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
 
 
 def encode64(data: bytes) -> str:
-    """Standard base64."""
+    """Encode as standard base64."""
     return base64.b64encode(data).decode()
 
 
 def decode64(text: str) -> bytes:
-    """Bytes of standard base64; `IntegrityError` when it is not the one canonical encoding of them."""
+    """Decode standard base64; `IntegrityError` when it is not the one canonical encoding of the bytes."""
     try:
         data = base64.b64decode(text.encode(), validate=True)
     except (binascii.Error, ValueError):
@@ -211,7 +211,7 @@ def decode64(text: str) -> bytes:
 
 
 def decimal(text: str) -> bool:
-    """Whether `text` is a plain decimal number without leading zeroes, small enough for 63 bits."""
+    """Tell whether `text` is a plain decimal number without leading zeroes, small enough for 63 bits."""
     return text.isascii() and text.isdigit() and len(text) <= 18 and (text == "0" or text[0] != "0")
 
 
@@ -237,7 +237,7 @@ def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
 
 
 def parse_signature(line: str) -> tuple[str, bytes]:
-    """Key name and bytes (four of the key id, then the signature) of a line. Raises `IntegrityError`."""
+    """Parse key name and bytes (four of the key id, then the signature) of a line. Raises `IntegrityError`."""
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "—" or not valid_name(parts[1]):
         raise IntegrityError("a signature line is malformed")

@@ -67,17 +67,17 @@ def check_url(url: URL) -> None:
 
 
 def file(url: URL) -> Path | None:
-    """A server's database is no file of ours."""
+    """Find no file: a server's database is none of ours."""
     return None
 
 
 def place(url: URL) -> str:
-    """The URL without its password."""
+    """Show the URL without its password."""
     return url.render_as_string(hide_password=True)
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """The engine; nothing connects yet. The database itself is made by its owner, never here."""
+    """Make the engine; nothing connects yet. The database itself is made by its owner, never here."""
     created = create_engine(url, hide_parameters=True, use_native_hstore=False)
 
     def prepare(connection: psycopg.Connection[Any], _record: Any) -> None:
@@ -105,11 +105,11 @@ def begin(connection: Connection, purpose: Purpose) -> None:
 
 
 def after_erasing(connection: Connection) -> None:
-    """Nothing: the server's vacuum, write-ahead log and archives are its administrator's."""
+    """Do nothing: the server's vacuum, write-ahead log and archives are its administrator's."""
 
 
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query through a cursor of the server, in bounded memory."""
+    """Stream the rows of a query through a cursor of the server, in bounded memory."""
     cursor = _driver(connection).cursor(f"ledger_{next(_names)}", binary=True)
     try:
         cursor.execute(sql.replace("?", "%s"), parameters)
@@ -130,26 +130,26 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
     return _rows(cursors[-1])
 
 
-def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
-    """One statement however many rows they are: from as many arrays as there are columns."""
+def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    """Write one statement however many rows they are: from as many arrays as there are columns."""
     if len(rows) == 1:
         return [(_INSERT, rows[0])]
     return [(_INSERT_MANY, [list(column) for column in zip(*rows, strict=True)])]
 
 
 def tables(connection: Connection) -> set[str]:
-    """Names of the tables that there are."""
+    """Name the tables that there are."""
     return set(connection.exec_driver_sql(postgres_catalogue.TABLES).scalars())
 
 
 def definitions(connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-    """Tables, constraints, indexes, triggers with their state, functions, rules, policies, inheritance and grants."""
+    """List tables, constraints, indexes, triggers and their state, functions, rules, policies, inheritance, grants."""
     for query in postgres_catalogue.DEFINITIONS:
         yield from (tuple(row) for row in connection.exec_driver_sql(query))
 
 
 def storage_problems(connection: Connection) -> Iterator[str]:
-    """`amcheck` over every index, with the heap, where the extension is installed and this role may use it."""
+    """Run `amcheck` over every index, with the heap, where the extension is installed and this role may use it."""
     if not postgres_catalogue.amcheck_usable(connection):
         return
     for name in connection.exec_driver_sql(postgres_catalogue.OWN_INDEXES).scalars().all():
@@ -163,7 +163,7 @@ def storage_problems(connection: Connection) -> Iterator[str]:
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """What an administrator may want to change."""
+    """Say what an administrator may want to change."""
     return postgres_catalogue.findings(connection)
 
 
@@ -172,8 +172,8 @@ def role(connection: Connection) -> str:
     return str(connection.exec_driver_sql("SELECT current_user").scalar_one())
 
 
-def explained(error: BaseException | None, where: str) -> ApplianceError:
-    """What an error of PostgreSQL means, by its SQLSTATE."""
+def explain(error: BaseException | None, where: str) -> ApplianceError:
+    """Say what an error of PostgreSQL means, by its SQLSTATE."""
     state = getattr(error, "sqlstate", None) or ""
     for length in (5, 3, 2):
         if len(state) == 5 and state[:length] in _WORDS:

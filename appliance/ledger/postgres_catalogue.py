@@ -122,12 +122,12 @@ WHERE r.rolname = current_user
 
 
 def amcheck_usable(connection: Connection) -> bool:
-    """Whether the extension that checks indexes is installed, and this role may use it."""
+    """Tell whether the extension that checks indexes is installed, and this role may use it."""
     return bool(connection.exec_driver_sql(_AMCHECK).scalar())
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """What an administrator may want to change."""
+    """Say what an administrator may want to change."""
     version = connection.exec_driver_sql("SHOW server_version").scalar_one()
     yield Finding("database", good=True, detail=f"PostgreSQL {version}")
     superuser, owner, name = connection.exec_driver_sql(_ROLE).one()

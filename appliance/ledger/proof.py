@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from appliance.errors import IntegrityError
 from appliance.ledger import merkle
 from appliance.ledger.leaf import parse_leaf
@@ -25,14 +27,29 @@ class ProvenEntry:
     checkpoint: Checkpoint
 
 
+def evidence(text: str, leaf: bytes) -> bytes:
+    """Put a proof and the leaf it is about into one document: what a worker shows to the key agent."""
+    return orjson.dumps({"proof": text, "leaf": encode64(leaf)})
+
+
+def verify_evidence(document: bytes, trusted: Sequence[str]) -> ProvenEntry:
+    """Check such a document as `verify` does. Raises `IntegrityError`."""
+    try:
+        shown = orjson.loads(document)
+        text, leaf = str(shown["proof"]), decode64(shown["leaf"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        raise IntegrityError("not the evidence of an entry") from None
+    return verify(text, leaf, trusted)
+
+
 def encode(index: int, path: Sequence[bytes], note: str) -> str:
-    """The text of a proof: index, audit path from the leaf's sibling upwards, signed note."""
+    """Write a proof as text: index, audit path from the leaf's sibling upwards, signed note."""
     lines = [_HEADER, f"index {index}", *(encode64(digest) for digest in path), ""]
     return "\n".join(lines) + "\n" + note
 
 
 def encode_consistency(old_size: int, old_root: bytes, path: Sequence[bytes]) -> str:
-    """The text of a consistency proof: size and root of the earlier tree, then the hashes of RFC 6962, 2.1.2."""
+    """Write a consistency proof: size and root of the earlier tree, then the hashes of RFC 6962, 2.1.2."""
     lines = [_CONSISTENCY_HEADER, f"old {old_size}", encode64(old_root), *(encode64(digest) for digest in path)]
     return "\n".join(lines) + "\n"
 

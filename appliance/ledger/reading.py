@@ -4,68 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from sqlalchemy import Connection, select
 
 from appliance.errors import ArtefactMissing, IntegrityError, Stale, UsageError
+from appliance.events.event import Event
 from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, first_head_over, last_tree_head
+from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
-from appliance.ledger.log import Clock, StoredTree
+from appliance.ledger.log import Clock, StoredTree, now
 from appliance.ledger.note import VerifierKey
 from appliance.ledger.signing import load_verifiers
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
-from appliance.ledger.verify import Verification, stated, verify_ledger
+from appliance.ledger.verify import Verification, read_stated, verify_ledger
 
 FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerConfig:
-    """Where a ledger lives.
+class LedgerReader:
+    """An open ledger that cannot be changed: it has nothing that writes, and its connection refuses to.
 
-    Attributes:
-      url: SQLAlchemy URL of the database, `sqlite:////absolute/path` or `postgresql+psycopg://ROLE@/DATABASE?host=...`.
-      origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
-      signing_dir: directory of the log's signing keys.
-      anchor: file of the last signed tree head; best on another volume than the database.
-      body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
-      owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
-      eraser_url: the same database as the role that may delete bodies; empty where `url` may.
-      witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
+    Made by `open`; a context manager. `ledger.Ledger` is one that can be changed.
     """
 
-    url: str
-    origin: str
-    signing_dir: Path
-    anchor: Path
-    body_public_key: bytes
-    owner_url: str = ""
-    eraser_url: str = ""
-    witnesses: Path | None = None
-
-
-class LedgerReader:
-    """What can be done with an open ledger without changing it; see `ledger.Ledger`."""
-
-    def __init__(self, config: LedgerConfig, database: Database, clock: Clock, *, writable: bool) -> None:
+    def __init__(self, config: LedgerConfig, database: Database, clock: Clock) -> None:
         self._config = config
         self._database = database
         self._clock = clock
-        self._writable = writable
         self._local = load_verifiers(config.signing_dir)
         self._built: tuple[tuple[bytes, ...], Keyring] | None = None
         self._anchor = Anchor(config.anchor)
+
+    @classmethod
+    def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> LedgerReader:
+        """Open a ledger for reading.
+
+        It is checked first: its tables and guards must be those that it states, and it must continue what was
+        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+
+        Raises:
+          ArtefactMissing: there is no ledger.
+          IntegrityError: it is damaged, was altered or is behind its anchor.
+        """
+        ledger = LedgerReader(config, Database(config.url, writable=False), clock)
+        if checked:
+            with ledger._closed_on_error(), ledger._database.read() as connection:
+                ledger._check(connection)
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
 
     @property
     def verifier_keys(self) -> tuple[str, ...]:
@@ -82,22 +91,22 @@ class LedgerReader:
             return self._keyring(connection).sets
 
     def keys_at(self, size: int) -> KeySet:
-        """The keys that sign tree heads of this size."""
+        """Find the keys that sign tree heads of this size."""
         with self._database.read() as connection:
             return self._keyring(connection).at(size)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """The catalog in one snapshot."""
+        """Read the catalog in one snapshot."""
         with self._database.read() as connection:
             yield Reading(connection)
 
     def findings(self) -> list[Finding]:
-        """How the database is set up, for people."""
+        """Say how the database is set up, for people."""
         return self._database.findings()
 
     def head(self, covering: int | None = None) -> TreeHead | None:
-        """The newest signed tree head; the first one that covers entry `covering` where an index is given."""
+        """Read the newest signed tree head; the first one that covers entry `covering` where an index is given."""
         with self._database.read() as connection:
             if covering is not None:
                 return first_head_over(connection, covering, self._keyring(connection))
@@ -105,7 +114,7 @@ class LedgerReader:
 
     def entries(
         self,
-        type: str | None = None,
+        type: type[Event] | str | None = None,
         subject: str | None = None,
         actor: str | None = None,
         since: datetime | None = None,
@@ -115,10 +124,10 @@ class LedgerReader:
         newest_first: bool = False,
         facts: Mapping[str, str] | None = None,
     ) -> Iterator[Entry]:
-        """Entries in order, those that match every given filter.
+        """Read entries in order, those that match every given filter.
 
         Args:
-          type: event type.
+          type: the event, or the name of its type.
           subject: what the event is about.
           actor: pseudonym of the actor.
           since: earliest time, inclusive.
@@ -127,22 +136,23 @@ class LedgerReader:
           newest_first: walk backwards.
           facts: values of facts, such as {"run_id": "run_3f9c0a12be47"}.
         """
-        wanted = Filter(type, subject, actor, since, until, limit, newest_first, facts or {})
+        name = type if type is None or isinstance(type, str) else type.type
+        wanted = Filter(name, subject, actor, since, until, limit, newest_first, facts or {})
         with self._database.read() as connection:
             yield from read_entries(connection, wanted)
 
     def entry(self, index: int) -> Entry:
-        """One entry. Raises `ArtefactMissing`."""
+        """Read one entry. Raises `ArtefactMissing`."""
         with self._database.read() as connection:
             return read_entry(connection, self._leaf(connection, index))
 
     def leaf(self, index: int) -> bytes:
-        """The stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
+        """Read the stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
         with self._database.read() as connection:
             return self._leaf(connection, index)
 
     def body(self, index: int, private_key: bytes) -> dict[str, str] | None:
-        """The opened body (name, reason) of an entry; None where it has none or it is gone.
+        """Open the body (name, reason) of an entry; None where it has none or it is gone.
 
         Raises:
           KeyUnavailable: the 32-byte X25519 private key does not open it.
@@ -156,7 +166,7 @@ class LedgerReader:
         return unseal(sealed, leaf["body"]["commitment"], private_key, self._config.origin)
 
     def prove(self, index: int, head: TreeHead | None = None) -> str:
-        """A C2SP tlog-proof that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
+        """Prove (C2SP tlog-proof) that the entry is in the newest signed tree head, or in `head`; see `proof.verify`.
 
         Raises:
           ArtefactMissing: there is no such entry.
@@ -171,7 +181,7 @@ class LedgerReader:
         return proof.encode(index, path, head.note)
 
     def prove_consistency(self, old_size: int, head: TreeHead) -> str:
-        """A proof that the tree of `head` continues that of its first `old_size` entries; `proof.verify_consistency`.
+        """Prove that the tree of `head` continues that of its first `old_size` entries; see `proof.verify_consistency`.
 
         Raises `UsageError` unless 0 < `old_size` <= `head.size`.
         """
@@ -234,8 +244,25 @@ class LedgerReader:
             cosignatures = witness.lines(connection, head.size)
             return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
 
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check(self, connection: Connection) -> Keyring:
+        """Check that the ledger is what it states and continues its anchor; its keys."""
+        problems = schema.schema_problems(connection, self._read_stated(connection))
+        if problems:
+            raise IntegrityError(problems[0], where=self._database.where)
+        ring = build(leaves_about_keys(connection), self._local)
+        check_against_anchor(connection, self._anchor, ring)
+        return self._keyring(connection)
+
     def _keyring(self, connection: Connection) -> Keyring:
-        """The keys of the log as this transaction sees it; ours must be among them."""
+        """Read the keys of the log as this transaction sees it; ours must be among them."""
         leaves = leaves_about_keys(connection)
         if self._built is None or self._built[0] != leaves:
             self._built = leaves, build(leaves, self._local)
@@ -243,14 +270,14 @@ class LedgerReader:
             raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return self._built[1]
 
-    def _stated(self, connection: Connection) -> dict[str, str]:
+    def _read_stated(self, connection: Connection) -> dict[str, str]:
         try:
-            return stated(connection)
+            return read_stated(connection)
         except (StopIteration, KeyError, TypeError, ValueError):
             raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
 
     def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._stated(connection))
+        return schema.revision_of(self._read_stated(connection))
 
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses

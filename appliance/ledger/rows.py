@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
+from appliance.errors import ApplianceError, IntegrityError
+from appliance.events.states import CatalogState, EvaluationState, KeyState, PolicyState, Purpose, RunState
+from appliance.jobs.plan import UnitKind
 from appliance.ledger.canonical import canonical
 
 _TAG = b"appliance/ledger/row/v1\n"
@@ -23,14 +27,14 @@ class DatasetRow:
 
     id: str
     name: str
-    purpose: str
+    purpose: Purpose
     class_: str
-    unit_kind: str
+    unit_kind: UnitKind
     unit_key: str | None = None
     max_records: int
     declared_units: int
     format: str
-    state: str
+    state: CatalogState
     object_blake3: str
     object_bytes: int
     chunks: int
@@ -55,7 +59,7 @@ class ModelRow:
     has_chat_template: bool
     files: str
     shapes: str
-    state: str
+    state: CatalogState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,7 @@ class RunRow:
     name: str
     dataset_id: str
     model_id: str
-    state: str
+    state: RunState
     spec_sha256: str
     policy_sha256: str
     plan: str
@@ -83,12 +87,12 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRow:
-    """A policy by the digest of its text; `state` is "active" or "superseded"."""
+    """A policy by the digest of its text."""
 
     sha256: str
     name: str
     text: str
-    state: str
+    state: PolicyState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,7 @@ class EvaluationRow:
     id: str
     run_id: str
     dataset_id: str
-    state: str
+    state: EvaluationState
     policy_sha256: str
     declared_units: int
     noise_multiplier: str
@@ -109,36 +113,83 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatermarkKeyRow:
-    """A watermark key, wrapped under the epoch's key; `state` is "current" or "retired", `wrapped_key` is base64."""
+    """A watermark key, wrapped under the epoch's key; `wrapped_key` is base64."""
 
     id: str
     commitment: str
     wrapped_key: str
     key_epoch: int
-    state: str
+    state: KeyState
 
 
 AnyRow = DatasetRow | ModelRow | RunRow | PolicyRow | EvaluationRow | WatermarkKeyRow
 Row = TypeVar("Row", bound=AnyRow)
 
 
+class _Column(NamedTuple):
+    """A field, the column that holds it, and what the column means where that is a state or a boolean."""
+
+    field: str
+    name: str
+    meaning: type[StrEnum] | type[bool] | None
+
+
+def _columns(kind: type[AnyRow]) -> tuple[_Column, ...]:
+    hints = get_type_hints(kind)
+    special = {
+        name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, (StrEnum, bool))
+    }
+    return tuple(_Column(f.name, f.name.rstrip("_"), special.get(f.name)) for f in fields(kind))
+
+
+_COLUMNS: dict[Any, tuple[_Column, ...]] = {
+    kind: _columns(kind) for kind in (DatasetRow, ModelRow, RunRow, PolicyRow, EvaluationRow, WatermarkKeyRow)
+}
+
+
 def to_columns(row: AnyRow) -> dict[str, Value]:
-    """Column values of a row, as they are stored: a boolean is 0 or 1."""
-    values = ((f.name.rstrip("_"), getattr(row, f.name)) for f in fields(row))
-    return {name: int(value) if type(value) is bool else value for name, value in values}
+    """Give the column values of a row, as they are stored: a boolean is 0 or 1, a state its word.
+
+    Raises:
+      ApplianceError: a state that does not exist.
+    """
+    values: dict[str, Value] = {}
+    for field, column, meaning in _COLUMNS[type(row)]:
+        value = getattr(row, field)
+        if meaning is bool:
+            value = int(value)
+        elif meaning is not None:
+            value = _state(meaning, value, ApplianceError).value
+        values[column] = value
+    return values
 
 
 def from_columns(kind: type[Row], columns: Mapping[Any, Any]) -> Row:
-    """The row that has these column values; other columns are ignored."""
+    """Give the row that has these column values; other columns are ignored.
+
+    Raises:
+      IntegrityError: a state that does not exist.
+    """
     values: dict[str, Any] = {}
-    for f in fields(kind):
-        value = columns[f.name.rstrip("_")]
-        values[f.name] = bool(value) if f.type == "bool" else value
+    for field, column, meaning in _COLUMNS[kind]:
+        value = columns[column]
+        if meaning is bool:
+            value = bool(value)
+        elif meaning is not None:
+            value = _state(meaning, value, IntegrityError)
+        values[field] = value
     return kind(**values)
 
 
+def _state(kind: type[StrEnum] | type[bool], value: Any, error: type[ApplianceError]) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise error(f"there is no {kind.__name__} like the one of a row of the ledger") from None
+
+
 def row_digest(table: str, columns: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of a stored row: tag, then the canonical JSON of its table and its columns that are not NULL.
+    """Digest a stored row: hex SHA-256 of tag, then the canonical JSON of its table and columns that are not NULL.
 
     Leaving NULLs out keeps old digests true when a later release adds a column. Raises `LeafInvalid` for a value
     that is neither text nor a whole number.

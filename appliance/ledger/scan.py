@@ -11,11 +11,11 @@ import orjson
 from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError
+from appliance.events.ledger import LedgerRekeyed
 from appliance.ledger import merkle
 from appliance.ledger.bodies import BodyVerdict, unseal
 from appliance.ledger.database import stream
 from appliance.ledger.headcheck import HeadCheck
-from appliance.ledger.keyring import REKEYED
 from appliance.ledger.leaf import VERSION
 from appliance.ledger.problems import Problems
 
@@ -46,7 +46,7 @@ class BodyScan:
         else:
             self.verdicts[verdict] += 1
 
-    def erased(self, subject: str | None) -> None:
+    def note_erased(self, subject: str | None) -> None:
         """Note that an entry says that a body was erased."""
         if subject is not None:
             self._erased.add(subject)
@@ -120,7 +120,7 @@ class Scan:
         """Check one row of `entry` and hash it into the tree."""
         index, _, leaf, digest, _, _, _ = row
         if index != self._expected or type(index) is not int:
-            index = self._misplaced(index)
+            index = self._report_misplaced(index)
         self._expected = index + 1 if index >= self._expected else self._expected + 1
         data = leaf if type(leaf) is bytes else b""
         computed = sha256(b"\x00" + data).digest()  # `merkle.leaf_hash`, here for speed
@@ -134,9 +134,9 @@ class Scan:
             self._tile(tile)
         self.size += 1
         if self.size == self._heads.wanted:
-            self._heads.reached(self.size, self.root)
+            self._heads.reach(self.size, self.root)
 
-    def _misplaced(self, index: Any) -> int:
+    def _report_misplaced(self, index: Any) -> int:
         """Report an entry that does not follow the one before it; returns the index to take it for."""
         if type(index) is not int:  # only where the definition of the table was altered
             self._problems.add(f"entry {self._expected} was altered", self._expected)
@@ -171,10 +171,10 @@ class Scan:
         self._last_time = moment
         for covered in leaf["rows"]:
             self.covered[covered["table"], covered["key"]] = (index, event_id, covered["sha256"])
-        if kind == REKEYED and leaf["facts"]["root"] != self.root.hex():
+        if kind == LedgerRekeyed.type and leaf["facts"]["root"] != self.root.hex():
             self._problems.add(f"entry {index} changes the signing keys of another history", max(0, index))
         if kind == "body.erased":
-            self._bodies.erased(subject)
+            self._bodies.note_erased(subject)
         if (body := leaf["body"]) is not None:
             self._bodies.entry(index, body)
 

@@ -149,22 +149,22 @@ OWN = frozenset(metadata.tables) | {"alembic_version"}
 
 
 def tables_since_the_first() -> list[str]:
-    """Names of the tables that every revision has."""
+    """Name the tables that every revision has."""
     return sorted(OWN - _SINCE.keys())
 
 
 def present(connection: Connection, table: Table) -> bool:
-    """Whether the database has this table; one of an older revision may not."""
+    """Tell whether the database has this table; one of an older revision may not."""
     return str(table.name) in dialect.of(connection).tables(connection)
 
 
 def revision_of(definitions: Mapping[str, str]) -> str:
-    """The revision that these definitions are of."""
+    """Find the revision that these definitions are of."""
     return max((since for name, since in _SINCE.items() if f"table {name}" in definitions), default="0001")
 
 
 def schema_digests(connection: Connection) -> dict[str, str]:
-    """Hex SHA-256 of every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
+    """Digest (hex SHA-256) every definition that belongs to our tables, by kind and name ("trigger entry_update")."""
     texts: dict[str, list[str]] = {}
     for kind, name, table, definition in dialect.of(connection).definitions(connection):
         if table in OWN or name in OWN:
@@ -174,7 +174,7 @@ def schema_digests(connection: Connection) -> dict[str, str]:
 
 
 def schema_problems(connection: Connection, expected: Mapping[str, str]) -> list[str]:
-    """What is wrong with the definitions, in words; tables of others are tolerated, guards added to ours are not."""
+    """Say what is wrong with the definitions; tables of others are tolerated, guards added to ours are not."""
     actual = schema_digests(connection)
     problems = [f"{name} is missing from the database" for name in expected.keys() - actual.keys()]
     problems += [f"{name} was added to the database" for name in actual.keys() - expected.keys()]

@@ -7,11 +7,10 @@ sign moves them up, so that a crash in between needs no repair.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from appliance.errors import ArtefactMissing, IntegrityError
-from appliance.ledger import durable
+from appliance.files import commit, disk_errors_explained, fsync_directory, locked, write_atomic
 from appliance.ledger.note import ED25519, MLDSA44, Checkpoint, Signer, VerifierKey, cosigned_message
 
 _ED25519_FILE = "ed25519.seed"
@@ -37,11 +36,11 @@ class Ed25519Signer:
     _key: Ed25519PrivateKey = field(repr=False)
 
     def sign(self, text: str) -> bytes:
-        """64-byte signature over the note text."""
+        """Sign the note text with 64 bytes."""
         return self._key.sign(text.encode())
 
     def sign_statement(self, message: bytes) -> bytes:
-        """64-byte signature of a message that is no checkpoint."""
+        """Sign a message that is no checkpoint with 64 bytes."""
         return self._key.sign(message)
 
 
@@ -54,31 +53,31 @@ class MLDSA44Signer:
     _clock: Callable[[], datetime]
 
     def sign(self, text: str) -> bytes:
-        """8 bytes of POSIX time, then the 2420-byte signature."""
+        """Sign with 8 bytes of POSIX time, then the 2420-byte signature."""
         seconds = max(0, int(self._clock().timestamp()))
         message = cosigned_message(self.verifier.name, Checkpoint.parse(text), seconds)
         return seconds.to_bytes(8, "big") + self._key.sign(message)
 
     def sign_statement(self, message: bytes) -> bytes:
-        """2420-byte signature of a message that is no checkpoint."""
+        """Sign a message that is no checkpoint with 2420 bytes."""
         return self._key.sign(message)
 
 
 def create_keys(directory: Path, origin: str) -> None:
     """Generate what is missing in `directory` (mode 0700), so that an interrupted creation can be continued."""
-    with durable.explained(directory):
+    with disk_errors_explained(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in (_ED25519_FILE, _MLDSA44_FILE):
         if not (directory / name).exists():
-            durable.replace(directory / name, os.urandom(32))
+            write_atomic(directory / name, os.urandom(32))
     if not (directory / _PUBLIC_FILE).exists():
         keys = _derive(directory, origin)
         text = "".join(key.encode() + "\n" for key in (keys[0][0], keys[1][0]))
-        durable.replace(directory / _PUBLIC_FILE, text.encode())
+        write_atomic(directory / _PUBLIC_FILE, text.encode())
 
 
 def load_verifiers(directory: Path) -> tuple[VerifierKey, ...]:
-    """The public keys. Raises `ArtefactMissing` or `IntegrityError`."""
+    """Load the public keys. Raises `ArtefactMissing` or `IntegrityError`."""
     path = directory / _PUBLIC_FILE
     try:
         text = path.read_bytes().decode()
@@ -93,11 +92,11 @@ def load_verifiers(directory: Path) -> tuple[VerifierKey, ...]:
 
 
 def create_next_keys(directory: Path, origin: str, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
-    """Fresh keys in `next`; what is left there from a change of keys that never was is dropped."""
-    with _locked(directory):
+    """Make fresh keys in `next`; what is left there from a change of keys that never was is dropped."""
+    with locked(directory):
         shutil.rmtree(directory / _NEXT, ignore_errors=True)
         create_keys(directory / _NEXT, origin)
-        durable.sync_directory(directory)
+        fsync_directory(directory)
         return load_signers(directory / _NEXT, clock)
 
 
@@ -106,7 +105,7 @@ def promote(directory: Path, keys: tuple[VerifierKey, ...]) -> bool:
 
     Continues where a crash stopped it. Returns False when the keys are neither in `directory` nor in `next`.
     """
-    with _locked(directory):
+    with locked(directory):
         names = directory / _NEXT / _PUBLIC_FILE
         if not names.exists():
             with suppress(OSError):  # empty, where a crash came right before this
@@ -116,30 +115,20 @@ def promote(directory: Path, keys: tuple[VerifierKey, ...]) -> bool:
             return load_verifiers(directory) == keys
         for name in (_ED25519_FILE, _MLDSA44_FILE, _PUBLIC_FILE):  # the names last: they say that there is work left
             if (directory / _NEXT / name).exists():
-                durable.move(directory / _NEXT / name, directory / name)
-        with durable.explained(directory):
+                commit(directory / _NEXT / name, directory / name)
+        with disk_errors_explained(directory):
             (directory / _NEXT).rmdir()
-            durable.sync_directory(directory)
+            fsync_directory(directory)
     return True
 
 
 def load_signers(directory: Path, clock: Callable[[], datetime]) -> tuple[Signer, ...]:
-    """The private keys. Raises `IntegrityError` when they do not belong to the verifier keys beside them."""
+    """Load the private keys. Raises `IntegrityError` when they do not belong to the verifier keys beside them."""
     verifiers = load_verifiers(directory)
     (public, ed25519), (public_pq, mldsa44) = _derive(directory, verifiers[0].name)
     if (public, public_pq) != verifiers:
         raise IntegrityError("a signing key of the ledger was replaced", where=str(directory))
     return Ed25519Signer(public, ed25519), MLDSA44Signer(public_pq, mldsa44, clock)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _derive(

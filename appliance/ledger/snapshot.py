@@ -7,18 +7,15 @@ Beside it `keys.txt`, one verifier key a line.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError, UsageError
+from appliance.files import staged_directory
 from appliance.ledger import merkle
 from appliance.ledger.database import stream
-from appliance.ledger.durable import explained, sync_directory
 from appliance.ledger.heads import TreeHead
 
 
@@ -34,23 +31,12 @@ def write_snapshot(
     """
     if directory.exists():
         raise UsageError(f"{directory} exists", hint="name a directory that is new")
-    partial = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    try:
-        with explained(directory):
-            partial.mkdir(parents=True)
-            count = _write(connection, head, cosignatures, keys, partial)
-            for place, _, _ in os.walk(partial):
-                sync_directory(Path(place))
-            os.rename(partial, directory)
-            sync_directory(directory.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return count
+    with staged_directory(directory, 0o777) as partial:
+        return _write(connection, head, cosignatures, keys, partial)
 
 
 def tile_path(n: int) -> str:
-    """The path of tile number `n`: groups of three digits, all but the last with an x, such as x001/x234/067."""
+    """Name the path of tile number `n`: groups of three digits, all but the last with an x, such as x001/x234/067."""
     groups = [f"{n % 1000:03d}"]
     while n := n // 1000:
         groups.append(f"x{n % 1000:03d}")
@@ -91,7 +77,4 @@ def _files(connection: Connection, head: TreeHead) -> Iterator[tuple[str, bytes]
 
 def _put(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(data)

@@ -19,7 +19,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, WillNotFit
-from appliance.ledger import dialect, durable
+from appliance.files import disk_errors_explained
+from appliance.ledger import dialect
 from appliance.ledger.dialect import Finding, Purpose, Rows, Statement
 
 DRIVER_ERRORS: tuple[type[BaseException], ...] = (sqlite3.Error,)
@@ -43,23 +44,23 @@ def check_url(url: URL) -> None:
 
 
 def file(url: URL) -> Path | None:
-    """The database's file."""
+    """Find the database's file."""
     return Path(str(url.database))
 
 
 def place(url: URL) -> str:
-    """The file, as text."""
+    """Show the file, as text."""
     return str(url.database)
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """The engine over the file; `create` makes an empty one (mode 0600).
+    """Make the engine over the file; `create` makes an empty one (mode 0600).
 
     Raises `ArtefactMissing` without a file, `WillNotFit` where none can be made.
     """
     path = Path(str(url.database))
     if create:
-        with durable.explained(path):
+        with disk_errors_explained(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     elif not path.is_file():
         raise ArtefactMissing("there is no ledger here", where=str(path), hint="appliance init")
@@ -71,7 +72,7 @@ def engine(url: URL, *, writable: bool, create: bool) -> Engine:
 
 
 def begin(connection: Connection, purpose: Purpose) -> None:
-    """BEGIN, or BEGIN IMMEDIATE for whoever will write."""
+    """Begin, at once for whoever will write."""
     connection.exec_driver_sql("BEGIN" if purpose == "read" else "BEGIN IMMEDIATE")
 
 
@@ -83,7 +84,7 @@ def after_erasing(connection: Connection) -> None:
 
 
 def stream(connection: Connection, sql: str, parameters: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Rows of a query in bounded memory."""
+    """Stream the rows of a query in bounded memory."""
     cursor = connection.connection.cursor()
     try:
         cursor.execute(sql, parameters)
@@ -105,23 +106,23 @@ def run(connection: Connection, statements: Sequence[Statement]) -> Rows:
         cursor.close()
 
 
-def inserting(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
-    """One statement a row: SQLite keeps it compiled."""
+def insert(rows: Sequence[tuple[Any, ...]]) -> list[Statement]:
+    """Write one statement a row: SQLite keeps it compiled."""
     return [(_INSERT, row) for row in rows]
 
 
 def tables(connection: Connection) -> set[str]:
-    """Names of the tables that there are."""
+    """Name the tables that there are."""
     return {name for (name,) in stream(connection, "SELECT name FROM sqlite_master WHERE type = 'table'", ())}
 
 
 def definitions(connection: Connection) -> Iterator[tuple[str, str, str, str]]:
-    """SQLite's catalogue keeps the text of each definition; the index of a constraint has none of its own."""
+    """Read SQLite's catalogue: the text of each definition; the index of a constraint has none of its own."""
     return stream(connection, "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master", ())
 
 
 def storage_problems(connection: Connection) -> Iterator[str]:
-    """SQLite's own check: a damaged index cannot change a row, but hide it from a query."""
+    """Run SQLite's own check: a damaged index cannot change a row, but hide it from a query."""
     for (finding,) in stream(connection, "PRAGMA integrity_check", ()):
         if finding != "ok":
             yield "the database's pages or indexes are damaged"
@@ -129,17 +130,17 @@ def storage_problems(connection: Connection) -> Iterator[str]:
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
-    """The version of the library."""
+    """State the version of the library."""
     yield Finding("database", good=True, detail=f"SQLite {sqlite3.sqlite_version}")
 
 
 def role(connection: Connection) -> str:
-    """SQLite has no roles: whoever can write the file is its owner."""
+    """Name no role: SQLite has none, whoever can write the file is its owner."""
     return ""
 
 
-def explained(error: BaseException | None, where: str) -> ApplianceError:
-    """What an error of SQLite means."""
+def explain(error: BaseException | None, where: str) -> ApplianceError:
+    """Say what an error of SQLite means."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Busy("another process is writing the ledger", where=where, hint="try again")
@@ -156,9 +157,9 @@ def explained(error: BaseException | None, where: str) -> ApplianceError:
 
 
 def _files_can_be_made(directory: Path) -> bool:
-    """Whether there is room for the write-ahead log and its shared memory, of which SQLite only says "cannot open"."""
+    """Tell whether there is room for the write-ahead log and shared memory, of which SQLite only says "cannot open"."""
     try:
-        with durable.explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
+        with disk_errors_explained(directory), TemporaryFile(dir=directory), TemporaryFile(dir=directory):
             return True
     except WillNotFit:
         return False

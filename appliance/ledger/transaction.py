@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError
+from appliance.events.event import Event
 from appliance.ledger import schema
 from appliance.ledger.gateways import Gateway, WritableGateway
 from appliance.ledger.leaf import new_event_id
@@ -45,19 +45,14 @@ class Transaction:
         self.evaluations = WritableGateway(connection, schema.evaluation, EvaluationRow, self._permit)
         self.watermark_keys = WritableGateway(connection, schema.watermark_key, WatermarkKeyRow, self._permit)
 
-    def append(self, type: str, facts: Mapping[str, Any], subject: str | None = None) -> int:
+    def append(self, event: Event) -> int:
         """Write the staged rows and the entry that covers them; no row can be changed after it.
-
-        Args:
-          type: one of `events.EVENTS`.
-          facts: exactly the facts of that event; public values only.
-          subject: what the event is about (a dataset, run or model id), for finding it again.
 
         Returns:
           The index of the entry. It holds once the transaction is left without an exception.
 
         Raises:
-          LeafInvalid: an unknown event, a missing or unknown fact, a private value, a float, or too much.
+          LeafInvalid: the entry would be too long.
         """
         event_id = new_event_id()
         rows: list[dict[str, str]] = []
@@ -66,10 +61,10 @@ class Transaction:
             statements = [statement for written, _ in flushed for statement in written]
             rows = [row for _, covered in flushed for row in covered]
             self._appender = Appender(self._connection, self._context, statements)
-        return self._appender.append(type, facts, subject=subject, event_id=event_id, rows=rows)
+        return self._appender.append(event, event_id=event_id, rows=rows)
 
     def finish(self) -> None:
-        """Called when the block is left without an exception. Raises `ApplianceError` for rows without an event."""
+        """End the block that was left without an exception. Raises `ApplianceError` for rows without an event."""
         if any(gateway.dirty for gateway in self._gateways()):
             raise ApplianceError("rows were changed without an event; nothing was written")
         if self._appender is not None:

@@ -127,7 +127,7 @@ def verify_ledger(
 
 
 def check_tables(connection: Connection, problems: Problems) -> bool:
-    """Whether the tables are there without which nothing can be read; definitions are compared later."""
+    """Tell whether the tables are there without which nothing can be read; definitions are compared later."""
     present = schema.schema_digests(connection).keys()
     missing = [name for name in schema.tables_since_the_first() if f"table {name}" not in present]
     for name in missing:
@@ -136,7 +136,7 @@ def check_tables(connection: Connection, problems: Problems) -> bool:
 
 
 def check_keys(connection: Connection, trusted: Keys, problems: Problems) -> Keyring:
-    """The key sets of the log, each change of keys checked; the trusted keys alone where they are none of these."""
+    """Read the key sets of the log, each change checked; the trusted keys alone where they are none of these."""
     try:
         first, *later = keyring.leaves_about_keys(connection)
         ring = keyring.build([first], trusted)
@@ -145,7 +145,7 @@ def check_keys(connection: Connection, trusted: Keys, problems: Problems) -> Key
         return Keyring.of(trusted)
     for leaf in later:
         try:
-            ring = ring.rekeyed(parse_leaf(leaf))
+            ring = ring.follow(parse_leaf(leaf))
         except IntegrityError as error:
             problems.add(error.message, _index(leaf))
             break
@@ -166,15 +166,15 @@ def _index(leaf: bytes) -> int | None:
 def check_stated_definitions(connection: Connection, problems: Problems) -> None:
     """Compare the definitions with the newest statement of them."""
     try:
-        definitions = stated(connection)
+        definitions = read_stated(connection)
     except (StopIteration, ApplianceError, KeyError, TypeError, ValueError):
         problems.add("the first entry does not say how the ledger was made", 0)
         return
     check_definitions(connection, definitions, problems)
 
 
-def stated(connection: Connection) -> dict[str, str]:
-    """The definitions that the first entry or the newest `ledger.upgraded` states.
+def read_stated(connection: Connection) -> dict[str, str]:
+    """Read the definitions that the first entry or the newest `ledger.upgraded` states.
 
     Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.
     """
@@ -199,7 +199,7 @@ def _read_anchor(anchor: Anchor, ring: Keyring, problems: Problems) -> list[Outs
 
 
 def _read_kept(notes: Sequence[str], ring: Keyring) -> list[OutsideHead]:
-    """Heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
+    """Read heads kept elsewhere; one that the log did not sign proves nothing and raises `IntegrityError`."""
     opened = [(note, ring.open_outside(note, exact=False)) for note in notes]
     return [OutsideHead(False, note, checkpoint.size, checkpoint.root) for note, checkpoint in opened]
 

@@ -31,7 +31,7 @@ class Cosigned:
 
 
 def load_witnesses(path: Path) -> tuple[VerifierKey, ...]:
-    """Keys of the trusted witnesses, one a line; blank lines and those with # are skipped; none without a file.
+    """Load the trusted witnesses' keys, one a line; blank lines and those with # are skipped; none without a file.
 
     Raises `IntegrityError` for a line that is no verifier key of a witness.
     """
@@ -49,7 +49,7 @@ def load_witnesses(path: Path) -> tuple[VerifierKey, ...]:
 
 
 def request(connection: Connection, head: TreeHead, old: int | None) -> str:
-    """Body of an `add-checkpoint` request for `head`: the size the witness knows, a consistency proof, the note.
+    """Write an `add-checkpoint` request for `head`: the size the witness knows, a consistency proof, the note.
 
     `old` is what the witness said it knows; where it is None, the newest size that anybody cosigned.
     """
@@ -90,7 +90,7 @@ def add(connection: Connection, text: str, witnesses: Sequence[VerifierKey]) -> 
 def check(
     connection: Connection, witnesses: Sequence[VerifierKey], good_size: int, problems: Problems
 ) -> tuple[Cosigned, ...]:
-    """The newest cosignature of each trusted witness on a tree head that holds; a false one is a problem."""
+    """Find the newest cosignature of each trusted witness on a tree head that holds; a false one is a problem."""
     if not schema.present(connection, schema.cosig):
         return ()
     newest: dict[str, Cosigned] = {}
@@ -102,7 +102,7 @@ def check(
         key = next((key for key in witnesses if _id(key) == witness), None)
         if key is None:  # nobody here trusts it, so it says nothing
             continue
-        time = _verified(key, line, note)
+        time = _verify(key, line, note)
         if time is None:
             problems.add(f"the cosignature of {key.name} on {size} entries does not verify")
         elif size <= good_size:
@@ -111,7 +111,7 @@ def check(
 
 
 def lines(connection: Connection, size: int) -> list[str]:
-    """Cosignature lines of the tree head of this size."""
+    """List the cosignature lines of the tree head of this size."""
     if not schema.present(connection, schema.cosig):
         return []
     cosig = schema.cosig.c
@@ -123,8 +123,8 @@ def _id(key: VerifierKey) -> str:
     return f"{key.name}+{key.key_id.hex()}"
 
 
-def _verified(key: VerifierKey, line: object, note: str) -> int | None:
-    """The time of a cosignature that holds, else None."""
+def _verify(key: VerifierKey, line: object, note: str) -> int | None:
+    """Verify a cosignature: its time if it holds, else None."""
     try:
         name, raw = parse_signature(str(line))
     except IntegrityError:
@@ -135,7 +135,7 @@ def _verified(key: VerifierKey, line: object, note: str) -> int | None:
 
 
 def _find(connection: Connection, witness: VerifierKey, signature: bytes) -> Cosigned:
-    """The tree head that a signature is for; an answer does not say, and it is most likely the newest."""
+    """Find the tree head that a signature is for; an answer does not say, and it is most likely the newest."""
     columns = schema.tree_head.c
     for size, note in connection.execute(select(columns.size, columns.note).order_by(columns.n.desc())):
         if witness.accepts(note.rpartition("\n\n")[0] + "\n", signature):

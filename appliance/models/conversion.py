@@ -32,7 +32,7 @@ DIGITS_THEN_GPT2_SPLIT = ("smollm", "starcoder")
 
 
 def convert(source: Path, output: Path) -> GgufHeader:
-    """Writes the model and the tokenizer of a GGUF file into the directory `output`.
+    """Write the model and the tokenizer of a GGUF file into the directory `output`.
 
     Returns:
       The checked header of the file.
@@ -53,7 +53,7 @@ def convert(source: Path, output: Path) -> GgufHeader:
         link = Path(alone, "model.gguf")
         link.symlink_to(source.resolve())
         tokenizer = _tokenizer(link, header, source.name)
-        model = _without_quantisation(_dequantised(link))
+        model = _without_quantisation(_dequantise(link))
         model.save_pretrained(output, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(output)
         _drop_invented_tokens(output / "tokenizer.json", header.metadata["tokenizer.ggml.tokens"])
@@ -61,14 +61,14 @@ def convert(source: Path, output: Path) -> GgufHeader:
 
 
 def smallest_exact_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
-    """The first of bfloat16 and float16 that represents every value of all tensors exactly, else float32."""
+    """Choose the first of bfloat16 and float16 that represents every value of all tensors exactly, else float32."""
     fitting = [torch.bfloat16, torch.float16]
     for tensor in tensors:
         fitting = [dtype for dtype in fitting if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)]
     return fitting[0] if fitting else torch.float32
 
 
-def _dequantised(source: Path) -> PreTrainedModel:
+def _dequantise(source: Path) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, **HERE_ONLY)
@@ -87,7 +87,7 @@ def _dequantised(source: Path) -> PreTrainedModel:
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not remember the GGUF it came from."""
+    """Put the same weights into a model that does not remember the GGUF it came from."""
     from transformers import AutoModelForCausalLM
 
     config, state = model.config, model.state_dict()
@@ -124,7 +124,7 @@ def _tokenizer(source: Path, header: GgufHeader, where: str) -> PreTrainedTokeni
 
 
 def _drop_invented_tokens(path: Path, vocabulary: int) -> None:
-    """Removes special tokens that transformers adds after the GGUF's own: the embedding has no row for them."""
+    """Remove special tokens that transformers adds after the GGUF's own: the embedding has no row for them."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields["added_tokens"] = [token for token in fields["added_tokens"] if token["id"] < vocabulary]
     path.write_text(json.dumps(fields, ensure_ascii=False, indent=2), encoding="utf-8")

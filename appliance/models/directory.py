@@ -43,7 +43,7 @@ README_BYTES = 65536
 
 
 def select_files(source: Path) -> tuple[str, ...]:
-    """The names of the files of `source` that make up the model, sorted, after all checks that need no weights.
+    """Name the files of `source` that make up the model, sorted, after all checks that need no weights.
 
     Raises:
       ArtefactMissing: no config, weights or tokenizer, or the weight index names a file that is not there.
@@ -71,7 +71,7 @@ def select_files(source: Path) -> tuple[str, ...]:
 
 
 def check_weights(directory: Path) -> None:
-    """Checks every safetensors header of a copied model, and the index against the headers.
+    """Check every safetensors header of a copied model, and the index against the headers.
 
     Raises:
       DataInvalid: a header lies (see `safetensors_file.read_header`), or a tensor is not where the index says.
@@ -87,7 +87,7 @@ def check_weights(directory: Path) -> None:
 
 
 def licence_of(directory: Path) -> str:
-    """The licence stated in the front matter of README.md, or "unknown".
+    """Read the licence stated in the front matter of README.md, or "unknown".
 
     For `license: other` the `license_name` is returned where there is one.
     """
@@ -105,7 +105,7 @@ def licence_of(directory: Path) -> str:
 
 
 def plain_licence(stated: object) -> str:
-    """`stated` without quotes where it is a plain short name, else "unknown": it goes into the ledger and reports."""
+    """Take `stated` without quotes if it is a plain short name, else "unknown": it goes into ledger and reports."""
     name = str(stated).strip("\"'")
     return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,63}", name) else "unknown"
 
@@ -144,7 +144,7 @@ def _is_file(source: Path, name: str) -> bool:
 
 
 def _check_config(value: Any, name: str) -> None:
-    """Refuses, at any depth, what makes transformers look for code or weights elsewhere."""
+    """Refuse, at any depth, what makes transformers look for code or weights elsewhere."""
     pending: list[Any] = [value]
     while pending:
         item = pending.pop()
@@ -165,7 +165,7 @@ def _check_config(value: Any, name: str) -> None:
 
 
 def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
-    """The weight files, as transformers chooses them: one file, or an index and what it names."""
+    """Find the weight files, as transformers chooses them: one file, or an index and what it names."""
     if SINGLE in names and _is_file(source, SINGLE):
         return (SINGLE,)
     if INDEX not in names:

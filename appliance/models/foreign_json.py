@@ -12,7 +12,7 @@ MAX_BYTES = 64 * 2**20
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data` (UTF-8).
+    """Parse the JSON object in `data` (UTF-8).
 
     Raises:
       DataInvalid: not UTF-8, not JSON, not an object, a key twice, or nested beyond what can be parsed.
@@ -27,7 +27,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of at most 64 MiB; raises `DataInvalid` like `parse_object`."""
+    """Read the JSON object in a file of at most 64 MiB; raises `DataInvalid` like `parse_object`."""
     if path.stat().st_size > MAX_BYTES:
         raise DataInvalid(f"larger than {MAX_BYTES} bytes", where=path.name)
     return parse_object(path.read_bytes(), path.name)

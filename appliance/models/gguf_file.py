@@ -42,7 +42,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file, after checking that all it claims lies inside the file and nothing overlaps.
+    """Read the header of a GGUF file, after checking that all it claims lies inside the file and nothing overlaps.
 
     Raises:
       DataInvalid: not a GGUF file, a version or byte order this does not read, truncated, or inconsistent.
@@ -143,7 +143,7 @@ class _Reader:
         return name, offset, self._size(name, shape, kind)
 
     def _size(self, name: str, shape: list[int], kind: int) -> int:
-        """Bytes of a tensor: whole blocks of its type, along the first dimension."""
+        """Count the bytes of a tensor: whole blocks of its type, along the first dimension."""
         if kind not in BLOCKS:
             raise DataInvalid(f"tensor {name!r} has unknown type {kind}", where=self._where)
         block, block_bytes = BLOCKS[kind]

@@ -42,7 +42,7 @@ class Imported:
 
 
 def import_model(source: Path, output: Path) -> Imported:
-    """Checks a foreign model and writes it to `output`; `source` is only read, nothing is fetched, no code is run.
+    """Check a foreign model and write it to `output`; `source` is only read, nothing is fetched, no code is run.
 
     Args:
       source: a Hugging Face directory with safetensors weights, or a GGUF file.
@@ -101,7 +101,7 @@ def _take_directory(source: Path, output: Path) -> tuple[str, str]:
 
 
 def _copy(source: Path, target: Path) -> list[str | int]:
-    """Copies the bytes alone, with no permissions or links, and returns the row for the digest."""
+    """Copy the bytes alone, with no permissions or links; returns the row for the digest."""
     with source.open("rb") as reader, target.open("xb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
     return [target.name, target.stat().st_size, _sha256(target)]

@@ -36,7 +36,7 @@ class Structure:
 
 
 def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a directory that `import_model` wrote, on the CPU, in evaluation mode, with no parameter trainable.
+    """Load a directory that `import_model` wrote, on the CPU, in evaluation mode, with no parameter trainable.
 
     Raises:
       ArtefactMissing: there is no such directory.
@@ -49,7 +49,7 @@ def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory; raises like `load`."""
+    """Load the tokenizer of a model directory; raises like `load`."""
     with strict("the tokenizer cannot be loaded", str(directory)):
         from transformers import AutoTokenizer
 
@@ -57,7 +57,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def inspect(directory: Path) -> Structure:
-    """Builds the model without memory for its weights, matching every weight on disk by name and shape.
+    """Build the model without memory for its weights, matching every weight on disk by name and shape.
 
     Raises:
       DataInvalid: as `load`; also when the tokenizer makes tokens that the embedding does not have.
@@ -91,7 +91,7 @@ def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
 
 
 def check_complete(info: dict[str, Any], where: str) -> None:
-    """Refuses what transformers only warns of: parameters that were not in the files and were made up.
+    """Refuse what transformers only warns of: parameters that were not in the files and were made up.
 
     Raises:
       DataInvalid: naming the first parameter.

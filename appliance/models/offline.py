@@ -27,7 +27,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def go_offline() -> None:
-    """Imports transformers with its network switched off and its log silent.
+    """Import transformers with its network switched off and its log silent.
 
     Raises:
       IsolationViolated: if transformers was imported earlier with the network allowed.
@@ -48,7 +48,7 @@ def go_offline() -> None:
 
 @contextmanager
 def strict(failure: str, where: str, hint: str = "") -> Iterator[None]:
-    """Runs a library over foreign files: nothing is printed, and every failure becomes an `ApplianceError`.
+    """Run a library over foreign files: nothing is printed, and every failure becomes an `ApplianceError`.
 
     The library's own text stays out of the message (it is long, and quotes the foreign file); it is the cause.
 
@@ -78,7 +78,7 @@ def strict(failure: str, where: str, hint: str = "") -> Iterator[None]:
 
 
 def _disk_full(error: Exception) -> bool:
-    """Whether the disk or a quota is full; safetensors says so only in its text."""
+    """Tell whether the disk or a quota is full; safetensors says so only in its text."""
     if isinstance(error, OSError):
         return error.errno in NO_SPACE
     return any(f"(os error {code})" in str(error) for code in NO_SPACE)

@@ -27,7 +27,7 @@ Quantisation = Literal["nf4", "int8"]
 def load_quantised(
     directory: Path, dtype: torch.dtype, kind: Quantisation, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a directory that `import_model` wrote, its linear layers quantised, frozen, in evaluation mode.
+    """Load a directory that `import_model` wrote, its linear layers quantised, frozen, in evaluation mode.
 
     NF4 is that of Dettmers et al. 2023, "QLoRA": blocks of 64 values, their scales quantised once more. INT8 has one
     scale for each output row. Embedding, norms and output head stay in `dtype`. Weights are read with `pread`,
@@ -61,7 +61,7 @@ def load_quantised(
 
 
 def is_quantised(module: torch.nn.Module) -> bool:
-    """Whether a layer is a bitsandbytes linear layer."""
+    """Tell whether a layer is a bitsandbytes linear layer."""
     import bitsandbytes
 
     return isinstance(module, (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt))

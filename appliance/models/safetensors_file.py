@@ -47,7 +47,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file, after checking that the header and the file agree exactly.
+    """Read the tensors of a safetensors file, after checking that the header and the file agree exactly.
 
     Raises:
       DataInvalid: the file is truncated, its header is not a header, or tensors overlap, leave gaps, have a size that

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.errors import ConfigInvalid, PolicyDenied
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.policy.policy import ClassRules, Policy
 from appliance.policy.run_file import RunFile
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class ModelFacts:
 
 
 def check_ingest(policy: Policy, dataset_class: str, unit: UnitOfPrivacy, declared_units: int) -> ClassRules:
-    """May data of this class be ingested with this unit of privacy? Asked before a file is opened.
+    """Refuse data of this class with this unit of privacy, before a file is opened, if they may not be ingested.
 
     Returns:
       The rules that hold for the data.
@@ -47,18 +47,18 @@ def check_ingest(policy: Policy, dataset_class: str, unit: UnitOfPrivacy, declar
     rules = policy.rules(dataset_class)
     if unit.kind not in rules.unit.kinds:
         allowed = " or ".join(rules.unit.kinds)
-        raise _denied(
+        raise _deny(
             policy, dataset_class, "unit.kinds", f"the unit of privacy '{unit.kind}' is not allowed", f"use {allowed}"
         )
     if unit.max_records > rules.unit.max_records:
         message = f"{unit.max_records} records for each subject are more than {rules.unit.max_records}"
-        raise _denied(policy, dataset_class, "unit.max_records", message, "keep fewer records of each subject")
+        raise _deny(policy, dataset_class, "unit.max_records", message, "keep fewer records of each subject")
     _check_units(policy, dataset_class, rules, declared_units)
     return rules
 
 
 def check_ingested(policy: Policy, dataset_class: str, *, accepted: int, rejected: int, units: int) -> None:
-    """May what was read become a dataset? The counts are private: the refusal names the rule and not the numbers.
+    """Refuse what was read if it may not become a dataset. The counts are private: the refusal names the rule alone.
 
     Args:
       policy: the active policy.
@@ -73,16 +73,16 @@ def check_ingested(policy: Policy, dataset_class: str, *, accepted: int, rejecte
     rules = policy.rules(dataset_class)
     if rejected > rules.max_rejected_fraction * (accepted + rejected):
         message = f"more than the fraction {rules.max_rejected_fraction:g} of all rows was rejected"
-        raise _denied(
+        raise _deny(
             policy, dataset_class, "max_rejected_fraction", message, "mend the rejected rows, they are listed by line"
         )
     if units < rules.min_units:
         message = f"the files hold fewer than {rules.min_units} units of privacy"
-        raise _denied(policy, dataset_class, "min_units", message, "a small group cannot hide its members")
+        raise _deny(policy, dataset_class, "min_units", message, "a small group cannot hide its members")
 
 
 def check_run(policy: Policy, run: RunFile, dataset: DatasetFacts, model: ModelFacts) -> ClassRules:
-    """May this run be asked for? Asked before a plan is made. `check_plan` follows, once there is one.
+    """Refuse a run that may not be asked for, before a plan is made. `check_plan` follows, once there is one.
 
     Returns:
       The rules that hold for the run.
@@ -96,13 +96,13 @@ def check_run(policy: Policy, run: RunFile, dataset: DatasetFacts, model: ModelF
     rules = check_ingest(policy, dataset.dataset_class, dataset.unit, dataset.declared_units)
     if rules.bases != "any" and model.sha256 not in rules.bases:
         message = f"base model {model.id} is not one of those allowed"
-        raise _denied(policy, dataset.dataset_class, "bases", message, "choose a base model whose digest is listed")
+        raise _deny(policy, dataset.dataset_class, "bases", message, "choose a base model whose digest is listed")
     _check_delta(policy, dataset.dataset_class, rules, run.delta)
     return rules
 
 
 def check_plan(policy: Policy, dataset: DatasetFacts, plan: PrivacyPlan) -> None:
-    """Does the privacy plan keep within the policy, and is it a plan for this dataset?
+    """Check that the privacy plan keeps within the policy, and is a plan for this dataset.
 
     Raises:
       ConfigInvalid: if the plan was made for another unit of privacy or number of units.
@@ -115,7 +115,7 @@ def check_plan(policy: Policy, dataset: DatasetFacts, plan: PrivacyPlan) -> None
     if plan.noise_multiplier < rules.min_noise_multiplier:
         message = f"noise multiplier {plan.noise_multiplier:.4g} is below {rules.min_noise_multiplier:g}"
         hint = "lower epsilon, take more steps, or a larger expected_batch_size"
-        raise _denied(policy, dataset.dataset_class, "min_noise_multiplier", message, hint)
+        raise _deny(policy, dataset.dataset_class, "min_noise_multiplier", message, hint)
 
 
 def _check_names(run: RunFile, dataset: DatasetFacts, model: ModelFacts) -> None:
@@ -132,14 +132,14 @@ def _check_names(run: RunFile, dataset: DatasetFacts, model: ModelFacts) -> None
 def _check_units(policy: Policy, dataset_class: str, rules: ClassRules, declared_units: int) -> None:
     if declared_units < rules.min_units:
         message = f"{declared_units} declared units are fewer than {rules.min_units}"
-        raise _denied(policy, dataset_class, "min_units", message, "a small group cannot hide its members")
+        raise _deny(policy, dataset_class, "min_units", message, "a small group cannot hide its members")
 
 
 def _check_delta(policy: Policy, dataset_class: str, rules: ClassRules, delta: float | None) -> None:
     if delta is not None and delta > rules.max_delta:
         message = f"delta {delta:g} is above the ceiling {rules.max_delta:g}"
-        raise _denied(policy, dataset_class, "max_delta", message, "give a smaller delta, or ingest more units")
+        raise _deny(policy, dataset_class, "max_delta", message, "give a smaller delta, or ingest more units")
 
 
-def _denied(policy: Policy, dataset_class: str, rule: str, message: str, hint: str) -> PolicyDenied:
+def _deny(policy: Policy, dataset_class: str, rule: str, message: str, hint: str) -> PolicyDenied:
     return PolicyDenied(f"{message} (policy {policy.name}, class {dataset_class}, rule {rule})", hint=hint)

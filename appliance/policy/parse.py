@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from appliance.errors import ConfigInvalid
-from appliance.policy.yaml import Document, Path, load, shown
-from appliance.records import Value
+from appliance.policy.yaml import Document, Path, load, show
+from appliance.values import Value
 
 V = TypeVar("V", bound=Value)
 
 
 def parse_value(model: type[V], data: bytes, where: str) -> V:
-    """Reads `data` as YAML and validates it as `model`, whose first key must be `schema`.
+    """Read `data` as YAML and validate it as `model`, whose first key must be `schema`.
 
     Raises:
       ConfigInvalid: with `where` = `file:line`, and a hint naming the nearest known key where one is unknown.
@@ -30,23 +30,23 @@ def parse_value(model: type[V], data: bytes, where: str) -> V:
         # By way of JSON, since strict validation takes lists for tuples only from there.
         return model.model_validate_json(json.dumps(document.value), by_alias=True, by_name=False)
     except ValidationError as error:
-        raise _explained(error, document, model) from None
+        raise _explain(error, document, model) from None
 
 
-def _explained(error: ValidationError, document: Document, model: type[Value]) -> ConfigInvalid:
-    """The first problem of a file as one sentence. Unknown keys come first: a typing error also makes a key missing."""
+def _explain(error: ValidationError, document: Document, model: type[Value]) -> ConfigInvalid:
+    """Say the first problem of a file. Unknown keys come first: a typing error also makes a key missing."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     problems.sort(
-        key=lambda problem: (problem["type"] != "extra_forbidden", document.lines[document.known(problem["loc"])])
+        key=lambda problem: (problem["type"] != "extra_forbidden", document.lines[document.find_known(problem["loc"])])
     )
-    path = document.known(problems[0]["loc"])
-    same = [problem for problem in problems if document.known(problem["loc"]) == path]
+    path = document.find_known(problems[0]["loc"])
+    same = [problem for problem in problems if document.find_known(problem["loc"]) == path]
     if same[0]["type"] == "extra_forbidden":
         return _unknown_key(path, document, model)
     missing = [f"'{problem['loc'][-1]}'" for problem in same if problem["type"] == "missing"]
     sentences = " or ".join(dict.fromkeys(_sentence(problem) for problem in same))
     message = f"missing here: {', '.join(missing)}" if missing else sentences
-    name = ".".join(shown(str(part)).strip("'") for part in path)
+    name = ".".join(show(str(part)).strip("'") for part in path)
     return ConfigInvalid(f"{name}: {message}" if name else message, where=document.place(path))
 
 
@@ -60,11 +60,11 @@ def _unknown_key(path: Path, document: Document, model: type[Value]) -> ConfigIn
     allowed = _keys_at(model.model_json_schema(), path[:-1])
     near = difflib.get_close_matches(key, allowed, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(allowed))}"
-    return ConfigInvalid(f"unknown key {shown(key)}", hint=hint, where=document.place(path))
+    return ConfigInvalid(f"unknown key {show(key)}", hint=hint, where=document.place(path))
 
 
 def _keys_at(root: dict[str, Any], path: Path) -> list[str]:
-    """The keys that the JSON schema `root` allows at `path`."""
+    """List the keys that the JSON schema `root` allows at `path`."""
     nodes = [root]
     for part in path:
         nodes = [child for node in nodes for child in _children(root, node, part)]

@@ -8,17 +8,18 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from appliance.errors import PolicyDenied
+from appliance.jobs.job import IsolationSpec
+from appliance.jobs.plan import UnitKind
 from appliance.policy.parse import parse_value
-from appliance.records import Count, Digest, IsolationSpec, Positive, Value
+from appliance.values import Count, Digest, Positive, Value
 
-UnitKind = Literal["record", "subject"]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
 class UnitRule(Value):
     """Which units of privacy may be chosen, and how many records one subject may contribute at most."""
 
-    kinds: Annotated[tuple[UnitKind, ...], Field(min_length=1, max_length=2)]
+    kinds: Annotated[tuple[Annotated[UnitKind, Field(strict=False)], ...], Field(min_length=1, max_length=2)]
     max_records: Count
 
 
@@ -79,7 +80,7 @@ class Policy(Value):
         return hashlib.sha256(self._text).hexdigest()
 
     def rules(self, dataset_class: str = "default") -> ClassRules:
-        """The rules for `dataset_class`. Raises `PolicyDenied` for a class the policy does not know."""
+        """Find the rules for `dataset_class`. Raises `PolicyDenied` for a class the policy does not know."""
         found = self.classes.get(dataset_class)
         if found is None:
             known = ", ".join(sorted(self.classes))
@@ -88,7 +89,7 @@ class Policy(Value):
 
 
 def parse(data: bytes, where: str) -> Policy:
-    """Reads a policy file.
+    """Read a policy file.
 
     Args:
       data: the bytes of the file.

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import Filter, UnitOfPrivacy
+from appliance.jobs.train import TrainSpec
 from appliance.policy import yaml
 from appliance.policy.parse import parse_value
 from appliance.policy.policy import Word
-from appliance.records import Count, Digest, Filter, LoraSpec, Positive, TrainSpec, UnitOfPrivacy, Value
+from appliance.values import Count, Digest, Positive, Value
 
 
 class BaseChoice(Value):
@@ -135,14 +138,14 @@ class RunFile(Value):
         )
 
     def steps(self, declared_units: int) -> int:
-        """Sampled steps: as given, or epochs x declared units / expected batch size, rounded up."""
+        """Count the sampled steps: as given, or epochs x declared units / expected batch size, rounded up."""
         if self.train.steps is not None:
             return self.train.steps
         return math.ceil(Fraction(self.train.epochs or 0) * declared_units / self.train.expected_batch_size)
 
 
 def parse(data: bytes, where: str) -> RunFile:
-    """Reads a run file.
+    """Read a run file.
 
     Args:
       data: the bytes of the file.
@@ -211,7 +214,7 @@ _ALTERNATIVE = {"train.steps": "# epochs: 2  (instead of steps)", "train.epochs"
 
 
 def render(run: RunFile) -> str:
-    """Writes `run` as YAML, every key under a line that says what it does and what it costs."""
+    """Write `run` as YAML, every key under a line that says what it does and what it costs."""
     tree = run.model_dump(mode="json", by_alias=True, exclude_none=True)
     lines: list[str] = []
     for key, value in tree.items():
@@ -227,19 +230,19 @@ def _entry(key: str, value: Any, path: str, indent: str) -> list[str]:
     if isinstance(value, dict):
         inner = [line for name, part in value.items() for line in _entry(name, part, f"{path}.{name}", indent + "  ")]
         return [*lines, f"{indent}{key}:", *inner]
-    lines.append(f"{indent}{key}: {_written(value)}")
+    lines.append(f"{indent}{key}: {_write(value)}")
     if path in _ALTERNATIVE:
         lines.append(indent + _ALTERNATIVE[path])
     return lines
 
 
 def _item(value: dict[str, Any], path: str, indent: str) -> list[str]:
-    """One item of a list: its first key carries the dash, and the comment above it stays outside."""
+    """Write one item of a list: its first key carries the dash, and the comment above it stays outside."""
     lines = [line for name, part in value.items() for line in _entry(name, part, f"{path}.{name}", indent + "  ")]
     return [indent + lines[0].lstrip(), f"{indent}- {lines[1].lstrip()}", *lines[2:]]
 
 
-def _written(value: Any) -> str:
+def _write(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(yaml.scalar(item) for item in value) + "]"
     return yaml.scalar(value)

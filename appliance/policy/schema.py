@@ -9,7 +9,7 @@ from appliance.policy.policy import Policy
 
 
 def policy_schema() -> str:
-    """The JSON schema of policy.yaml, as text that is the same on every machine."""
+    """Write the JSON schema of policy.yaml, as text that is the same on every machine."""
     schema = Policy.model_json_schema(by_alias=True)
     schema["required"] = sorted({"schema", *schema["required"]})
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"

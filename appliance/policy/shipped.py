@@ -12,12 +12,12 @@ _FOLDERS = (_PACKAGE / "_policies", _PACKAGE.parent / "policies")
 
 
 def names() -> tuple[str, ...]:
-    """The names of the shipped policies, sorted."""
+    """Name the shipped policies, sorted."""
     return tuple(sorted({file.stem for folder in _FOLDERS for file in folder.glob("*.yaml")}))
 
 
 def read(name: str) -> bytes:
-    """The bytes of a shipped policy, for example `default`. Raises `ArtefactMissing` for an unknown name."""
+    """Read a shipped policy, for example `default`. Raises `ArtefactMissing` for an unknown name."""
     for folder in _FOLDERS:
         if name in names() and (folder / f"{name}.yaml").is_file():
             return (folder / f"{name}.yaml").read_bytes()

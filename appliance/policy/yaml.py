@@ -40,19 +40,19 @@ class Document:
     lines: dict[Path, int]
     where: str
 
-    def known(self, path: Path) -> Path:
-        """The longest beginning of `path` that exists in the file."""
+    def find_known(self, path: Path) -> Path:
+        """Find the longest beginning of `path` that exists in the file."""
         while path not in self.lines:
             path = path[:-1]
         return path
 
     def place(self, path: Path) -> str:
-        """`file:line` of the value at `path`, or of the nearest value around it."""
-        return f"{self.where}:{self.lines[self.known(path)]}"
+        """Name `file:line` of the value at `path`, or of the nearest value around it."""
+        return f"{self.where}:{self.lines[self.find_known(path)]}"
 
 
 def load(data: bytes, where: str) -> Document:
-    """Parses one YAML document.
+    """Parse one YAML document.
 
     Args:
       data: UTF-8 bytes, at most `MAX_BYTES`.
@@ -120,7 +120,7 @@ class _Builder:
             key = self._key(event)
             if key in found:
                 first = self._lines[(*path, key)]
-                raise self._refusal(event, f"the key {shown(key)} stands twice (first on line {first})", "keep one")
+                raise self._refusal(event, f"the key {show(key)} stands twice (first on line {first})", "keep one")
             found[key] = self._value(next(self._events), (*path, key))
             # A key is what a reader looks for: its line, not that of a value that starts below it.
             self._lines[(*path, key)] = event.start_mark.line + 1
@@ -152,7 +152,7 @@ class _Builder:
 
 
 def resolve(plain: str) -> Any:
-    """The value of an unquoted scalar: null, true, false, an integer, a decimal number, or else the text itself."""
+    """Resolve an unquoted scalar: null, true, false, an integer, a decimal number, or else the text itself."""
     if plain in _WORDS:
         return _WORDS[plain]
     if _INT.fullmatch(plain):
@@ -160,13 +160,13 @@ def resolve(plain: str) -> Any:
     return float(plain) if _FLOAT.fullmatch(plain) else plain
 
 
-def shown(key: str) -> str:
-    """A key as messages may show it: only if it looks like one, since any file may be handed over by mistake."""
+def show(key: str) -> str:
+    """Show a key in a message only if it looks like one, since any file may be handed over by mistake."""
     return f"'{key}'" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,39}", key) else "(not a word)"
 
 
 def scalar(value: str | int | float) -> str:
-    """Writes a scalar so that `load` reads back the same value.
+    """Write a scalar so that `load` reads back the same value.
 
     Raises:
       ValueError: for a string with half of a surrogate pair, or a number that YAML files here do not hold.
@@ -180,10 +180,10 @@ def scalar(value: str | int | float) -> str:
         return text
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and resolve(value) == value:
         return value
-    return '"' + "".join(map(_escaped, value)) + '"'
+    return '"' + "".join(map(_escape, value)) + '"'
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character in '"\\':
         return "\\" + character
     if " " <= character <= "~" or (character.isprintable() and character != "\ufeff"):

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 from appliance.errors import ConfigInvalid, GateFailed
-from appliance.records import PrivacyPlan
+from appliance.jobs.plan import PrivacyPlan
 
 LEAST_NOISE = 0.2
 """Noise multipliers below this are refused: their epsilon means nothing and its computation needs gigabytes."""
@@ -64,7 +64,7 @@ class Mechanism:
 
 
 def composition(plan: PrivacyPlan, attempts: int, noise_multiplier: float | None = None) -> list[Mechanism]:
-    """What `attempts` attempts of a plan are: a mechanism for each stretch of equal sample rate, one after the other.
+    """List what `attempts` attempts of a plan are: a mechanism for each stretch of equal sample rate, in order.
 
     Args:
       plan: its schedule says which rate each attempt has.
@@ -76,7 +76,7 @@ def composition(plan: PrivacyPlan, attempts: int, noise_multiplier: float | None
 
 
 def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon at `delta` of all mechanisms together, an upper bound, rounded up to a multiple of 1e-4.
+    """Compute epsilon at `delta` of all mechanisms together, an upper bound, rounded up to a multiple of 1e-4.
 
     Equal mechanisms are merged first, so a run that is split in two costs what the whole costs. The result does not
     depend on the order. `math.inf` where no finite epsilon can be shown.
@@ -89,7 +89,7 @@ def epsilon_pld(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon by Rényi DP (Mironov 2017), to be printed beside: looser, but an older and independent argument.
+    """Compute epsilon by Rényi DP (Mironov 2017), to be printed beside: looser, an older, independent argument.
 
     Raises:
       ConfigInvalid: delta is not in (0, 1).
@@ -105,12 +105,12 @@ def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float) -> float:
-    """`calibrate_schedule` for attempts of one sample rate."""
+    """Calibrate attempts of one sample rate, as `calibrate_schedule` does."""
     return calibrate_schedule([(sample_rate, attempts)], epsilon, delta)
 
 
 def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """The smallest noise multiplier found (to about 1e-4 relative) with `epsilon_pld` at most `epsilon`.
+    """Find the smallest noise multiplier (to about 1e-4 relative) with `epsilon_pld` at most `epsilon`.
 
     The upper end of the bracket is returned, and checked with the very function that charges.
 
@@ -144,7 +144,7 @@ def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, de
 
 
 def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """`calibrate_schedule` in a tenth of the time, right to about a hundredth: for tables, never for a run."""
+    """Calibrate in a tenth of the time, right to about a hundredth: for tables, never for a run."""
     attempts = sum(count for _, count in rates)
 
     def spent(noise_multiplier: float) -> float:
@@ -155,7 +155,7 @@ def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: fl
 
 
 def charged_epsilon(pld: float, prv: float) -> float:
-    """The larger of the two accountants' epsilons.
+    """Take the larger of the two accountants' epsilons.
 
     Raises:
       GateFailed: they differ by more than 1 % and by more than 0.012, or one of them is not a finite number.
@@ -177,7 +177,7 @@ def _merge(mechanisms: Sequence[Mechanism], delta: float) -> dict[tuple[float, F
 
 
 def _interval(attempts: int) -> float:
-    """Discretisation interval. Connecting the dots adds about attempts * interval^2 to epsilon: below 2.5e-4 here.
+    """Choose the discretisation. Connecting the dots adds about attempts * interval^2 to epsilon: below 2.5e-4 here.
 
     A power of two that changes rarely, so that composed distributions stay cached and can be convolved.
     """
@@ -195,7 +195,7 @@ def _epsilon(merged: dict[tuple[float, Fraction], int], delta: float, interval: 
 
 
 def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
-    parts = [_composed(sigma, _rate(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
+    parts = [_compose_pld(sigma, _rate(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
     total = parts[0]
     for part in parts[1:]:
         total = total.compose(part)
@@ -203,8 +203,8 @@ def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _composed(noise_multiplier: float, sample_rate: float, attempts: int, interval: float) -> Any:
-    """The privacy loss distribution of `attempts` steps, both directions."""
+def _compose_pld(noise_multiplier: float, sample_rate: float, attempts: int, interval: float) -> Any:
+    """Compose the privacy loss distribution of `attempts` steps, both directions."""
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     step = from_gaussian_mechanism(
@@ -214,7 +214,7 @@ def _composed(noise_multiplier: float, sample_rate: float, attempts: int, interv
 
 
 def _rate(sample_rate: Fraction) -> float:
-    """The rate as a double that is never below it."""
+    """Round the rate to a double that is never below it."""
     rate = float(sample_rate)
     return math.nextafter(rate, 1.0) if Fraction(rate) < sample_rate else rate
 
@@ -226,13 +226,13 @@ def _round_up(epsilon: float) -> float:
 
 
 def _start(rates: Sequence[tuple[Fraction, int]], epsilon: float) -> float:
-    """Where to begin: about where q sqrt(T) / sigma is epsilon. Far below, the distribution would need gigabytes."""
+    """Begin about where q sqrt(T) / sigma is epsilon. Far below, the distribution would need gigabytes."""
     spread = math.sqrt(math.fsum(float(rate) ** 2 * count for rate, count in rates))
     return max(1.0, spread / max(1.0, epsilon))
 
 
 def _search(spent: Callable[[float], float], epsilon: float, start: float, factor: float) -> float:
-    """The noise multiplier where `spent` crosses `epsilon`: a bracket by steps of `factor`, then Brent's method.
+    """Find the noise multiplier where `spent` crosses `epsilon`: a bracket by steps of `factor`, then Brent's method.
 
     It starts in the middle because little noise means a wide distribution, which is slow to compose. Epsilon is close
     to a power of the noise multiplier, so in logarithms a few steps suffice.
@@ -257,7 +257,7 @@ def _search(spent: Callable[[float], float], epsilon: float, start: float, facto
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences dp-accounting's note about Rényi orders that it leaves out; leaving one out loosens the bound."""
+    """Silence dp-accounting's note about Rényi orders that it leaves out; leaving one out loosens the bound."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

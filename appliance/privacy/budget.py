@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from appliance.errors import BudgetExceeded, ConfigInvalid
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism, composition, epsilon_pld
-from appliance.records import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Spend:
 
     @staticmethod
     def of_plan(run_id: str, dataset_id: str, plan: PrivacyPlan) -> Spend:
-        """The reservation of a plan: all its attempts, and what PRV may say of them above PLD."""
+        """Reserve for a plan: all its attempts, and what PRV may say of them above PLD."""
         return Spend(
             run_id=run_id,
             dataset_id=dataset_id,
@@ -54,7 +54,7 @@ class Cap:
 
 
 def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Epsilon at `delta` of all spends together; `math.inf` where their noise samplers alone use up delta.
+    """Compute epsilon at `delta` of all spends together; `math.inf` where their noise samplers alone use up delta.
 
     Runs that made no attempt cost nothing.
 
@@ -72,7 +72,7 @@ def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
 def check_budget(
     asked: Spend, *, spends: Iterable[Spend], overlaps: Mapping[str, Collection[str]], caps: Mapping[str, Cap]
 ) -> tuple[float, float]:
-    """Would `asked` keep every dataset it touches within its cap?
+    """Refuse `asked` unless it keeps every dataset it touches within its cap.
 
     For each X among the run's dataset and those overlapping it, all runs on X and on the datasets overlapping X count.
 
@@ -123,5 +123,5 @@ def _check_one(
 
 
 def _neighbours(dataset: str, overlaps: Mapping[str, Collection[str]]) -> set[str]:
-    """The dataset, and all that overlap it by either one's account."""
+    """Find the dataset, and all that overlap it by either one's account."""
     return {dataset, *overlaps.get(dataset, ()), *(other for other, theirs in overlaps.items() if dataset in theirs)}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Context, Decimal
 
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import composition, epsilon_pld
-from appliance.records import PrivacyPlan
 
 POINTS = 12
 
 
 def epsilon_curve(plan: PrivacyPlan, attempts: int, points: int = POINTS) -> list[tuple[int, float]]:
-    """Epsilon by PLD after so many attempts: at most `points` of them, evenly spread, the last one being all.
+    """Compute epsilon by PLD after so many attempts: at most `points` of them, evenly spread, the last one being all.
 
     It is read at the delta that is left beside the noise sampler's.
 
@@ -23,7 +23,7 @@ def epsilon_curve(plan: PrivacyPlan, attempts: int, points: int = POINTS) -> lis
 
 
 def odds_bound(epsilon: str) -> str:
-    """The power e^epsilon, rounded up: by what factor (epsilon, 0)-DP lets anyone's odds about one unit rise.
+    """Raise e to epsilon, rounded up: by what factor (epsilon, 0)-DP lets anyone's odds about one unit rise.
 
     Args:
       epsilon: decimal text, as it is charged.

@@ -77,7 +77,7 @@ class Statistic:
         return GRID * GRID * (self.comparisons + Fraction(1, 4))
 
     def row(self, differences: Sequence[float]) -> tuple[int, ...]:
-        """What one unit adds to the sum.
+        """Count what one unit adds to the sum.
 
         Args:
           differences: loss of the base minus loss with adapter k, nat per token, for every k; what is not a number
@@ -90,12 +90,12 @@ class Statistic:
         return (*parts, -(-largest * largest // (2 * GRID)))
 
     def noise_variance(self, noise_multiplier: float) -> Fraction:
-        """Variance parameter of the discrete Gaussian for every entry, squared grid units, exact."""
+        """Find the variance parameter of the discrete Gaussian for every entry, squared grid units, exact."""
         return Fraction(noise_multiplier) ** 2 * self.squared_sensitivity + Fraction(1, 12)
 
 
 def _on_grid(scaled: float) -> int:
-    """A number in units of the clip as an integer in [-GRID, GRID], rounded towards zero."""
+    """Round a number in units of the clip to an integer in [-GRID, GRID], towards zero."""
     return 0 if math.isnan(scaled) else int(min(max(scaled, -1.0), 1.0) * GRID)
 
 
@@ -130,7 +130,7 @@ def make_evaluation_plan(
     delta: float | None = None,
     clip_nat: float = CLIP_NAT,
 ) -> EvaluationPlan:
-    """The least noise with which an evaluation is (epsilon, delta)-DP.
+    """Find the least noise with which an evaluation is (epsilon, delta)-DP.
 
     Args:
       declared_units: units that the data owner declared, N; public.
@@ -166,7 +166,7 @@ def make_evaluation_plan(
 
 
 def charge(plan: EvaluationPlan) -> float:
-    """Epsilon of the evaluation at delta: the larger of PLD and the closed formula, which must agree.
+    """Compute epsilon of the evaluation at delta: the larger of PLD and the closed formula, which must agree.
 
     Raises:
       GateFailed: they differ by more than the accountants may.
@@ -176,7 +176,7 @@ def charge(plan: EvaluationPlan) -> float:
 
 
 def epsilon_analytic(noise_multiplier: float, delta: float) -> float:
-    """Epsilon of one Gaussian release by Balle and Wang 2018 (arXiv 1805.06530), theorem 8."""
+    """Compute epsilon of one Gaussian release by Balle and Wang 2018 (arXiv 1805.06530), theorem 8."""
     from scipy.optimize import brentq
     from scipy.stats import norm
 
@@ -208,7 +208,7 @@ class Gain:
 
 
 def read_release(plan: EvaluationPlan, released: Sequence[int]) -> tuple[Gain, ...]:
-    """The gains and intervals that follow from the released sum (post-processing).
+    """Read the gains and intervals that follow from the released sum (post-processing).
 
     Args:
       plan: the plan of the evaluation.
@@ -226,7 +226,7 @@ def read_release(plan: EvaluationPlan, released: Sequence[int]) -> tuple[Gain, .
 
 
 def _largest_square(square: float, noise: float) -> float:
-    """The largest root M of M = square + z sqrt(noise^2 + M), at least 0."""
+    """Find the largest root M of M = square + z sqrt(noise^2 + M), at least 0."""
     z = NormalDist().inv_cdf(1 - _ALPHA_SQUARE)
     inside = square + noise * noise + z * z / 4
     return max(0.0, square + z * z / 2 + z * math.sqrt(max(0.0, inside)))

@@ -9,6 +9,20 @@ a step but never the record that it was paid for. One JSON object per line:
 chain carries no key: it finds accidents and careless edits. What bounds a forger is that the ledger records
 (attempts, head) as it goes, and `charge` takes the full reservation for a journal that does not extend that record.
 
+An attempt counts before anything of it is known, and a crash right behind it changes nothing:
+
+    >>> path = directory / "journal.jsonl"
+    >>> with Journal.open(path, "run_1", "ab" * 32) as journal:
+    ...     for step in (1, 2):
+    ...         n = journal.attempt(Fraction(32, 500), 0.81)
+    ...     journal.record_release(1, "cd" * 32)
+    >>> read(path, "run_1")
+    JournalState(attempts=2, sampled=2, steps=1, head_sha256='...', lines=4, intact=True, torn_tail=False, ...)
+    >>> charge(read(path, "run_1"), reserved=10, recorded=None)
+    2
+    >>> charge(None, reserved=10, recorded=None)
+    10
+
 What is detected, exactly: any changed, inserted or removed byte inside the complete lines makes `intact` false; a last
 line without its newline counts as one attempt; lines lost whole from the end are seen only by `charge`, and only as
 far as the ledger had recorded them.
@@ -28,6 +42,7 @@ from typing import Any
 import orjson
 
 from appliance.errors import ApplianceError, IntegrityError, WillNotFit
+from appliance.files import write_all, write_atomic
 
 SCHEMA = "appliance.journal/1"
 _START = bytes(32)
@@ -71,7 +86,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, run_id: str, plan_sha256: str) -> Journal:
-        """Creates the journal, or continues it; a torn last line is first turned into a line that counts.
+        """Create the journal, or continue it; a torn last line is first turned into a line that counts.
 
         Raises:
           IntegrityError: the file is not an intact journal of this run and plan.
@@ -82,14 +97,14 @@ class Journal:
             if content is None:
                 opening = {"type": "opened", "schema": SCHEMA, "run_id": run_id, "plan_sha256": plan_sha256}
                 content = _line(_START, opening)
-                _replace(path, content)
+                write_atomic(path, content)
             state = _parse(content, run_id)
             if not state.intact or state.plan_sha256 != plan_sha256:
                 raise IntegrityError("the journal is damaged or belongs to another run or plan", where=str(path))
             if state.torn_tail:
                 whole = content[: content.rfind(b"\n") + 1]
                 content = whole + _line(bytes.fromhex(state.head_sha256), {"type": "torn"})
-                _replace(path, content)
+                write_atomic(path, content)
                 state = _parse(content, run_id)
             return cls(path, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW), state)
         except OSError as error:
@@ -101,7 +116,7 @@ class Journal:
         return self._state
 
     def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals that a step is about to be sampled; on the disk when this returns. Returns n of the n-th attempt.
+        """Journal that a step is about to be sampled; on the disk when this returns. Returns n of the n-th attempt.
 
         The n counts every attempt to account for, torn lines included.
         """
@@ -112,16 +127,16 @@ class Journal:
         )
         return n
 
-    def released(self, step: int, sha256: str) -> None:
-        """Journals the digest of the noised sum of a step, before it is applied."""
+    def record_release(self, step: int, sha256: str) -> None:
+        """Journal the digest of the noised sum of a step, before it is applied."""
         self._append({"type": "released", "step": step, "sha256": sha256})
 
-    def checkpointed(self, step: int, sha256: str) -> None:
-        """Journals the digest of the training checkpoint taken after a step."""
+    def record_checkpoint(self, step: int, sha256: str) -> None:
+        """Journal the digest of the training checkpoint taken after a step."""
         self._append({"type": "checkpointed", "step": step, "sha256": sha256})
 
     def close(self) -> None:
-        """Closes the file. Everything is on the disk already."""
+        """Close the file. Everything is on the disk already."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -139,7 +154,7 @@ class Journal:
         line = _line(bytes.fromhex(self._state.head_sha256), entry)
         self._failed = True
         try:
-            _write_all(self._descriptor, line)
+            write_all(self._descriptor, line)
             os.fsync(self._descriptor)
         except OSError as error:
             raise _refusal(error, self._path) from None
@@ -148,7 +163,7 @@ class Journal:
 
 
 def read(path: Path, run_id: str) -> JournalState | None:
-    """What the journal says of `run_id`; None where there is none. Never raises for what the file contains.
+    """Read what the journal says of `run_id`; None where there is none. Never raises for what the file contains.
 
     Raises:
       IntegrityError: the file is there and cannot be read.
@@ -161,7 +176,7 @@ def read(path: Path, run_id: str) -> JournalState | None:
 
 
 def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] | None) -> int:
-    """Attempts to charge for a run that has ended: never fewer than were sampled.
+    """Count the attempts to charge for a run that has ended: never fewer than were sampled.
 
     Args:
       state: what `read` returned.
@@ -179,7 +194,7 @@ def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] 
 
 
 def continues(state: JournalState | None, recorded: tuple[int, str] | None) -> bool:
-    """Whether the journal is there, intact, and extends the last (attempts, head_sha256) that the ledger recorded."""
+    """Tell whether the journal is there, intact, and extends the (attempts, head_sha256) recorded last."""
     if state is None or not state.intact:
         return False
     return recorded is None or (state.attempts >= recorded[0] and recorded[1] in state.attempts_at)
@@ -205,7 +220,7 @@ def _parse(content: bytes, run_id: str) -> JournalState:
 
 
 def _follow(state: JournalState, line: bytes, opening: str | None) -> JournalState | None:
-    """The state after `line`, or None if the line does not follow. Writing it again must give the same bytes."""
+    """Follow `line` to the next state; None if it does not follow. Writing it again must give the same bytes."""
     try:
         value = orjson.loads(line)
         entry = value["entry"]
@@ -247,28 +262,6 @@ def _content(path: Path) -> bytes | None:
     with os.fdopen(descriptor, "rb") as file:
         # Anything but a regular file is not a journal; reading a pipe could also wait for ever.
         return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: at every moment the old or the new journal is there, whole."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        _write_all(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _refusal(error: OSError, path: Path) -> ApplianceError:

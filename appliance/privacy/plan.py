@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from appliance.errors import ConfigInvalid
+from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, calibrate_schedule, composition, epsilon_pld
-from appliance.records import Phase, PrivacyPlan, UnitOfPrivacy
 
 UNITS_PER_DELTA = 100
 """Delta is at most 1 / (UNITS_PER_DELTA * declared units): at most 1/100 of a unit is expected to be exposed whole."""
@@ -30,9 +30,16 @@ def make_plan(
     trainable_parameters: int,
     phases: Sequence[Phase] = (),
 ) -> PrivacyPlan:
-    """A plan whose `steps` + `spare_steps` attempts together are (epsilon, delta)-DP.
+    """Make a plan whose `steps` + `spare_steps` attempts together are (epsilon, delta)-DP.
 
     The noise is calibrated at delta minus what the noise sampler itself costs.
+
+        >>> plan = make_plan(
+        ...     unit=UnitOfPrivacy(kind="record"), declared_units=1000, expected_batch_size=100, steps=20,
+        ...     spare_steps=2, epsilon=8.0, delta=None, clipping="fixed", max_grad_norm=1.0, trainable_parameters=1000,
+        ... )
+        >>> plan.sample_rate, plan.attempts, plan.delta, round(plan.noise_multiplier, 2)
+        (Fraction(1, 10), 22, 1e-05, 0.69)
 
     Args:
       unit: whose presence is hidden.
@@ -78,7 +85,10 @@ def make_plan(
 
 
 def share_out(ratios: Sequence[float], steps: int) -> list[int]:
-    """Steps of each phase: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
+    """Share out steps: `ratios` of `steps`, rounded so that they add up (largest remainder), none without a step.
+
+        >>> share_out([0.7, 0.2, 0.1], 16)
+        [11, 3, 2]
 
     Raises:
       ConfigInvalid: the ratios do not add up to 1, or there are fewer steps than phases.
@@ -124,7 +134,7 @@ def _target_delta(delta: float | None, declared_units: int) -> float:
 
 
 def _calibrate(plan: PrivacyPlan, trainable_parameters: int) -> tuple[float, float]:
-    """Noise multiplier and the noise sampler's delta. At full delta it is smallest, where the sampler costs most."""
+    """Find noise multiplier and sampler's delta. At full delta the noise is least, where the sampler costs most."""
     from appliance.privacy.sampler import sampler_delta
 
     epsilon, delta, rates = plan.epsilon, plan.delta, plan.rates(plan.attempts)

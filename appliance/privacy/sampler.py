@@ -46,7 +46,7 @@ _SMALLEST_NORM, _LARGEST_NORM = 2.0**-20, 2.0**20
 
 
 def grid(max_grad_norm: float, parameters: int) -> float:
-    """The spacing gamma that clipped gradients and noise are multiples of.
+    """Choose the spacing gamma that clipped gradients and noise are multiples of.
 
     gamma is the largest power of two with gamma * sqrt(P) <= C * 2^-13.
 
@@ -69,17 +69,17 @@ def grid(max_grad_norm: float, parameters: int) -> float:
 
 
 def grid_units(noise_multiplier: float, max_grad_norm: float, parameters: int) -> Fraction:
-    """The noise's standard deviation in grid units, s = sigma * C / gamma, exact in the given floats."""
+    """State the noise's standard deviation in grid units, s = sigma * C / gamma, exact in the given floats."""
     return Fraction(noise_multiplier) * Fraction(max_grad_norm) / Fraction(grid(max_grad_norm, parameters))
 
 
 def noise_variance(noise_multiplier: float, max_grad_norm: float, parameters: int) -> Fraction:
-    """The parameter t^2 = s^2 + 1/12 of the discrete Gaussian that is drawn, in squared grid units, exact."""
+    """State the parameter t^2 = s^2 + 1/12 of the discrete Gaussian that is drawn, in squared grid units, exact."""
     return grid_units(noise_multiplier, max_grad_norm, parameters) ** 2 + Fraction(1, 12)
 
 
 def sampler_delta(parameters: int, attempts: int, epsilon: float, noise_multiplier_lower: float) -> float:
-    """What drawing the noise with finite tables on a grid adds to delta, at the stated epsilon.
+    """Bound what drawing the noise with finite tables on a grid adds to delta, at the stated epsilon.
 
     Args:
       parameters: P, the trainable parameters.

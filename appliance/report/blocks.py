@@ -92,7 +92,7 @@ class Report:
 
 
 def sentences_of(block: Block) -> Iterator[Sentence]:
-    """The sentences of one block."""
+    """List the sentences of one block."""
     if isinstance(block, Paragraph):
         yield block.sentence
     elif isinstance(block, Listing):
@@ -103,15 +103,18 @@ def sentences_of(block: Block) -> Iterator[Sentence]:
 
 
 def say(*parts: str | Figure | Key) -> Sentence:
-    """A sentence."""
+    """Make a sentence."""
     return parts
 
 
 def words(text: str) -> Sentence:
-    """A sentence without figures."""
+    """Make a sentence without figures."""
     return (text,)
 
 
+NOT_PERFORMED = words("not performed")
+
+
 def pairs(caption: str, rows: list[tuple[str, Sentence]], head: tuple[str, str] = ("What", "Value")) -> Table:
-    """A table of names and values."""
+    """Make a table of names and values."""
     return Table(caption, head, tuple(((name,), value) for name, value in rows))

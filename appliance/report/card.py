@@ -24,7 +24,7 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 
 
 def model_card(evidence: Evidence) -> bytes:
-    """The card of the adapter that a finished run made.
+    """Write the card of the adapter that a finished run made.
 
     Raises:
       ApplianceError: the run made none.
@@ -127,7 +127,7 @@ def _character(code: int) -> str:
 
 
 def _text(sentence: Sentence) -> str:
-    """A sentence as Markdown: values of the ledger in code spans, where nothing is markup."""
+    """Write a sentence as Markdown: values of the ledger in code spans, where nothing is markup."""
     return "".join(part if isinstance(part, str) else code_span(str(part)) for part in sentence)
 
 

@@ -25,7 +25,7 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 
 
 def number(figure: Figure) -> float:
-    """The position of a figure on an axis."""
+    """Place a figure on an axis."""
     return float(Decimal(str(figure)))
 
 
@@ -63,7 +63,7 @@ def spending(points: Sequence[tuple[Figure, Figure]], finals: Mapping[str, Figur
 
 
 def gauge(name: str, before: Figure, after: Figure, cap: Figure, charged: Figure | None, what: str) -> str:
-    """A bar up to the cap: spent before, and the worst case of `what`; below it what `what` alone was charged."""
+    """Draw a bar up to the cap: spent before, and the worst case of `what`; below it what `what` alone was charged."""
     full = max(number(cap), number(after), 1e-9)
 
     def draw(axes: Axes) -> None:
@@ -187,7 +187,7 @@ def _svg(name: str, title: str, description: str, size: tuple[float, float], dra
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:
-    """The `svg` element alone, with a title, and ids that no other chart of the page has."""
+    """Take the `svg` element alone, with a title, and ids that no other chart of the page has."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)

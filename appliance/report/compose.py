@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from appliance.report import guarantee, results
-from appliance.report.blocks import Block, Listing, Paragraph, Report, Section, Table, pairs, say, words
+from appliance.report import guarantee, results, watermark
+from appliance.report.blocks import NOT_PERFORMED, Block, Listing, Paragraph, Report, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, leaf_field
 from appliance.report.verdict import findings, headline
@@ -42,7 +42,7 @@ NOT_SHOWN = (
 
 
 def compose(evidence: Evidence) -> Report:
-    """The whole report. Raises `ArtefactMissing` when no entry reserves the run."""
+    """Compose the whole report. Raises `ArtefactMissing` when no entry reserves the run."""
     found = findings(evidence)
     tone, sentence = headline(evidence, found)
     sections = (
@@ -50,7 +50,7 @@ def compose(evidence: Evidence) -> Report:
         guarantee.spending_section(evidence),
         guarantee.budget_section(evidence),
         results.selftest_section(evidence),
-        results.watermark_section(evidence),
+        watermark.watermark_section(evidence),
         results.utility_section(evidence),
         results.isolation_section(evidence),
         performed_section(evidence),
@@ -61,12 +61,12 @@ def compose(evidence: Evidence) -> Report:
 
 
 def performed_section(evidence: Evidence) -> Section:
-    """What was done and what was not, so that silence is never taken for success."""
+    """Say what was done and what was not, so that silence is never taken for success."""
     rows: list[tuple[str, Sentence]] = []
     for what, type_ in BY_EVENT:
         event = evidence.last(type_)
-        rows.append((what, say("entry ", leaf_field(event, "/index")) if event else results.NOT_PERFORMED))
-    rows += [(what, results.NOT_PERFORMED) for what, _ in NEVER_RUN]
+        rows.append((what, say("entry ", leaf_field(event, "/index")) if event else NOT_PERFORMED))
+    rows += [(what, NOT_PERFORMED) for what, _ in NEVER_RUN]
     return Section(
         "performed",
         "What was performed and what was not",
@@ -75,7 +75,7 @@ def performed_section(evidence: Evidence) -> Section:
 
 
 def proof_section(evidence: Evidence) -> Section:
-    """The entries and the tree head, and how to check them."""
+    """List the entries and the tree head, and say how to check them."""
     head = evidence.head
     covered: list[tuple[str, Sentence]] = [
         ("Log", say(head.figure("origin"))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from appliance.errors import UsageError
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report import card, page, statement
 from appliance.report.compose import compose
 from appliance.report.evidence import SignedHead, gather
@@ -16,7 +16,7 @@ LANGUAGES = ("en",)
 def documents(
     run_id: str, events: Iterable[LoggedEvent], head: SignedHead, *, version: str, language: str = "en"
 ) -> dict[str, bytes]:
-    """The documents about a run, by file name.
+    """Write the documents about a run, by file name.
 
     Args:
       run_id: the run.
@@ -48,6 +48,6 @@ def documents(
 
 
 def cited(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> list[int]:
-    """Indices of the entries that the documents about a run rest on; a directory of them holds their proofs."""
+    """Find the entries that the documents about a run rest on; a directory of them holds their proofs."""
     evidence = gather(run_id, events, head)
     return sorted({event.index for event in (*evidence.events, *evidence.others)})

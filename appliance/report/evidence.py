@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from appliance.errors import ArtefactMissing
-from appliance.records import LoggedEvent
+from appliance.events.catalog import types
+from appliance.events.evaluation import EvaluationFailed, EvaluationSettled
+from appliance.events.event import Told
+from appliance.events.logged import LoggedEvent
+from appliance.events.run import RunAborted, RunEnded, RunFailed, RunSettled
+from appliance.events.states import RunState
 from appliance.report.figures import Figure
 
-ENDINGS = ("run.settled", "run.failed", "run.aborted")
-EVALUATION_ENDINGS = ("evaluation.settled", "evaluation.failed")
-ABOUT_RUN = (
-    *("run.reserved", "run.started", "run.resumed", *ENDINGS),
-    *("watermark.committed", "watermark.started", "watermark.embedded", "watermark.detected"),
-    "audit.selftest",
-    *("evaluation.reserved", "evaluation.started", *EVALUATION_ENDINGS),
-)
-# Left out on purpose: `data.sealed`, whose overlaps are not covered by any guarantee, and the exports to others.
-WANTED = (*ABOUT_RUN, "model.imported", "policy.activated", "watermark.keyed")
+RUN_ENDS: dict[str, type[RunEnded]] = {kind.type: kind for kind in (RunSettled, RunFailed, RunAborted)}
+EVALUATION_ENDS = (EvaluationSettled.type, EvaluationFailed.type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +50,11 @@ class Evidence:
     others: tuple[LoggedEvent, ...]
 
     def last(self, *types: str) -> LoggedEvent | None:
-        """The newest entry about the run of one of these types."""
+        """Find the newest entry about the run of one of these types."""
         return next((event for event in reversed(self.events) if event.type in types), None)
 
     def first(self, *types: str) -> LoggedEvent | None:
-        """The oldest entry about the run of one of these types."""
+        """Find the oldest entry about the run of one of these types."""
         return next((event for event in self.events if event.type in types), None)
 
     def all(self, *types: str) -> tuple[LoggedEvent, ...]:
@@ -73,9 +70,9 @@ class Evidence:
             wanted = ending.facts["evaluation_id"]
             return next((e for e in reservations if e.facts["evaluation_id"] == wanted), None), ending
         if not reservations:
-            return None, self.last(*EVALUATION_ENDINGS)
+            return None, self.last(*EVALUATION_ENDS)
         wanted = reservations[-1].facts["evaluation_id"]
-        ends = (e for e in self.all(*EVALUATION_ENDINGS) if e.facts["evaluation_id"] == wanted)
+        ends = (e for e in self.all(*EVALUATION_ENDS) if e.facts["evaluation_id"] == wanted)
         return reservations[-1], next(ends, None)
 
     @property
@@ -89,7 +86,7 @@ class Evidence:
     @property
     def ending(self) -> LoggedEvent | None:
         """The entry that closed the run."""
-        return self.last(*ENDINGS)
+        return self.last(*RUN_ENDS)
 
     @property
     def settled(self) -> LoggedEvent | None:
@@ -98,12 +95,12 @@ class Evidence:
         return ending if ending is not None and ending.type == "run.settled" else None
 
     @property
-    def state(self) -> str:
-        """One of `reserved`, `running`, `finished`, `failed`, `aborted`."""
+    def state(self) -> RunState:
+        """How far the run had come."""
         ending = self.ending
         if ending is not None:
-            return {"run.settled": "finished", "run.failed": "failed", "run.aborted": "aborted"}[ending.type]
-        return "running" if self.first("run.started", "run.resumed") else "reserved"
+            return RUN_ENDS[ending.type].state
+        return RunState.RUNNING if self.first("run.started", "run.resumed") else RunState.RESERVED
 
 
 def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evidence:
@@ -113,7 +110,26 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
       ArtefactMissing: no entry reserves the run.
     """
     known = sorted({event.index: event for event in events if event.index < head.size}.values(), key=_index)
-    own = [event for event in known if event.type in ABOUT_RUN and event.facts.get("run_id") == run_id]
+    own = concerning(run_id, known)
+    spent = [event for event in known if event.type in types(charges=True)]
+    datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
+    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
+    return Evidence(run_id, head, tuple(own), tuple(others))
+
+
+def concerning(run_id: str, known: Sequence[LoggedEvent]) -> list[LoggedEvent]:
+    """Choose the entries about a run, its base model and its policy, for report and bundle alike.
+
+    A detection counts where it was made on what the run released: what others were suspected of is not told.
+
+    Args:
+      run_id: the run.
+      known: entries of the ledger, oldest first.
+
+    Raises:
+      ArtefactMissing: no entry reserves the run.
+    """
+    own = [event for event in known if event.type in types(Told.REPORT) and event.facts.get("run_id") == run_id]
     reserved = next((event for event in own if event.type == "run.reserved"), None)
     if reserved is None:
         raise ArtefactMissing(f"the ledger has no run {run_id}", hint="`appliance train status` lists the runs")
@@ -123,14 +139,11 @@ def gather(run_id: str, events: Iterable[LoggedEvent], head: SignedHead) -> Evid
     chosen += [event for event in known if event.type == "watermark.keyed" and event.facts["key_id"] in keys]
     chosen += _newest(known, reserved, "model.imported", "model_id", reserved.facts["model_id"])
     chosen += _newest(known, reserved, "policy.activated", "sha256", reserved.policy_sha256)
-    spent = [event for event in known if event.type in (*ENDINGS, *EVALUATION_ENDINGS)]
-    datasets = {event.facts["dataset_id"] for event in own if "dataset_id" in event.facts}
-    others = [e for e in spent if e.facts["run_id"] != run_id and e.facts["dataset_id"] in datasets]
-    return Evidence(run_id, head, tuple(sorted(chosen, key=_index)), tuple(others))
+    return sorted(chosen, key=_index)
 
 
-def _newest(known: list[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
-    """The newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
+def _newest(known: Sequence[LoggedEvent], before: LoggedEvent, type_: str, name: str, value: Any) -> list[LoggedEvent]:
+    """Find the newest entry of a type, older than `before`, that states `value`; in a list, which may be empty."""
     found = [e for e in known if e.type == type_ and e.facts[name] == value and e.index < before.index]
     return found[-1:]
 

@@ -10,7 +10,7 @@ import orjson
 from markupsafe import Markup, escape
 
 from appliance.errors import ApplianceError
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 
 Source = Literal["figure", "leaf", "head"]
 
@@ -76,7 +76,7 @@ Sentence = tuple["str | Figure | Key", ...]
 
 
 def plain(sentence: Sentence) -> str:
-    """A sentence as text."""
+    """Write a sentence as text."""
     return "".join(str(part) for part in sentence)
 
 
@@ -88,12 +88,12 @@ def text(value: Any) -> str:
 
 
 def fact(event: LoggedEvent, pointer: str) -> Figure:
-    """The fact of `event` at an RFC 6901 pointer. Raises `ApplianceError` where the entry does not state it."""
+    """Cite the fact of `event` at an RFC 6901 pointer. Raises `ApplianceError` where the entry does not state it."""
     return Figure("figure", event.index, pointer, resolve(event.facts, pointer))
 
 
 def leaf_field(event: LoggedEvent, pointer: str) -> Figure:
-    """A field of the leaf itself: `/index`, `/type`, `/time`, `/subject`, `/policy_sha256`, `/software/version`."""
+    """Cite a field of the leaf: `/index`, `/type`, `/time`, `/subject`, `/policy_sha256`, `/software/version`."""
     fields = {
         "index": event.index,
         "type": event.type,
@@ -114,7 +114,7 @@ def states(event: LoggedEvent, pointer: str) -> bool:
 
 
 def resolve(value: Any, pointer: str) -> Any:
-    """The part of a JSON value that an RFC 6901 pointer names. Raises `ApplianceError` where there is none."""
+    """Find the part of a JSON value that an RFC 6901 pointer names. Raises `ApplianceError` where there is none."""
     for token in pointer.split("/")[1:]:
         key = token.replace("~1", "/").replace("~0", "~")
         if isinstance(value, Mapping) and key in value:
@@ -127,7 +127,7 @@ def resolve(value: Any, pointer: str) -> Any:
 
 
 def escape_token(name: str) -> str:
-    """A key as a reference token of an RFC 6901 pointer."""
+    """Write a key as a reference token of an RFC 6901 pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 

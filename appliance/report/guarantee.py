@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
+from appliance.jobs.plan import UnitKind
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
@@ -21,14 +22,14 @@ WHAT_IT_COSTS = {
 
 
 def odds(ending: LoggedEvent) -> Figure | None:
-    """The factor e^epsilon as the ledger states it, if it does."""
+    """Cite the factor e^epsilon as the ledger states it, if it does."""
     return fact(ending, "/odds_bound") if states(ending, "/odds_bound") else None
 
 
 def unit_words(evidence: Evidence) -> Sentence:
-    """The unit of privacy in words."""
+    """Put the unit of privacy in words."""
     reserved = evidence.reserved
-    if reserved.facts["plan"]["unit"] == "record":
+    if reserved.facts["plan"]["unit"] == UnitKind.RECORD:
         return words("one record")
     return say("all records of one subject (at most ", fact(reserved, "/plan/max_records"), " of them were kept)")
 
@@ -53,7 +54,7 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
 
 
 def _rates(ending: LoggedEvent) -> Sentence:
-    """The sample rate, or that of every phase of a curriculum."""
+    """State the sample rate, or that of every phase of a curriculum."""
     if not states(ending, "/phases"):
         return (fact(ending, "/sample_rate"),)
     found: list[str | Figure | Key] = []
@@ -80,7 +81,7 @@ def _no_guarantee(evidence: Evidence) -> Sentence:
 
 
 def guarantee_section(evidence: Evidence) -> Section:
-    """The guarantee, in words and as a table."""
+    """State the guarantee, in words and as a table."""
     return Section(
         "guarantee",
         "The guarantee",
@@ -132,7 +133,7 @@ def _nist_table(evidence: Evidence) -> Table:
 
 
 def _phase_rows(plan: LoggedEvent) -> list[tuple[str, Sentence]]:
-    """What each phase of a curriculum samples from; the phases are composed sequentially."""
+    """Say what each phase of a curriculum samples from; the phases are composed sequentially."""
     rows = []
     for place, _ in items(plan, "/plan/phases") if states(plan, "/plan/phases") else ():
         phase = f"/plan/phases/{place}"
@@ -213,7 +214,7 @@ def _accountants(evidence: Evidence, ending: LoggedEvent) -> Table:
 
 
 def budget_section(evidence: Evidence) -> Section:
-    """What the datasets have spent of their lifetime budgets, and on what: that of training, that of the evaluation."""
+    """Say what the datasets have spent of their lifetime budgets: that of training, that of the evaluation."""
     blocks = _budget(evidence, evidence.reserved, evidence.ending, "run")
     evaluation, ended = evidence.evaluation
     if evaluation is not None:

@@ -18,7 +18,7 @@ TONES = {"good": "holds", "caution": "with care", "bad": "problem", "open": "not
 
 
 def html(report: Report, evidence: Evidence, version: str, language: str) -> bytes:
-    """The page. Self-contained: no script, nothing is loaded from anywhere, not even from beside it."""
+    """Draw the page. Self-contained: no script, nothing is loaded from anywhere, not even from beside it."""
     template = _environment().get_template("report.html.jinja")
     style = Markup(_packaged("style.css"))  # noqa: S704 - our own file
     values = {
@@ -35,7 +35,7 @@ def html(report: Report, evidence: Evidence, version: str, language: str) -> byt
 
 
 def twin(report: Report, evidence: Evidence, version: str, language: str) -> bytes:
-    """The same as canonical JSON (RFC 8785) and a newline: every figure with its place, and every word."""
+    """Write the same as canonical JSON (RFC 8785) and a newline: every figure with its place, and every word."""
     head = evidence.head
     shown = [*report.figures(), *(head.figure(field) for field in ("origin", "size", "root"))]
     shown.append(leaf_field(evidence.reserved, "/subject"))

@@ -36,7 +36,7 @@ BUDGET = {"lifetime_epsilon_before": "epsilon_before", "lifetime_epsilon_after":
 
 
 def privacy_statement(evidence: Evidence, version: str) -> bytes:
-    """The statement as canonical JSON (RFC 8785) with a newline."""
+    """Write the statement as canonical JSON (RFC 8785) with a newline."""
     document: Any = {
         "schema": SCHEMA,
         "run_id": evidence.run_id,

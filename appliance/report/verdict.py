@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
+from appliance.events.states import RunState
 from appliance.report.blocks import Finding, Tone, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, items, leaf_field, states
@@ -18,14 +19,14 @@ CLAIMED_BITS = 128
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
-    """The lines of the verdict, in the order in which they matter."""
+    """List the lines of the verdict, in the order in which they matter."""
     found = (privacy(evidence), budget(evidence), selftest(evidence), watermark(evidence), utility(evidence))
     return (*found, isolation(evidence), attacks())
 
 
 def headline(evidence: Evidence, found: tuple[Finding, ...]) -> tuple[Tone, Sentence]:
-    """The verdict in a sentence, and its tone: the worst of its lines."""
-    if evidence.state in ("failed", "aborted"):
+    """Say the verdict in a sentence, and its tone: the worst of its lines."""
+    if evidence.state in (RunState.FAILED, RunState.ABORTED):
         return "caution", words(f"This run {evidence.state}. It released no adapter; what it spent is charged.")
     if evidence.settled is None:
         return "open", words("This run has not ended. It guarantees nothing yet and must not be relied on.")
@@ -123,7 +124,7 @@ def watermark(evidence: Evidence) -> Finding:
 
 
 def _broken(evidence: Evidence, event: LoggedEvent, committed: LoggedEvent | None) -> str:
-    """What in the order or identity of key, adapter and base model does not fit."""
+    """Say what in the order or identity of key, adapter and base model does not fit."""
     started, settled = evidence.first("run.started"), evidence.settled
     if committed is None:
         return "The key was not committed to in the ledger before training, so the mark proves nothing."

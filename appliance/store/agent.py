@@ -83,7 +83,7 @@ def serve(
     who: str,
     authorise: Callable[[ReleaseRequest], None],
 ) -> None:
-    """Answers requests until `ttl_s` seconds have passed or a client says `lock`; then zeroes `root` and returns.
+    """Answer requests until `ttl_s` seconds have passed or a client says `lock`; then zero `root` and return.
 
     One client at a time, each with two seconds to say its request. `root` is zeroed on every way out.
 
@@ -132,7 +132,7 @@ class _Agent:
         self.locked = False
 
     def attend(self, connection: socket.socket) -> None:
-        """Hears one request and answers it; a client that stalls, vanishes or talks nonsense costs only its time."""
+        """Hear one request and answer it; a client that stalls, vanishes or talks nonsense costs only its time."""
         pid, uid = peer(connection)
         if uid != os.geteuid():
             return
@@ -159,10 +159,10 @@ class _Agent:
             case IngestKeysRequest(dataset_id=dataset_id):
                 return self._ingest_keys(dataset_id)
             case ReleaseKeyRequest() as request:
-                return {"data_key": _base64(self._released(request, pid, uid))}
+                return {"data_key": _base64(self._release(request, pid, uid))}
             case SealKeyRequest() as request:
                 node = NodeKey(bytes.fromhex(request.node))
-                return {"sealed": seal(self._released(request, pid, uid, node.fingerprint), node, request.context)}
+                return {"sealed": seal(self._release(request, pid, uid, node.fingerprint), node, request.context)}
 
     def _ingest_keys(self, dataset_id: str) -> dict[str, Any]:
         data_key, wrapped, epoch = self._ring.new_data_key(dataset_id)
@@ -174,7 +174,7 @@ class _Agent:
             "fingerprint_key": _base64(fingerprints),
         }
 
-    def _released(self, request: ReleaseKeyRequest | SealKeyRequest, pid: int, uid: int, node: str = "") -> bytes:
+    def _release(self, request: ReleaseKeyRequest | SealKeyRequest, pid: int, uid: int, node: str = "") -> bytes:
         try:
             evidence = base64.b64decode(request.evidence, validate=True)
         except (ValueError, binascii.Error):
@@ -197,7 +197,7 @@ def _base64(key: bytes) -> str:
 
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, under a lock that tells a living agent from the socket of a dead one."""
+    """Listen at `path`, under a lock that tells a living agent from the socket of a dead one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = path.parent.stat()
     if owner.st_uid != os.geteuid() or stat.S_IMODE(owner.st_mode) & 0o077:
@@ -228,7 +228,7 @@ def _lock_or_busy(lock: int, path: Path) -> None:
 
 
 def _guard_memory(buffer: bytearray) -> None:
-    """No core dump and no tracing by the same user; the root key's pages stay out of swap where the limits allow."""
+    """Deny core dumps and tracing by the same user; keep the root key's pages out of swap where the limits allow it."""
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: handlers behind a pipe ignore 0
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import KeyUnavailable, UsageError
-from appliance.records import Value, to_json
 from appliance.store.nodes import NodeKey
 from appliance.store.protocol import (
     MAX_MESSAGE,
@@ -27,6 +26,7 @@ from appliance.store.protocol import (
     receive_message,
     send_message,
 )
+from appliance.values import Value, to_json
 
 _REPLY_WITHIN_S = 60.0
 
@@ -59,7 +59,7 @@ class AgentClient:
         self._path = socket_path
 
     def status(self) -> AgentStatus:
-        """Who unsealed the store and until when; "sealed" if no agent runs."""
+        """Ask who unsealed the store and until when; "sealed" if no agent runs."""
         connection = self._connect()
         if connection is None:
             return AgentStatus("sealed")
@@ -67,27 +67,27 @@ class AgentClient:
         return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
 
     def lock(self) -> None:
-        """Makes the agent zero its keys and exit; when this returns, it has zeroed them."""
+        """Make the agent zero its keys and exit; when this returns, it has zeroed them."""
         self._ask(LockRequest())
 
     def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
-        """A new data key for a dataset.
+        """Ask for a new data key for a dataset.
 
         Returns:
           data key (32 bytes), the wrapped key to record, the epoch to record, fingerprint key (32 bytes).
         """
-        reply = self._ask(_checked(IngestKeysRequest, dataset_id=dataset_id))
+        reply = self._ask(_make(IngestKeysRequest, dataset_id=dataset_id))
         try:
             return _key(reply, "data_key"), str(reply["wrapped"]), int(reply["epoch"]), _key(reply, "fingerprint_key")
         except (KeyError, ValueError):
             raise _bad_reply() from None
 
     def body_key(self) -> bytes:
-        """The raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
+        """Ask for the raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
         return _key(self._ask(BodyKeyRequest()), "body_key")
 
     def release(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int) -> bytes:
-        """The data key of a dataset (32 bytes).
+        """Ask for the data key of a dataset (32 bytes).
 
         Args:
           evidence: what proves the reservation; the agent's `authorise` judges it.
@@ -99,7 +99,7 @@ class AgentClient:
           KeyUnavailable: the evidence was refused, or the key-encryption key is not here.
           IntegrityError: the wrapped key is not the one of this dataset and epoch.
         """
-        request = _checked(
+        request = _make(
             ReleaseKeyRequest,
             evidence=base64.b64encode(evidence).decode(),
             dataset_id=dataset_id,
@@ -109,7 +109,7 @@ class AgentClient:
         return _key(self._ask(request), "data_key")
 
     def seal(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int, node: NodeKey, context: str) -> str:
-        """The data key of a dataset sealed to a node, as `store.nodes.unseal` opens it there.
+        """Ask for the data key of a dataset sealed to a node, as `store.nodes.unseal` opens it there.
 
         Args:
           evidence: as for `release`; it must name the node.
@@ -122,7 +122,7 @@ class AgentClient:
         Raises:
           KeyUnavailable, IntegrityError: as `release`.
         """
-        request = _checked(
+        request = _make(
             SealKeyRequest,
             evidence=base64.b64encode(evidence).decode(),
             dataset_id=dataset_id,
@@ -172,7 +172,7 @@ class AgentClient:
             return parse_reply(reply)
 
 
-def _checked(kind: type[Value], **fields: object) -> Value:
+def _make(kind: type[Value], **fields: object) -> Value:
     try:
         return kind(**fields)
     except ValueError:

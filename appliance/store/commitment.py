@@ -14,7 +14,7 @@ _TAG = b"appliance/watermark-key/v1\x00"
 
 
 def commit_to(key: bytes | bytearray) -> str:
-    """SHA-256 over a tag and the key, in hex. Raises `KeyUnavailable` unless the key has 32 bytes."""
+    """Digest a tag and the key by SHA-256, in hex. Raises `KeyUnavailable` unless the key has 32 bytes."""
     if len(key) != KEY_BYTES:
         raise KeyUnavailable("a watermark key has 32 bytes")
     return hashlib.sha256(_TAG + key).hexdigest()

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable
-from appliance.records import Count, Value, to_json
-from appliance.store.files import make_directory, write_atomic
+from appliance.files import make_directory, write_atomic
 from appliance.store.wrapping import KEY_BYTES, unwrap, wipe, wrap
+from appliance.values import Count, Value, to_json
 
 StoreId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _FILE_LIMIT = 1 << 16
@@ -54,14 +54,14 @@ class RootKey:
         return self._secret
 
     def derive(self, label: str) -> bytearray:
-        """32 bytes for one purpose: HKDF-SHA-256 (RFC 5869), salt = store id, info = `appliance/store/v1/<label>`."""
+        """Derive 32 bytes for one purpose: HKDF-SHA-256, salt = store id, info = `appliance/store/v1/<label>`."""
         derived = bytearray(KEY_BYTES)
         info = f"appliance/store/v1/{label}".encode()
         HKDF(hashes.SHA256(), KEY_BYTES, bytes.fromhex(self.store_id), info).derive_into(self.buffer, derived)
         return derived
 
     def wipe(self) -> None:
-        """Zeroes the buffer; from now on the store is sealed. May be called again."""
+        """Zero the buffer; from now on the store is sealed. May be called again."""
         if self._secret is not None:
             wipe(self._secret)
             self._secret = None
@@ -71,7 +71,7 @@ class RootKey:
 
 
 def read_canonical(path: Path, kind: type[V]) -> V:
-    """Reads a file that must be, byte for byte, what `to_json` writes for a `kind`.
+    """Read a file that must be, byte for byte, what `to_json` writes for a `kind`.
 
     Raises:
       ArtefactMissing: there is no such file.
@@ -114,7 +114,7 @@ class KeyRing:
 
     @staticmethod
     def create(root: RootKey, directory: Path) -> KeyRing:
-        """Draws the key-encryption key of epoch 1 and writes it to `directory` (created 0700 if missing).
+        """Draw the key-encryption key of epoch 1 and write it to `directory` (created 0700 if missing).
 
         Raises `UsageError` if there is one already.
         """
@@ -137,7 +137,7 @@ class KeyRing:
         return max(epochs)
 
     def new_data_key(self, dataset_id: str) -> tuple[bytes, str, int]:
-        """Draws a data key for a dataset.
+        """Draw a data key for a dataset.
 
         Returns:
           The key (32 bytes), the key wrapped by the key-encryption key of the newest epoch (base64), that epoch.
@@ -154,7 +154,7 @@ class KeyRing:
         return data_key, wrapped, epoch
 
     def unwrap(self, wrapped: str, dataset_id: str, epoch: int) -> bytes:
-        """The data key that `new_data_key` wrapped.
+        """Unwrap the data key that `new_data_key` wrapped.
 
         Raises:
           KeyUnavailable: the key-encryption key of that epoch is not here (shredded, or its device is not mounted).
@@ -195,27 +195,27 @@ def _no_epoch_key(path: Path) -> KeyUnavailable:
 
 
 def fingerprint_key(root: RootKey) -> bytes:
-    """The 32-byte key of record and subject fingerprints: the same for all datasets of a store, so they compare."""
+    """Derive the 32-byte key of fingerprints: the same for all datasets of a store, so that they compare."""
     return bytes(root.derive("fingerprint"))
 
 
 def body_private_key(root: RootKey) -> bytes:
-    """The raw X25519 private key (32 bytes) that opens the sealed bodies of the ledger."""
+    """Derive the raw X25519 private key (32 bytes) that opens the sealed bodies of the ledger."""
     return bytes(root.derive("body-x25519"))
 
 
 def body_public_key(root: RootKey) -> bytes:
-    """The raw X25519 public key (32 bytes) that belongs to `body_private_key`."""
+    """Derive the raw X25519 public key (32 bytes) that belongs to `body_private_key`."""
     return X25519PrivateKey.from_private_bytes(body_private_key(root)).public_key().public_bytes_raw()
 
 
 def write_body_public_key(root: RootKey, path: Path) -> None:
-    """Publishes the body public key, so that bodies can be sealed while the store is sealed."""
+    """Publish the body public key, so that bodies can be sealed while the store is sealed."""
     write_atomic(path, f"{_BODY_KEY_PREFIX}{body_public_key(root).hex()}\n".encode(), mode=0o644)
 
 
 def read_body_public_key(path: Path) -> bytes:
-    """The body public key (32 bytes). Raises `ArtefactMissing`, or `IntegrityError` if the file is malformed."""
+    """Read the body public key (32 bytes). Raises `ArtefactMissing`, or `IntegrityError` if the file is malformed."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from pydantic import Field
 
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable, UsageError, WillNotFit
-from appliance.records import Digest, Value, to_json
-from appliance.store.files import write_atomic
+from appliance.files import write_atomic
 from appliance.store.keys import RootKey, StoreId, read_canonical
 from appliance.store.wrapping import KEY_BYTES, _wrap, unwrap, wipe
+from appliance.values import Digest, Value, to_json
 
 _NO_CHECKSUM = "0" * 64
 
@@ -64,7 +64,7 @@ class KeyslotFile(Value):
 
 
 def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> RootKey:
-    """Draws a new root key and writes it, wrapped, to `path`.
+    """Draw a new root key and write it, wrapped, to `path`.
 
     Args:
       path: the keyslot file; must not exist.
@@ -81,7 +81,7 @@ def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> Ro
 
 
 def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> RootKey:
-    """`create` with given randomness (store id 16, salt 16, nonce 12, root key 32 bytes): only for test vectors."""
+    """Create with given randomness (store id 16, salt 16, nonce 12, root key 32 bytes): only for test vectors."""
     store_id, salt, nonce = random[:16].hex(), base64.b64encode(random[16:32]).decode(), random[32:44]
     root = RootKey(store_id, bytearray(random[44:]))
     slot = PassphraseSlot(
@@ -97,7 +97,7 @@ def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> Roo
 
 
 def unlock(path: Path, passphrase: str) -> RootKey:
-    """The root key of the store.
+    """Open the root key of the store.
 
     Raises:
       ArtefactMissing: there is no keyslot file.
@@ -116,7 +116,7 @@ def unlock(path: Path, passphrase: str) -> RootKey:
 
 
 def store_id(path: Path) -> str:
-    """The id of the store, readable while it is sealed. Raises as `unlock` does, except for the passphrase."""
+    """Read the id of the store, also while it is sealed. Raises as `unlock` does, except for the passphrase."""
     return _read(path).store_id
 
 

@@ -57,12 +57,12 @@ class Header:
     commitment: bytes
 
     def encode(self) -> bytes:
-        """The bytes of the header."""
+        """Write the header."""
         return _header_core(self.salt, self.object_id) + self.commitment
 
     @staticmethod
     def decode(data: bytes) -> Header:
-        """The header that `data` is. Raises `IntegrityError`."""
+        """Read a header from `data`. Raises `IntegrityError`."""
         if len(data) < _FIXED.size:
             raise IntegrityError("header: too short")
         magic, algorithm, chunk_log2, length, salt = _FIXED.unpack_from(data)
@@ -115,27 +115,27 @@ class Stream:
 
     @staticmethod
     def of(header: Header, data_key: bytes | bytearray) -> Stream:
-        """The stream that `header` announces. Raises `IntegrityError` if `data_key` is not the key it was made with."""
+        """Make the stream that `header` announces. Raises `IntegrityError` if it was made with another `data_key`."""
         stream = Stream(data_key, header.salt, header.object_id)
         if not hmac.compare_digest(stream.header.commitment, header.commitment):
             raise IntegrityError("header: altered, or sealed with another key")
         return stream
 
     def seal_chunk(self, index: int, data: memoryview, out: memoryview) -> None:
-        """Encrypts chunk `index` into `out`, which is 16 bytes longer than `data`."""
+        """Encrypt chunk `index` into `out`, which is 16 bytes longer than `data`."""
         self._aead.encrypt_into(self._nonce(index, last=False), data, self._digest + _STREAM_BYTES.pack(index), out)
 
     def open_chunk(self, index: int, data: memoryview, out: memoryview) -> None:
-        """Decrypts chunk `index` into `out`. Raises `cryptography.exceptions.InvalidTag`."""
+        """Decrypt chunk `index` into `out`. Raises `cryptography.exceptions.InvalidTag`."""
         self._aead.decrypt_into(self._nonce(index, last=False), data, self._digest + _STREAM_BYTES.pack(index), out)
 
     def seal_footer(self, chunks: int, trailer_digest: bytes, data_bytes: int, records: int) -> bytes:
-        """The last 32 bytes of the object; authenticates the trailer and with it the length."""
+        """Seal the last 32 bytes of the object, which authenticate the trailer and with it the length."""
         plain = FOOTER.pack(data_bytes, records)
         return self._aead.encrypt(self._nonce(chunks, last=True), plain, self._digest + trailer_digest)
 
     def open_footer(self, chunks: int, trailer_digest: bytes, footer: bytes) -> tuple[int, int]:
-        """Bytes of all records and number of records. Raises `cryptography.exceptions.InvalidTag`."""
+        """Open the footer: bytes of all records and number of records. Raises `cryptography.exceptions.InvalidTag`."""
         plain = self._aead.decrypt(self._nonce(chunks, last=True), footer, self._digest + trailer_digest)
         data_bytes, records = FOOTER.unpack(plain)
         return data_bytes, records
@@ -162,7 +162,7 @@ class Trailer:
         return blake3(self.digests + _STREAM_BYTES.pack(self.stream_bytes)).digest()
 
     def encode(self) -> bytes:
-        """The bytes of the trailer."""
+        """Write the trailer."""
         return self.digests + _STREAM_BYTES.pack(self.stream_bytes) + self.digest
 
     def part(self, number: int) -> bytes:
@@ -171,17 +171,17 @@ class Trailer:
 
 
 def chunk_count(stream_bytes: int) -> int:
-    """How many chunks a plaintext stream takes; an empty one takes none."""
+    """Count the chunks a plaintext stream takes; an empty one takes none."""
     return -(-stream_bytes // CHUNK)
 
 
 def chunk_bytes(stream_bytes: int, index: int) -> int:
-    """Plaintext bytes of chunk `index`: 65536, or less in the last one."""
+    """Count the plaintext bytes of chunk `index`: 65536, or less in the last one."""
     return min(CHUNK, stream_bytes - index * CHUNK)
 
 
 def lengths_of(tail: bytes, file_bytes: int) -> tuple[int, int]:
-    """Lengths of the plaintext stream and of the header, from the last `TAIL` bytes and the length of the file.
+    """Find the lengths of plaintext stream and header, from the last `TAIL` bytes and the length of the file.
 
     Raises:
       IntegrityError: no header can be that long: the object was truncated, extended, or its trailer was altered.

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from appliance.errors import ArtefactMissing, IntegrityError, IsolationViolated, KeyUnavailable, UsageError
-from appliance.store.files import write_atomic
+from appliance.files import write_atomic
 
 PUBLIC, PRIVATE = "node.pub", "node.key"
 _PUBLIC_PREFIX, _PRIVATE_PREFIX = "appliance-node-key/1 ", "appliance-node-private-key/1 "
@@ -37,7 +37,7 @@ class NodeKey:
 
     @staticmethod
     def parse(line: str) -> NodeKey:
-        """The key that `line` states. Raises `UsageError` if it is anything else than such a line."""
+        """Parse the key that `line` states. Raises `UsageError` if it is anything else than such a line."""
         match = re.fullmatch(re.escape(_PUBLIC_PREFIX) + r"([0-9a-f]{64})\n?", line)
         if match is None:
             raise UsageError("not the public key of a node", hint=f"the one line of node.pub; {_HINT}")
@@ -55,7 +55,7 @@ class NodeKey:
 
 
 def create(directory: Path) -> NodeKey:
-    """A new key pair in `directory` (made with mode 0700 if missing); the private half has mode 0600.
+    """Make a key pair in `directory` (made with mode 0700 if missing); the private half has mode 0600.
 
     Raises:
       UsageError: there is one already.
@@ -70,12 +70,12 @@ def create(directory: Path) -> NodeKey:
 
 
 def read(directory: Path) -> NodeKey:
-    """The public key of the pair in `directory`, from its private half. Raises as `unseal` does of the file."""
+    """Read the public key of the pair in `directory`, from its private half. Raises as `unseal` does of the file."""
     return NodeKey(_private(directory).public_key().public_bytes_raw())
 
 
 def seal(data_key: bytes, node: NodeKey, context: str) -> str:
-    """A 32-byte key sealed to a node (base64), bound to `context`, the digest of a ticket (hex).
+    """Seal a 32-byte key to a node (base64), bound to `context`, the digest of a ticket (hex).
 
     Raises:
       KeyUnavailable: the public key is one to which nothing can be sealed.
@@ -88,7 +88,7 @@ def seal(data_key: bytes, node: NodeKey, context: str) -> str:
 
 
 def unseal(sealed: str, directory: Path, context: str) -> bytes:
-    """The key that `seal` sealed to the node whose pair lies in `directory`.
+    """Unseal the key that `seal` sealed to the node whose pair lies in `directory`.
 
     Raises:
       ArtefactMissing: there is no pair.

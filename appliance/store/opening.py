@@ -53,7 +53,7 @@ class _File:
             raise
 
     def _parse(self) -> None:
-        """Reads from the end, whose length is fixed, and believes the header only when the trailer's digest fits."""
+        """Read from the end, whose length is fixed, and believe the header only when the trailer's digest fits."""
         tail = os.pread(self.fd, TAIL, max(0, self.bytes - TAIL))
         if len(tail) != TAIL:
             raise IntegrityError("trailer: the object was truncated")
@@ -70,19 +70,19 @@ class _File:
         self.header = Header.decode(header)
 
     def read_chunk(self, index: int, buffer: memoryview) -> memoryview:
-        """Reads sealed chunk `index` into `buffer` and returns the part that it takes."""
+        """Read sealed chunk `index` into `buffer`; returns the part that it takes."""
         view = buffer[: chunk_bytes(self.trailer.stream_bytes, index) + TAG]
         if os.preadv(self.fd, [view], self.header_bytes + index * SEALED_CHUNK) != len(view):
             raise IntegrityError(f"chunk {index}: truncated", where=str(self.path))
         return view
 
     def digest(self) -> str:
-        """BLAKE3 of the whole file, hex."""
+        """Digest the whole file by BLAKE3, hex."""
         return _digest(self.fd)
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Adds the path to an `IntegrityError` raised in the block."""
+        """Add the path to an `IntegrityError` raised in the block."""
         try:
             yield
         except IntegrityError as error:
@@ -110,7 +110,7 @@ class SealedRecords:
         self._starts = self._read_index()
 
     def _read_index(self) -> array[int]:
-        """Offsets of all records in the stream, one more than there are records."""
+        """Read the offsets of all records in the stream, one more than there are records."""
         file = self._file
         with file.named():
             try:
@@ -174,7 +174,7 @@ class SealedRecords:
         return self._stream
 
     def close(self) -> None:
-        """Closes the file, zeroes the chunks in memory and lets go of the key."""
+        """Close the file, zero the chunks in memory and let go of the key."""
         self._file.close()
         for plain in self._cache.values():
             wipe(plain)
@@ -195,7 +195,7 @@ class SealedRecords:
 
 
 def open_records(path: Path, data_key: bytes | bytearray, object_id: str, blake3: str | None = None) -> SealedRecords:
-    """Opens a sealed object: authenticates header, trailer, footer and index, and thereby the length.
+    """Open a sealed object: authenticates header, trailer, footer and index, and thereby the length.
 
     Args:
       path: the object.
@@ -223,7 +223,7 @@ def open_records(path: Path, data_key: bytes | bytearray, object_id: str, blake3
 
 
 def open_bytes(path: Path, data_key: bytes | bytearray, object_id: str, blake3: str | None = None) -> bytes:
-    """What `seal_bytes` sealed. Raises as `open_records` does, also if the object has not exactly one record."""
+    """Open what `seal_bytes` sealed. Raises as `open_records` does, also if the object has not exactly one record."""
     with open_records(path, data_key, object_id, blake3) as records:
         if len(records) != 1:
             raise IntegrityError("the object does not hold exactly one byte string", where=str(path))
@@ -231,7 +231,7 @@ def open_bytes(path: Path, data_key: bytes | bytearray, object_id: str, blake3: 
 
 
 def scrub(path: Path, blake3: str) -> None:
-    """Checks a sealed object against its recorded digest, without any key.
+    """Check a sealed object against its recorded digest, without any key.
 
     Raises:
       ArtefactMissing: there is no such file.

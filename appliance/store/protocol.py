@@ -18,7 +18,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
 from appliance.errors import ApplianceError, IntegrityError, KeyUnavailable, UsageError
-from appliance.records import Count, Digest, Value
+from appliance.values import Count, Digest, Value
 
 MAX_MESSAGE = 1 << 20
 _LENGTH = struct.Struct("<I")
@@ -83,7 +83,7 @@ _ERRORS: dict[str, type[ApplianceError]] = {
 
 
 def parse_request(data: bytes) -> Request:
-    """The request that `data` is. Raises `UsageError` without any of its content."""
+    """Parse a request. Raises `UsageError` without any of its content."""
     try:
         return _REQUEST.validate_json(data)
     except ValidationError:
@@ -91,7 +91,7 @@ def parse_request(data: bytes) -> Request:
 
 
 def error_reply(error: ApplianceError) -> dict[str, Any]:
-    """An error as a reply; a class that is not among the agent's becomes `KeyUnavailable`."""
+    """Write an error as a reply; a class that is not among the agent's becomes `KeyUnavailable`."""
     name = type(error).__name__
     return {
         "error": name if name in _ERRORS else KeyUnavailable.__name__,
@@ -102,7 +102,7 @@ def error_reply(error: ApplianceError) -> dict[str, Any]:
 
 
 def parse_reply(data: bytes) -> dict[str, Any]:
-    """The reply that `data` is; raises the `ApplianceError` that it may carry."""
+    """Parse a reply; raises the `ApplianceError` that it may carry."""
     try:
         reply = orjson.loads(data)
         if "error" not in reply:
@@ -114,12 +114,12 @@ def parse_reply(data: bytes) -> dict[str, Any]:
 
 
 def send_message(connection: socket.socket, message: bytes) -> None:
-    """Sends one message."""
+    """Send one message."""
     connection.sendall(_LENGTH.pack(len(message)) + message)
 
 
 def receive_message(connection: socket.socket, within_s: float) -> bytes:
-    """Receives one message, whole within `within_s` seconds.
+    """Receive one message, whole within `within_s` seconds.
 
     Raises:
       UsageError: it is larger than `MAX_MESSAGE` or ends early.
@@ -154,7 +154,7 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
 @contextmanager
 def address(path: Path) -> Iterator[str]:
-    """An address for `bind` or `connect`, also where the path is longer than the 107 bytes that a socket name takes."""
+    """Find an address for `bind` or `connect`, also where the path is longer than the 107 bytes of a socket name."""
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         yield str(path)
         return

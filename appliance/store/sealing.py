@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from appliance.errors import DataInvalid, WillNotFit
-from appliance.store.files import staged, write_all
+from appliance.files import staged, write_all
 from appliance.store.layout import CHUNK, MAX_CHUNKS, MAX_RECORD, SALT, SEALED_CHUNK, TAG, Stream, Trailer
 
 _BATCH = 16  # chunks encrypted before they are hashed and written together
@@ -36,7 +36,7 @@ class Sealed:
 def seal_records(
     records: Iterable[bytes | memoryview], path: Path, data_key: bytes | bytearray, object_id: str
 ) -> Sealed:
-    """Seals records to `path`, replacing what was there, with a fresh salt.
+    """Seal records to `path`, replacing what was there, with a fresh salt.
 
     Plaintext never touches the disk: what a crash leaves is a hidden `.partial` file of ciphertext (see
     `files.sweep`). Memory is bounded by about 3 MiB, plus 4 bytes a record and 32 bytes a chunk.
@@ -58,7 +58,7 @@ def seal_records(
 def _seal_records(
     records: Iterable[bytes | memoryview], path: Path, data_key: bytes | bytearray, object_id: str, salt: bytes
 ) -> Sealed:
-    """`seal_records` with a given salt: only for test vectors, because a salt seals once."""
+    """Seal with a given salt: only for test vectors, because a salt seals once."""
     stream = Stream(data_key, salt, object_id)
     with staged(path) as fd:
         writer = _Writer(fd, stream)
@@ -68,7 +68,7 @@ def _seal_records(
 
 
 def seal_bytes(data: bytes | bytearray | memoryview, path: Path, data_key: bytes | bytearray, object_id: str) -> Sealed:
-    """Seals one byte string, such as a training checkpoint, as an object of one record. Raises as `seal_records`."""
+    """Seal one byte string, such as a training checkpoint, as an object of one record. Raises as `seal_records`."""
     return seal_records((memoryview(data).cast("B"),), path, data_key, object_id)
 
 
@@ -118,7 +118,7 @@ class _Writer:
             self._drain(len(self._pending) // CHUNK * CHUNK)
 
     def _drain(self, size: int) -> None:
-        """Seals the first `size` pending bytes: whole chunks, or at the very end what there is."""
+        """Seal the first `size` pending bytes: whole chunks, or at the very end what there is."""
         with memoryview(self._pending) as pending:
             for start in range(0, size, _BATCH * CHUNK):
                 self._seal_batch(pending[start : min(start + _BATCH * CHUNK, size)])

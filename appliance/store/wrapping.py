@@ -22,18 +22,18 @@ _TAG_BYTES = 16
 
 
 def wrap(key: bytes | bytearray, context: Sequence[str | int], secret: bytes | bytearray) -> str:
-    """Wraps a 32-byte secret under `key` (32 bytes) for one `context`. Every call draws a fresh nonce."""
+    """Wrap a 32-byte secret under `key` (32 bytes) for one `context`. Every call draws a fresh nonce."""
     return _wrap(key, context, secret, os.urandom(_NONCE_BYTES))
 
 
 def _wrap(key: bytes | bytearray, context: Sequence[str | int], secret: bytes | bytearray, nonce: bytes) -> str:
-    """`wrap` with a given nonce: only for test vectors, because a nonce that is used twice breaks the cipher."""
+    """Wrap with a given nonce: only for test vectors, because a nonce that is used twice breaks the cipher."""
     sealed = AESGCM(key).encrypt(nonce, secret, rfc8785.dumps(list(context)))
     return base64.b64encode(nonce + sealed).decode()
 
 
 def unwrap(key: bytes | bytearray, context: Sequence[str | int], wrapped: str) -> bytearray | None:
-    """The 32-byte secret, or None if `wrapped` is malformed, was altered, or belongs to another key or context."""
+    """Unwrap the 32-byte secret; None if `wrapped` is malformed, was altered, or belongs to another key or context."""
     try:
         raw = base64.b64decode(wrapped.encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error):
@@ -49,5 +49,5 @@ def unwrap(key: bytes | bytearray, context: Sequence[str | int], wrapped: str) -
 
 
 def wipe(buffer: bytearray) -> None:
-    """Overwrites a buffer with zeros. Copies that libraries or the interpreter made elsewhere are not reached."""
+    """Overwrite a buffer with zeros. Copies that libraries or the interpreter made elsewhere are not reached."""
     buffer[:] = bytes(len(buffer))

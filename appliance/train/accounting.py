@@ -7,12 +7,13 @@ from typing import Any
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 
+from appliance.jobs.account import PrivacySpent
+from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import Mechanism, composition, epsilon_pld
-from appliance.records import PrivacyPlan, PrivacySpent
 
 
 def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:
-    """What `attempts` steps of the plan have cost, by three accountants, at the delta left beside the sampler's."""
+    """State what `attempts` steps of the plan cost by three accountants, at the delta left beside the sampler's."""
     mechanisms = composition(plan, attempts)
     delta = plan.delta - plan.sampler_delta
     return PrivacySpent(
@@ -25,7 +26,7 @@ def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:
 
 
 def epsilon_prv(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon of Poisson-sampled Gaussian steps by Opacus' PRV accountant (upper bound of its interval).
+    """Compute epsilon of Poisson-sampled Gaussian steps by Opacus' PRV accountant (upper bound of its interval).
 
     The upper bound adds `eps_error` (0.01 by default) and reads epsilon at a delta that is lower by `delta_error`.
     Both are set so that it lies within `PRV_ALLOWANCE` of a tight accountant.
@@ -34,7 +35,7 @@ def epsilon_prv(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Epsilon of the same steps by Opacus' RDP accountant."""
+    """Compute epsilon of the same steps by Opacus' RDP accountant."""
     return _epsilon(RDPAccountant(), mechanisms, delta)
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from appliance.errors import ConfigInvalid
-from appliance.records import LoraSpec
-from appliance.train.lora import ATTENTION, Adapter, Site
+from appliance.jobs.lora import LoraSpec
+from appliance.train.lora import Adapter, Site
 
 
 def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
-    """Freezes the model and puts a LoRA adapter with B = 0 on it, the same for the same seed.
+    """Freeze the model and put a LoRA adapter with B = 0 on it, the same for the same seed.
 
     Args:
       model: a `PreTrainedModel` with a language-model head, changed in place; its base stays as it is.
@@ -94,25 +94,16 @@ def _taken_literally(config: Any) -> Iterator[None]:
 
 
 def target_names(model: nn.Module, spec: LoraSpec) -> list[str]:
-    """Full names of the linear layers that `spec.targets` means, in the model's own order."""
+    """Name in full the linear layers that `spec.targets` means, in the model's own order; see `LoraSpec.choose`."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not any(map(spec.selects, linear)) and any(type(m).__name__ == "Conv1D" for m in model.modules()):
+        raise ConfigInvalid("the layers of this model are of type Conv1D, which is not supported", where="base")
+    names = spec.choose(linear)
     head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head and n != "lm_head"]
-    if spec.targets == "all-linear":
-        return linear
-    wanted = ATTENTION if spec.targets == "attention" else spec.targets
-    names = [n for n in linear if any(n == w or n.endswith("." + w) for w in wanted)]
-    unmatched = [] if spec.targets == "attention" else [w for w in wanted if not _matches(w, names)]
-    if unmatched:
-        raise ConfigInvalid(
-            f"no linear layer is called {unmatched[0]}",
-            hint="`all-linear` and `attention` fit every supported model",
-            where="lora.targets",
-        )
+    for name in names:
+        if linear[name] is head:
+            raise ConfigInvalid(f"the output head of this model is called {name}, which is not known", where="base")
     return names
-
-
-def _matches(wanted: str, names: list[str]) -> bool:
-    return any(n == wanted or n.endswith("." + wanted) for n in names)
 
 
 def _short_names(model: nn.Module, names: list[str]) -> list[str]:
@@ -125,10 +116,6 @@ def _short_names(model: nn.Module, names: list[str]) -> list[str]:
 def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
     if hasattr(model, "peft_config"):
         raise ConfigInvalid("the base model already carries an adapter", where="base")
-    if not names and any(type(m).__name__ == "Conv1D" for m in model.modules()):
-        raise ConfigInvalid("the layers of this model are of type Conv1D, which is not supported", where="base")
-    if not names:
-        raise ConfigInvalid("the targets match no linear layer of this model", where="lora.targets")
     if getattr(model.config, "output_router_logits", False):
         raise ConfigInvalid("a router's auxiliary loss couples records", where="base")
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -136,13 +123,13 @@ def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
     _refuse_shared(model, names)
     for name in names:
         layer = model.get_submodule(name)
-        if not _known(layer):
+        if not _is_known(layer):
             raise ConfigInvalid(f"{name} is not a linear layer in float32, bfloat16, NF4 or INT8", where="lora.targets")
         if spec.r > min(layer.in_features, layer.out_features):
             raise ConfigInvalid(f"rank {spec.r} is larger than a dimension of {name}", where="lora.r")
 
 
-def _known(layer: Any) -> bool:
+def _is_known(layer: Any) -> bool:
     if type(layer) is nn.Linear:
         return layer.weight.dtype in (torch.float32, torch.bfloat16)
     import bitsandbytes
@@ -196,7 +183,7 @@ def _check_calls(adapter: Adapter) -> None:
 
 
 def body(model: Any) -> nn.Module:
-    """The model without its head: token ids in, last hidden states out.
+    """Find the model without its head: token ids in, last hidden states out.
 
     Raises:
       ConfigInvalid: when the model does not separate the two.

@@ -44,7 +44,7 @@ class ExactSum:
         self._sum = torch.zeros(width, dtype=torch.float64, device=device)
 
     def add(self, gradients: Tensor) -> None:
-        """Clips, rounds and adds rows [n, width], one row per unit. A row that is not finite adds nothing."""
+        """Clip, round and add rows [n, width], one row per unit. A row that is not finite adds nothing."""
         factors = self.factors(gradients)[:, None]
         # On a GPU the question would make the host wait.
         maybe_not_finite = gradients.device.type != "cpu" or not factors.all()
@@ -56,7 +56,7 @@ class ExactSum:
             self._sum[start : start + step] += whole.sum(0, dtype=torch.float64)
 
     def factors(self, gradients: Tensor) -> Tensor:
-        """What each row is multiplied by before it is rounded to integers, float32 [n]; 0 for rows not finite."""
+        """Find what each row is multiplied by before it is rounded to integers, float32 [n]; 0 for rows not finite."""
         found = norms(gradients)
         scale = self._bound / (found + _STABILITY) if self._normalised else (self._bound / found).clamp(max=1.0)
         return torch.where(torch.isfinite(found), scale / self.grid, 0.0).float()
@@ -67,14 +67,14 @@ class ExactSum:
         return self._sum
 
     def take(self) -> Tensor:
-        """The sum so far, whole numbers in float64 [P], and starts anew."""
+        """Take the sum so far, whole numbers in float64 [P], and start anew."""
         taken = self._sum[: self._parameters].clone()
         self._sum.zero_()
         return taken
 
 
 def norms(gradients: Tensor) -> Tensor:
-    """The L2 norm of each row of [n, width], float64 [n]."""
+    """Take the L2 norm of each row of [n, width], float64 [n]."""
     if gradients.device.type == "cpu":
         # Row by row in blocks of one shape, so that a norm does not depend on how many rows there are.
         squares = [_squares(row.view(1, -1, BLOCK)).sum() for row in gradients]
@@ -83,7 +83,7 @@ def norms(gradients: Tensor) -> Tensor:
 
 
 def finite(gradients: Tensor) -> Tensor:
-    """The rows of [n, width], float32, with zeros in place of those whose norm is not finite."""
+    """Put zeros in place of the rows of [n, width], float32, whose norm is not finite."""
     return torch.where(torch.isfinite(norms(gradients))[:, None], gradients.float(), 0.0)
 
 

@@ -46,8 +46,8 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
       ConfigInvalid: the model remembers records that it has seen.
       WillNotFit: memory does not hold one record of the longest bucket.
     """
-    padded = sorted({engine.padded(length) for length in lengths})
-    before = _remembered(engine)
+    padded = sorted({engine.pad_length(length) for length in lengths})
+    before = _collect_state(engine)
     with shortened(engine):
         proved = _prove(engine, padded, head=False)
     shared = True
@@ -56,7 +56,7 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
         engine.counts = RowCounts({}, shared := False)
         if not _hold_for_the_whole(engine, proved):
             proved = _prove(engine, padded, head=True)
-    after = _remembered(engine)
+    after = _collect_state(engine)
     if after != before:
         names = ", ".join(sorted(name for name, value in after.items() if before.get(name) != value))
         raise ConfigInvalid(f"the model remembers the records it has seen ({names})", where="base")
@@ -65,8 +65,8 @@ def uncouple(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
     return engine.counts
 
 
-def coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
-    """Whether a record's bits follow its neighbours, its row or the row count, as the engine is set now."""
+def is_coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
+    """Tell whether a record's bits follow its neighbours, its row or the row count, as the engine is set now."""
     for length in lengths:
         known = candidates(engine.most_rows(length)) if engine.counts is None else engine.counts.at(length)
         reference = _bits(engine, length, known[0])
@@ -76,12 +76,12 @@ def coupled(engine: Engine, lengths: Iterable[int] = (16, 64)) -> bool:
 
 
 def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
-    """The counts of every length and the bits under them, from the longest down; then all once more, and the shortest.
+    """Prove the counts of every length and the bits under them, longest first; then all once more, and the shortest.
 
     Raises:
       GateFailed: the second time gives other bits.
     """
-    found = {length: _agreeing(engine, length, head=head) for length in reversed(lengths)}
+    found = {length: _find_agreeing(engine, length, head=head) for length in reversed(lengths)}
     for length in (*lengths, lengths[0]):
         counts, bits = found[length]
         if not _same(_bits(engine, length, counts[-1], head=head), bits):
@@ -89,8 +89,8 @@ def _prove(engine: Engine, lengths: Sequence[int], *, head: bool) -> _Proved:
     return found
 
 
-def _agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tensor]:
-    """The largest count under which rows do not matter, with the smaller ones that give the same bits."""
+def _find_agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tensor]:
+    """Find the largest count under which rows do not matter, with the smaller ones that give the same bits."""
     reference: Tensor | None = None
     counts: list[int] = []
     for count in candidates(engine.most_rows(length)):
@@ -104,7 +104,7 @@ def _agreeing(engine: Engine, length: int, *, head: bool) -> tuple[Counts, Tenso
 
 
 def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
-    """Whether the whole model keeps what its shortened form promised: at both ends, and where memory is fullest.
+    """Hold the whole model to what its shortened form promised: at both ends, and where memory is fullest.
 
     Raises:
       WillNotFit: memory does not hold the smallest proved count.
@@ -113,9 +113,9 @@ def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
     for length in {min(proved), fullest, max(proved)}:
         counts, bits = proved[length][0], None
         while bits is None:
-            fitting = engine.fitting(counts, length)
+            fitting = engine.keep_fitting(counts, length)
             bits = _bits(engine, length, fitting[0])
-            if bits is None and fitting == engine.fitting(counts, length):
+            if bits is None and fitting == engine.keep_fitting(counts, length):
                 return False  # memory was not the reason
         if not _same(_bits(engine, length, fitting[-1]), bits):
             return False
@@ -123,7 +123,7 @@ def _hold_for_the_whole(engine: Engine, proved: _Proved) -> bool:
 
 
 def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tensor | None:
-    """The gradients of two records that take turns in so many rows, [2, n]; of one if there is only one row.
+    """Compute the gradients of two records that take turns in so many rows, [2, n]; of one if there is only one row.
 
     None if a record has several, or if memory does not hold so many rows; the engine shrinks then.
     """
@@ -133,7 +133,7 @@ def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tens
     upstream = None if head else torch.randn(2, length, engine.width, generator=generator).mul_(0.01)
     try:
         gradients = engine.gradients(batch, physical=count, upstream=upstream)
-        rows = _reported(engine, gradients)
+        rows = _take_reported(engine, gradients)
     except (MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
@@ -148,8 +148,8 @@ def _bits(engine: Engine, length: int, count: int, *, head: bool = True) -> Tens
     return rows[:2].clone()
 
 
-def _reported(engine: Engine, gradients: Tensor) -> Tensor:
-    """The columns that the reporting sites wrote; behind them, where it is looked at, the factor of the clip."""
+def _take_reported(engine: Engine, gradients: Tensor) -> Tensor:
+    """Take the columns that the reporting sites wrote; behind them, where it is looked at, the factor of the clip."""
     parts = [gradients[:, start:end] for start, end in engine.reporting()]
     if engine.on_gpu or engine.whole:
         parts.append(engine.sum.factors(gradients)[:, None])
@@ -157,7 +157,7 @@ def _reported(engine: Engine, gradients: Tensor) -> Tensor:
 
 
 def _same(bits: Tensor | None, reference: Tensor | None) -> bool:
-    """Whether both records have these bits; of a single row only the first has any."""
+    """Compare both records with these bits; of a single row only the first has any."""
     if bits is None or reference is None:
         return False
     both = min(len(bits), len(reference))
@@ -167,14 +167,14 @@ def _same(bits: Tensor | None, reference: Tensor | None) -> bool:
 def synthetic(
     engine: Engine, length: int, tokens: int, generator: torch.Generator, supervised: int | None = None
 ) -> Encoded:
-    """A record of random tokens; two thirds of it are supervised, or its last so many tokens."""
+    """Make a record of random tokens; two thirds of it are supervised, or its last so many tokens."""
     ids = torch.randint(0, engine.vocabulary, (tokens,), generator=generator).tolist()
     first = tokens // 3 if supervised is None else tokens - 1 - supervised
     return Encoded(tuple(ids), tuple(range(max(0, first), tokens - 1)), length)
 
 
-def _remembered(engine: Engine) -> dict[str, Any]:
-    """What the modules of the model hold besides their parameters: buffers and plain attributes, by name."""
+def _collect_state(engine: Engine) -> dict[str, Any]:
+    """Collect what the modules of the model hold besides their parameters: buffers and plain attributes, by name."""
     found: dict[str, Any] = {}
     for name, module in engine.adapter.model.named_modules():
         for key, value in (*vars(module).items(), *module._buffers.items()):
@@ -186,7 +186,7 @@ def _remembered(engine: Engine) -> dict[str, Any]:
 
 
 def _digest(proved: _Proved, *, shared: bool) -> str:
-    """SHA-256 over lengths, counts and bits: equal where two processes compute alike."""
+    """Digest lengths, counts and bits by SHA-256: equal where two processes compute alike."""
     hasher = hashlib.sha256(repr((shared, torch.__version__)).encode())
     for length, (counts, bits) in sorted(proved.items()):
         hasher.update(repr((length, counts)).encode() + _bytes(bits))

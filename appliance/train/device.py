@@ -26,7 +26,7 @@ def make_repeatable(device: torch.device) -> None:
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device for which the host does not wait."""
+    """Copy to the device; the host does not wait for it."""
     if device.type == "cuda":
         numbers = numbers.pin_memory()
     return numbers.to(device, non_blocking=True)
@@ -34,7 +34,7 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def unpacked() -> Iterator[None]:
-    """Within the block transformers does not look whether a row holds several records: the host would wait for it."""
+    """Keep transformers, within the block, from looking whether a row holds several records: the host would wait."""
     from transformers import masking_utils
 
     looking = masking_utils.find_packed_sequence_indices

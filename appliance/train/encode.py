@@ -13,7 +13,9 @@ from typing import Any
 import jinja2
 
 from appliance.errors import ConfigInvalid
-from appliance.records import Private, Record, TrainSpec
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
+from appliance.values import Private
 
 Piece = tuple[str, bool]
 """Text and whether it is supervised."""
@@ -35,7 +37,7 @@ class Encoded:
 
 
 def buckets(max_tokens: int) -> list[int]:
-    """The public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
+    """List the public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
     lengths = [8]
     while lengths[-1] < max_tokens:
         lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
@@ -67,7 +69,7 @@ class Encoder:
         self._eos = tokenizer.eos_token or ""
         self._truncated = 0
         self.pad = int(tokenizer.pad_token_id or 0)
-        if self._template and self._templated((("user", "a"), ("assistant", "b"))) is None:
+        if self._template and self._apply_template((("user", "a"), ("assistant", "b"))) is None:
             raise ConfigInvalid(
                 "the base model's chat template does not keep a conversation's beginning unchanged",
                 hint="set template.from to none",
@@ -80,7 +82,7 @@ class Encoder:
         return Private(self._truncated)
 
     def encode(self, record: Record) -> Encoded:
-        """The record's tokens, what of them is supervised, and its bucket."""
+        """Encode the record's tokens, what of them is supervised, and its bucket."""
         pieces = self._pieces(record)
         ids: list[int] = []
         supervised: list[bool] = []
@@ -97,10 +99,10 @@ class Encoder:
         parts = record.parts
         if self._template and record.kind == "completion":
             parts = tuple(("assistant" if role == "completion" else "user", text) for role, text in parts)
-        templated = self._templated(parts) if self._template and record.kind != "text" else None
+        templated = self._apply_template(parts) if self._template and record.kind != "text" else None
         return templated if templated is not None else self._plain(record)
 
-    def _templated(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
+    def _apply_template(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
         # None where this conversation does not fit the template; it is then concatenated plainly, by itself.
         pieces: list[Piece] = []
         done = ""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from appliance.errors import WillNotFit, ran_out
-from appliance.records import EngineOptions, PrivacyPlan
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.plan import PrivacyPlan
 from appliance.train import device
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, finite
@@ -25,7 +26,7 @@ from appliance.train.encode import Encoded
 from appliance.train.experts import RoutedExperts
 from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
-from appliance.train.loss import hidden_gradient, supervised
+from appliance.train.loss import find_supervised, hidden_gradient
 from appliance.train.memory import give_back
 from appliance.train.pointwise import RecordByRecord, follow_place
 from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
@@ -106,22 +107,22 @@ class Engine:
         """Whether the model is on a GPU, or whatever is not the CPU."""
         return self._device.type != "cpu"
 
-    def padded(self, length: int) -> int:
-        """The length that a row of this bucket is computed with; public."""
+    def pad_length(self, length: int) -> int:
+        """Find the length that a row of this bucket is computed with; public."""
         return max(length, self._least)
 
     def most_rows(self, length: int) -> int:
-        """How many records of this bucket fit into a micro-batch; public."""
-        return max(1, min(len(self.buffer.data), self._tokens // self.padded(length)))
+        """Count the records of this bucket that fit into a micro-batch; public."""
+        return max(1, min(len(self.buffer.data), self._tokens // self.pad_length(length)))
 
     def rows_at(self, length: int) -> int:
-        """How many records of this bucket make a full micro-batch: of those that fit, as many as were proved."""
+        """Count the records of this bucket that make a full micro-batch: of those that fit, as many as were proved."""
         return self._counts(length)[0]
 
     def accumulate(self, units: Sequence[Unit]) -> None:
-        """Adds the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
+        """Add the clipped gradient of every unit to `sum`. No unit at all is a batch like any other."""
         singles = [records[0] for records in units if len(records) == 1]
-        for _, rows in self._computed([(0, record) for record in singles]):
+        for _, rows in self._compute_batches([(0, record) for record in singles]):
             self.sum.add(rows)
         several = [records for records in units if len(records) > 1]
         size = len(self.buffer.data)
@@ -131,7 +132,7 @@ class Engine:
     def gradients(
         self, batch: Sequence[Encoded], physical: int | None = None, upstream: Tensor | None = None
     ) -> Tensor:
-        """Per-record gradients of records of one padded length.
+        """Compute per-record gradients of records of one padded length.
 
         Args:
           batch: at most `rows_at(length)` records.
@@ -142,12 +143,12 @@ class Engine:
         Returns:
           [len(batch), width], a view that the next call overwrites; rows may still be non-finite.
         """
-        length = self.padded(batch[0].length)
-        physical = physical or self._filled(len(batch), batch[0].length)
+        length = self.pad_length(batch[0].length)
+        physical = physical or self._fill(len(batch), batch[0].length)
         ids = [token for record in batch for token in (*record.ids, *[self._pad] * (length - len(record.ids)))]
         ids += [self._pad] * ((physical - len(batch)) * length)
         shared = self.counts is None or self.counts.shared
-        at = supervised(batch, length, physical * length, shared=shared)
+        at = find_supervised(batch, length, physical * length, shared=shared)
         sent = device.send(torch.tensor([*ids, *at.numbers]), self._device)
         token_ids, at = sent[: len(ids)].view(physical, length), at.on(sent[len(ids) :])
         ends = upstream if upstream is None else upstream.to(self._device)[torch.arange(physical) % len(upstream)]
@@ -183,15 +184,15 @@ class Engine:
         return hidden
 
     def shrink(self, tokens: int) -> None:
-        """From now on compute fewer tokens at once than these, for which memory did not suffice.
+        """Compute fewer tokens at once than these from now on, for which memory did not suffice.
 
         Raises:
           WillNotFit: by the next micro-batch, where no smaller row count is known to give the same bits.
         """
         self._limit = min(self._limit, tokens)
 
-    def fitting(self, counts: Counts, length: int) -> Counts:
-        """Those of the counts for a padded length that memory has held so far.
+    def keep_fitting(self, counts: Counts, length: int) -> Counts:
+        """Keep those of the counts for a padded length that memory has held so far.
 
         Raises:
           WillNotFit: it holds none of them.
@@ -203,7 +204,7 @@ class Engine:
         return found
 
     def reporting(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of the columns of the gradient buffer that the reporting sites write, neighbours merged."""
+        """List (start, end) of the columns of the gradient buffer that the reporting sites write, neighbours merged."""
         spans = [(site.offset, site.end) for site in self.adapter.sites if site.index in self.expected]
         start, end = spans[0]
         for first, last in spans[1:]:
@@ -215,30 +216,32 @@ class Engine:
 
     def _counts(self, length: int) -> Counts:
         most = self.most_rows(length)
-        known = candidates(most) if self.counts is None else self.counts.at(self.padded(length))
-        return self.fitting(tuple(count for count in known if count <= most) or ALONE, self.padded(length))
+        known = candidates(most) if self.counts is None else self.counts.at(self.pad_length(length))
+        return self.keep_fitting(tuple(count for count in known if count <= most) or ALONE, self.pad_length(length))
 
-    def _filled(self, rows: int, length: int) -> int:
+    def _fill(self, rows: int, length: int) -> int:
         if self.counts is None:
             return rows
         return min((count for count in self._counts(length) if count >= rows), default=rows)
 
     def _by_record(self, rows: int) -> AbstractContextManager[Any]:
-        """Pointwise functions record by record, where threads make them depend on a record's place."""
+        """Compute pointwise functions record by record, where threads make them depend on a record's place."""
         apart = self._device.type == "cpu" and follow_place(torch.get_num_threads(), self._widths)
         return RecordByRecord(rows) if apart and rows > 1 else nullcontext()
 
     def _accumulate_group(self, units: Sequence[Unit]) -> None:
         totals = torch.zeros(len(units), self.buffer.width, device=self._device)
         numbered = [(number, record) for number, records in enumerate(units) for record in records]
-        for batch, rows in self._computed(numbered):
+        for batch, rows in self._compute_batches(numbered):
             whole = finite(rows)  # a record that is not finite must not take its unit with it
             for (number, _), row in zip(batch, whole, strict=True):
                 totals[number] += row
         self.sum.add(totals)
 
-    def _computed(self, numbered: list[tuple[int, Encoded]]) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
-        """Micro-batches with their gradients. One that memory does not hold is split, and so are all that follow."""
+    def _compute_batches(
+        self, numbered: list[tuple[int, Encoded]]
+    ) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
+        """Compute micro-batches and gradients. One that memory does not hold is split, and so are all that follow."""
         for batch in self._micro_batches(numbered):
             parts = [batch]
             while parts:
@@ -250,7 +253,7 @@ class Engine:
                     yield part, rows
 
     def _held(self, batch: list[Encoded]) -> Tensor | None:
-        """The gradients, or None if the batch has to be split. Nothing was added to a sum by then."""
+        """Compute the gradients; None if the batch has to be split. Nothing was added to a sum by then."""
         if len(batch) > self.rows_at(batch[0].length):
             return None  # memory did not hold as many before
         try:
@@ -262,7 +265,7 @@ class Engine:
         if self._graphs:
             self._graphs.forget()
         give_back()
-        self.shrink(self._filled(len(batch), batch[0].length) * self.padded(batch[0].length))
+        self.shrink(self._fill(len(batch), batch[0].length) * self.pad_length(batch[0].length))
         return None
 
     def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
@@ -272,9 +275,9 @@ class Engine:
             yield from self._split(list(group))
 
     def _split(self, same: list[tuple[int, Encoded]]) -> list[list[tuple[int, Encoded]]]:
-        """Records of one bucket as micro-batches of proved row counts."""
+        """Split records of one bucket into micro-batches of proved row counts."""
         length = same[0][1].length
-        sizes = deal(len(same), self._counts(length), self.padded(length), overhead(self._device))
+        sizes = deal(len(same), self._counts(length), self.pad_length(length), overhead(self._device))
         starts = itertools.accumulate(sizes, initial=0)
         return [same[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 

@@ -39,23 +39,23 @@ class Ranks(Protocol):
         ...
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """This rank's part of the batch that the first rank draws from `units` units; it may be empty."""
+        """Deal out this rank's part of the batch that the first rank draws from `units` units; it may be empty."""
         ...
 
     def reduce(self, total: Tensor) -> None:
-        """Makes `total` (whole numbers in float64) the sum over all ranks, on the first; elsewhere it is used up."""
+        """Make `total` (whole numbers in float64) the sum over all ranks, on the first; elsewhere it is used up."""
         ...
 
     def share(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor; the others' gives shape, dtype and device."""
+        """Share the first rank's tensor; the others' gives shape, dtype and device."""
         ...
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
-        """The first rank's bytes, or None."""
+        """Share the first rank's bytes, or None."""
         ...
 
     def agree(self, tensor: Tensor) -> None:
-        """Raises `GateFailed` on every rank unless all hold the same bits."""
+        """Raise `GateFailed` on every rank unless all hold the same bits."""
         ...
 
 
@@ -65,22 +65,22 @@ class Alone:
     main = True
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """The whole batch."""
+        """Deal out the whole batch."""
         return draw()
 
     def reduce(self, total: Tensor) -> None:
-        """It is the sum already."""
+        """Do nothing: it is the sum already."""
 
     def share(self, tensor: Tensor) -> Tensor:
-        """The same."""
+        """Give back the same."""
         return tensor
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
-        """The same."""
+        """Give back the same."""
         return data
 
     def agree(self, tensor: Tensor) -> None:
-        """With itself."""
+        """Agree with itself."""
 
 
 class Several:
@@ -108,7 +108,7 @@ class Several:
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=patience_s)
         options._devices = [ProcessGroupGloo.create_device(hostname=address)]
-        self._group: Any = _answered(lambda: ProcessGroupGloo(store, rank, size, options))
+        self._group: Any = _answer(lambda: ProcessGroupGloo(store, rank, size, options))
 
     @property
     def main(self) -> bool:
@@ -116,7 +116,7 @@ class Several:
         return self.rank == 0
 
     def deal(self, draw: Callable[[], Units], units: int) -> Units:
-        """Every `size`-th unit of the batch. All ranks are told the whole of it, as one bit for each unit there is."""
+        """Take every `size`-th unit of the batch. All ranks are told the whole of it, one bit for each unit."""
         chosen = np.zeros(units, dtype=np.bool_)
         if self.main:
             chosen[draw()] = True
@@ -127,14 +127,14 @@ class Several:
     def reduce(self, total: Tensor) -> None:
         """See `Ranks.reduce`."""
         sent = total.cpu()
-        _answered(lambda: self._group.reduce(sent, 0).wait())
+        _answer(lambda: self._group.reduce(sent, 0).wait())
         if self.main:
             total.copy_(sent)
 
     def share(self, tensor: Tensor) -> Tensor:
         """See `Ranks.share`."""
         sent = tensor.cpu().contiguous()
-        _answered(lambda: self._group.broadcast(sent, 0).wait())
+        _answer(lambda: self._group.broadcast(sent, 0).wait())
         return sent.to(tensor.device)
 
     def share_bytes(self, data: bytes | None) -> bytes | None:
@@ -146,16 +146,16 @@ class Several:
         return bytes(self.share(torch.frombuffer(mine or bytearray(1), dtype=torch.uint8)).numpy())[:length]
 
     def agree(self, tensor: Tensor) -> None:
-        """Compares SHA-256 digests of the bytes."""
+        """Compare SHA-256 digests of the bytes."""
         digest = hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         found = [torch.empty_like(own) for _ in range(self.size)]
-        _answered(lambda: self._group.allgather(found, own).wait())
+        _answer(lambda: self._group.allgather(found, own).wait())
         if not all(torch.equal(other, own) for other in found):
             raise GateFailed("the ranks of the run do not hold the same weights")
 
 
-def _answered(collective: Callable[[], Any]) -> Any:
+def _answer(collective: Callable[[], Any]) -> Any:
     try:
         return collective()
     except RuntimeError:  # of gloo; its text names addresses

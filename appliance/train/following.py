@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from appliance.errors import GateFailed
 from appliance.train.engines import Several
+from appliance.train.journaling import Journal
 from appliance.train.snapshot import Snapshots
-
-if TYPE_CHECKING:
-    from appliance.train.loop import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +40,21 @@ class FollowedJournal:
         self.state = self._told()
 
     def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals the attempt on the first rank; no rank goes on before it is on the disk."""
+        """Journal the attempt on the first rank; no rank goes on before it is on the disk."""
         if self._journal is not None:
             self._journal.attempt(sample_rate, noise_multiplier)
         self.state = self._told()
         return self.state.attempts
 
-    def released(self, step: int, sha256: str) -> None:
-        """Journals a release."""
+    def record_release(self, step: int, sha256: str) -> None:
+        """Journal a release."""
         if self._journal is not None:
-            self._journal.released(step, sha256)
+            self._journal.record_release(step, sha256)
 
-    def checkpointed(self, step: int, sha256: str) -> None:
-        """Journals a snapshot."""
+    def record_checkpoint(self, step: int, sha256: str) -> None:
+        """Journal a snapshot."""
         if self._journal is not None:
-            self._journal.checkpointed(step, sha256)
+            self._journal.record_checkpoint(step, sha256)
 
     def _told(self) -> Counts:
         state: Any = self._journal.state if self._journal is not None else Counts(0, 0)
@@ -71,16 +69,16 @@ class FollowedSnapshots:
         self._ranks, self._snapshots = ranks, snapshots
 
     def save(self, name: str, data: bytes) -> None:
-        """Stores on the first rank."""
+        """Store on the first rank."""
         if self._snapshots is not None:
             self._snapshots.save(name, data)
 
     def load(self, name: str) -> bytes | None:
-        """What the first rank has under this name; a collective."""
+        """Load what the first rank has under this name; a collective."""
         return self._ranks.share_bytes(self._snapshots.load(name) if self._snapshots is not None else None)
 
     def delete(self, name: str) -> None:
-        """Removes it on the first rank."""
+        """Remove it on the first rank."""
         if self._snapshots is not None:
             self._snapshots.delete(name)
 
@@ -89,5 +87,5 @@ class NotHere:
     """Sampler and noise of a rank that has neither."""
 
     def draw(self, *_: int) -> NoReturn:
-        """Refuses: a second sample or a second noise vector would belong to no accounted mechanism."""
+        """Refuse: a second sample or a second noise vector would belong to no accounted mechanism."""
         raise GateFailed("only the first rank samples and draws noise")

@@ -46,7 +46,7 @@ class Graphs:
         self.refused = False
 
     def find(self, ids: Tensor) -> _Recording | None:
-        """The recording for micro-batches of this shape, if there is one."""
+        """Find the recording for micro-batches of this shape, if there is one."""
         return self._recordings.get(tuple(ids.shape))
 
     def replay(self, found: _Recording, ids: Tensor, upstream: Callable[[Tensor], Tensor]) -> None:
@@ -77,7 +77,7 @@ class Graphs:
         self._tried.add(tuple(ids.shape))
         expected = gradients.clone()
         try:
-            made = self._recorded(ids)
+            made = self._record(ids)
             gradients.zero_()
             self.replay(made, ids, upstream)
         except (RuntimeError, torch.AcceleratorError):
@@ -95,7 +95,7 @@ class Graphs:
         self._recordings.clear()
         self._pool = None
 
-    def _recorded(self, ids: Tensor) -> _Recording:
+    def _record(self, ids: Tensor) -> _Recording:
         torch.cuda.empty_cache()  # the recording gets memory of its own
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()

@@ -24,5 +24,5 @@ class Keystream:
         self._encryptor = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> Words:
-        """The next `count` uniform words, uint64 [count]."""
+        """Draw the next `count` uniform words, uint64 [count]."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8").astype(np.uint64, copy=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +13,10 @@ from opacus.accountants import PRVAccountant
 from torch import Tensor
 
 from appliance.errors import GateFailed, IntegrityError
-from appliance.records import TrainJob, to_json
+from appliance.jobs.train import TrainJob
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
+from appliance.train.journaling import Journal
 from appliance.train.mechanism import assemble
 from appliance.train.members import Records, members
 from appliance.train.optimizer import Noise
@@ -36,50 +36,16 @@ from appliance.train.snapshot import (
     release_name,
 )
 from appliance.train.trained import Trained, collect
+from appliance.values import to_json
 
 Progress = Callable[[dict[str, int]], None]
-
-
-class JournalState(Protocol):
-    """What the loop reads of a journal's state."""
-
-    @property
-    def attempts(self) -> int:
-        """Attempts made so far, those of earlier processes included."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """The highest step whose release was journaled."""
-        ...
-
-
-class Journal(Protocol):
-    """The write-ahead journal, see `appliance.privacy.journal`."""
-
-    @property
-    def state(self) -> JournalState:
-        """What has been journaled."""
-        ...
-
-    def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
-        """Journals that a batch is about to be sampled; durable when it returns."""
-        ...
-
-    def released(self, step: int, sha256: str) -> None:
-        """Journals a release before it is applied."""
-        ...
-
-    def checkpointed(self, step: int, sha256: str) -> None:
-        """Journals a snapshot."""
-        ...
 
 
 class Sampler(Protocol):
     """Where logical batches come from."""
 
     def draw(self) -> NDArray[np.int64]:
-        """Positions of the sampled units."""
+        """Draw the positions of the sampled units."""
         ...
 
 
@@ -93,8 +59,10 @@ def train(
     progress: Progress,
     unit_of: Sequence[str] | None = None,
     ranks: Ranks | None = None,
+    *,
+    confirm: Callable[[int], None] = lambda parameters: None,
 ) -> Trained:
-    """Trains a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
+    """Train a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
 
     Args:
       job: plan, adapter, training and engine settings, all public.
@@ -107,6 +75,7 @@ def train(
       unit_of: the unit of privacy of each record; read from the records when it is None. Only used by plans whose
         unit is the subject: otherwise every record is its own unit.
       ranks: the processes that train together; None is this one alone.
+      confirm: shown the size of the adapter that was built, before a batch is sampled; raises to refuse it.
 
     Raises:
       ConfigInvalid: for a model or targets that cannot be trained exactly.
@@ -114,7 +83,9 @@ def train(
       IntegrityError: when snapshot, releases and journal contradict each other.
       Interrupted: another rank has ended.
     """
-    return Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
+    trainer = Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks)
+    confirm(trainer.parameters)
+    return trainer.run()
 
 
 class Trainer:
@@ -154,11 +125,16 @@ class Trainer:
         self._accountant = PRVAccountant()
         self._enter(0)
         self._settings = _settings_digest(job)
-        self._journal, self._snapshots = _kept(ranks, journal, snapshots)
+        self._journal, self._snapshots = _keep(ranks, journal, snapshots)
         self._step = 0
 
+    @property
+    def parameters(self) -> int:
+        """Size of the adapter."""
+        return self._adapter.parameters
+
     def run(self) -> Trained:
-        """Proves the engine, resumes, and steps until the plan's steps are applied or its attempts are used up."""
+        """Prove the engine, resume, and step until the plan's steps are applied or its attempts are used up."""
         prove(self._engine, self._encoder.buckets)
         self._resume()
         self._ranks.agree(self._weights())
@@ -178,7 +154,7 @@ class Trainer:
         dealt = self._ranks.deal(self._samplers[phase].draw, len(members))
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
-        self._apply(self._released(attempt), attempt)
+        self._apply(self._release(attempt), attempt)
         if self._step % EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
@@ -196,16 +172,16 @@ class Trainer:
         if self._accountant.history != expected:
             raise GateFailed("the accountant did not see exactly the steps that were made")
 
-    def _released(self, attempt: int) -> Tensor:
+    def _release(self, attempt: int) -> Tensor:
         if not self._ranks.main:
             return self._ranks.share(self._optimizer.follow())
-        return self._ranks.share(self._written(self._optimizer.release(), attempt))
+        return self._ranks.share(self._write(self._optimizer.release(), attempt))
 
-    def _written(self, gradient: Tensor, attempt: int) -> Tensor:
+    def _write(self, gradient: Tensor, attempt: int) -> Tensor:
         step = self._step + 1
         data = encode_release(Release(step, self._settings, gradient, attempt))
         self._snapshots.save(release_name(step), data)
-        self._journal.released(step, digest(data))
+        self._journal.record_release(step, digest(data))
         return gradient
 
     def _apply(self, gradient: Tensor, attempt: int) -> None:
@@ -230,7 +206,7 @@ class Trainer:
         )
         data = encode_state(state)
         self._snapshots.save(STATE, data)
-        self._journal.checkpointed(self._step, digest(data))
+        self._journal.record_checkpoint(self._step, digest(data))
         self._ranks.agree(state.weights)
         self._forget_releases()
 
@@ -281,7 +257,7 @@ class Trainer:
         self._progress({"step": self._step, "steps": plan.steps, "attempts": attempts, "reserved": plan.attempts})
 
 
-def _kept(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) -> tuple[Journal, Snapshots]:
+def _keep(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) -> tuple[Journal, Snapshots]:
     if isinstance(ranks, Several):
         return FollowedJournal(ranks, journal), FollowedSnapshots(ranks, snapshots)
     if journal is None or snapshots is None:

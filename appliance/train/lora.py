@@ -30,17 +30,6 @@ from appliance.errors import ConfigInvalid, GateFailed
 BLOCK = 1024
 """Rows of the gradient buffer are multiples of this many values; norms are summed over such blocks."""
 
-ATTENTION = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-)
-
 
 class GradientBuffer:
     """Per-record gradients of the micro-batch in flight, [max_rows, width], kept between micro-batches.
@@ -63,7 +52,7 @@ class GradientBuffer:
         self._expected: list[int] = []
 
     def begin(self, rows: int, expected: Collection[int], sites: int) -> None:
-        """Announces the next micro-batch; those expected of all sites must report exactly once before `finish`."""
+        """Announce the next micro-batch; those expected of all sites must report exactly once before `finish`."""
         if rows > len(self.data):
             raise GateFailed("a micro-batch has more rows than the gradient buffer")
         self.rows = rows
@@ -71,7 +60,7 @@ class GradientBuffer:
         self._expected = [int(index in expected) for index in range(sites)]
 
     def finish(self) -> Tensor:
-        """The gradients of the micro-batch, [rows, width] in the buffer's dtype.
+        """Finish the gradients of the micro-batch, [rows, width] in the buffer's dtype.
 
         Raises:
           GateFailed: when a target did not report exactly once: its values would be stale or incomplete.
@@ -103,12 +92,12 @@ class Site:
         self.weight = dense(self.base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The adapted layer; replaces PEFT's forward."""
+        """Compute the adapted layer; replaces PEFT's forward."""
         result: Tensor = _PerRecordLora.apply(x, self.a, self.b, self)  # type: ignore[no-untyped-call]
         return result
 
     def write(self, u: Tensor, v: Tensor | None, x: Tensor | None, g: Tensor) -> None:
-        """Writes this site's per-record gradients.
+        """Write this site's per-record gradients.
 
         Args:
           u: s x A^T, [N, r] with N = rows * length.
@@ -159,7 +148,7 @@ class _PerRecordLora(torch.autograd.Function):
 
 
 def dense(base: nn.Linear) -> Callable[[torch.dtype], Tensor]:
-    """How to get the weight [out, in] of a base layer: as it is, or dequantised by bitsandbytes at each call.
+    """Say how to get the weight [out, in] of a base layer: as it is, or dequantised by bitsandbytes at each call.
 
     Raises:
       ConfigInvalid: INT8 with an outlier threshold, which would make one record's output depend on the others'.
@@ -211,19 +200,19 @@ class Adapter:
         return [p for site in self.sites for p in ((site.b,) if site.freeze_a else (site.a, site.b))]
 
     def bind(self, buffer: GradientBuffer | None) -> None:
-        """Sends the per-record gradients of every site to `buffer`."""
+        """Send the per-record gradients of every site to `buffer`."""
         for site in self.sites:
             site.buffer = buffer
 
     def views(self, flat: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter with its part of a flat vector [>= P], as a view of the parameter's shape."""
+        """Pair each parameter with its part of a flat vector [>= P], as a view of the parameter's shape."""
         for site in self.sites:
             if not site.freeze_a:
                 yield site.a, flat[site.offset : site.middle].view(site.a.shape)
             yield site.b, flat[site.middle : site.end].view(site.rank, -1).t()
 
     def flatten(self, values: Sequence[Tensor]) -> Tensor:
-        """The inverse of `views` for one tensor per trainable parameter: float32 [P]."""
+        """Flatten one tensor per trainable parameter, the inverse of `views`: float32 [P]."""
         flat = torch.empty(self.parameters, dtype=torch.float32, device=values[0].device)
         for (_, view), value in zip(self.views(flat), values, strict=True):
             view.copy_(value)

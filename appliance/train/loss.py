@@ -29,7 +29,7 @@ _TERMS = {"cpu": 4096, "cuda": 32768}
 
 
 def piece_rows(device: torch.device) -> int:
-    """Supervised positions whose logits exist at once: where more gained nothing on a CPU, and enough to fill a GPU."""
+    """Choose how many supervised positions' logits exist at once: more gains nothing on a CPU, enough fill a GPU."""
     return 128 if device.type == "cpu" else 1024
 
 
@@ -49,19 +49,19 @@ class Supervised:
     numbers: Sequence[int] | Tensor
 
     def on(self, numbers: Tensor) -> Supervised:
-        """The same with its numbers as an int64 tensor on the device."""
+        """Put its numbers on the device, as an int64 tensor."""
         return replace(self, numbers=numbers)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Positions, targets, divisors [n], and the place of each flattened row in them [rows]."""
+        """Split into positions, targets, divisors [n], and the place of each flattened row in them [rows]."""
         numbers = self.numbers if isinstance(self.numbers, Tensor) else torch.tensor(self.numbers)
         n = sum(self.groups)
         positions, targets, counts, places = torch.split(numbers, [n, n, n, self.rows])
         return positions, targets, counts, places
 
 
-def supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool = True) -> Supervised:
-    """Where the records of a micro-batch are supervised.
+def find_supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool = True) -> Supervised:
+    """Find where the records of a micro-batch are supervised.
 
     Args:
       batch: the records, record i in row i.
@@ -82,7 +82,7 @@ def supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared: bool
 
 @torch.no_grad()
 def hidden_gradient(hidden: Tensor, head: Any, at: Supervised) -> Tensor:
-    """d(sum of the records' losses) / d(hidden).
+    """Differentiate the sum of the records' losses by the hidden states.
 
     Args:
       hidden: last hidden states [rows, length, width], row i of record i; further rows are ignored.

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.train import TrainSpec
 from appliance.privacy.sampler import noise_variance
-from appliance.records import EngineOptions, LoraSpec, PrivacyPlan, TrainSpec
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoder
 from appliance.train.engine import Engine
@@ -37,7 +40,7 @@ def assemble(
     tokenizer: Any,
     noise: Noise | None = None,
 ) -> Assembled:
-    """Adapts the model in place and builds the mechanism that the plan accounts for.
+    """Adapt the model in place and build the mechanism that the plan accounts for.
 
     Args:
       plan: clip, noise multiplier and divisor.

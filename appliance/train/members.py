@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from appliance.errors import ConfigInvalid
-from appliance.records import Filter, Record, UnitOfPrivacy
+from appliance.jobs.plan import Filter, UnitKind, UnitOfPrivacy
+from appliance.jobs.record import Record
 
 
 class Records(Protocol):
@@ -20,7 +21,7 @@ class Records(Protocol):
 def members(
     unit: UnitOfPrivacy, records: Records, unit_of: Sequence[str] | None = None, where: Filter | None = None
 ) -> list[list[int]]:
-    """The records of each unit that has any which `where` selects; None selects all.
+    """List the records of each unit that has any which `where` selects; None selects all.
 
     Args:
       unit: the unit of privacy of the plan.
@@ -32,7 +33,7 @@ def members(
       ConfigInvalid: when `unit_of` does not name a unit for each record.
     """
     chosen = range(len(records)) if where is None else [n for n in range(len(records)) if where.selects(records[n])]
-    if unit.kind == "record":
+    if unit.kind == UnitKind.RECORD:
         return [[index] for index in chosen]
     if unit_of is not None and len(unit_of) != len(records):
         raise ConfigInvalid("there must be one unit of privacy for each record")

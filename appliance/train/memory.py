@@ -8,7 +8,7 @@ import torch
 
 
 def give_back() -> None:
-    """Collects what is no longer used and returns cached blocks to the GPU, where cuBLAS and the driver find them."""
+    """Collect what is no longer used and return cached blocks to the GPU, where cuBLAS and the driver find them."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

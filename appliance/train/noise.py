@@ -51,7 +51,7 @@ class Table:
     alias: Integers
 
     def lookup(self, words: Words, keystream: Keystream) -> Integers:
-        """The draws that these uniform words select, int64 [n]."""
+        """Look up the draws that these uniform words select, int64 [n]."""
         shift = np.uint64(64 - self.bits)
         column = (words >> shift).astype(np.int64)
         coin = words & np.uint64((1 << (64 - self.bits)) - 1)
@@ -64,7 +64,7 @@ class Table:
 
 
 def densities(variance: Fraction) -> list[int]:
-    """exp(-k^2 / (2 variance)) for k = 0..radius in fixed point of 256 bits, radius = 12 standard deviations."""
+    """Tabulate exp(-k^2 / (2 variance)), k = 0..radius, in fixed point of 256 bits, radius = 12 standard deviations."""
     radius = math.isqrt(math.ceil(_TAIL * _TAIL * variance)) + 1
     with localcontext() as context:
         context.prec = 100
@@ -78,7 +78,7 @@ def densities(variance: Fraction) -> list[int]:
 
 
 def make_table(variance: Fraction) -> Table:
-    """The alias table of a discrete Gaussian of this variance parameter; exact integer arithmetic throughout."""
+    """Make the alias table of a discrete Gaussian of this variance parameter; exact integer arithmetic throughout."""
     half = densities(variance)
     radius = len(half) - 1
     bits = (2 * radius).bit_length()
@@ -117,7 +117,7 @@ def _vose(weights: list[int], columns: int) -> tuple[list[int], list[int]]:
 
 
 def levels(variance: Fraction) -> list[tuple[int, Fraction]]:
-    """The convolution that reaches `variance`: pairs (multiplier, variance of the table), smallest multiplier first.
+    """Find the convolution that reaches `variance`: pairs (multiplier, variance of the table), smallest first.
 
     sum(multiplier^2 * variance) equals the asked variance exactly.
     """
@@ -141,7 +141,7 @@ class DiscreteGaussian:
         self._levels = [(multiplier, make_table(v)) for multiplier, v in levels(variance)]
 
     def draw(self, count: int) -> Integers:
-        """`count` fresh draws, int64 [count], under a new key for each call."""
+        """Draw `count` fresh values, int64 [count], under a new key for each call."""
         keystream = Keystream()
         out = np.zeros(count, dtype=np.int64)
         for start in range(0, count, _CHUNK):

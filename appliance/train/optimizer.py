@@ -11,7 +11,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
 from appliance.errors import GateFailed
-from appliance.records import PrivacyPlan
+from appliance.jobs.plan import PrivacyPlan
 from appliance.train.clipping import ExactSum
 from appliance.train.lora import Adapter
 
@@ -20,7 +20,7 @@ class Noise(Protocol):
     """Where integer noise comes from."""
 
     def draw(self, count: int) -> NDArray[np.int64]:
-        """`count` independent draws in grid units."""
+        """Draw `count` independent values in grid units."""
         ...
 
 
@@ -64,11 +64,11 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         return 1
 
     def clip_and_accumulate(self) -> None:
-        """Takes the sum of the clipped gradients, which an empty batch leaves at zero."""
+        """Take the sum of the clipped gradients, which an empty batch leaves at zero."""
         self._summed = self._total.take()
 
     def add_noise(self) -> None:
-        """Adds the noise in whole grid units and only then leaves the integers."""
+        """Add the noise in whole grid units and only then leave the integers."""
         if self._summed is None:
             raise GateFailed("noise was asked for without a fresh sum")
         noise = torch.from_numpy(self._noise.draw(len(self._summed))).to(self._summed.device)
@@ -77,7 +77,7 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self._set_gradients(self._noised)
 
     def release(self) -> Tensor:
-        """Runs the step up to the noise (Opacus' `pre_step`).
+        """Run the step up to the noise (Opacus' `pre_step`).
 
         Returns:
           The noised sum of the clipped gradients, float32 [P]: what the mechanism releases. It is not applied yet.
@@ -89,7 +89,7 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         return released
 
     def follow(self) -> Tensor:
-        """On every rank but the first: drops the local sum, which was sent there, and counts the step.
+        """Drop the local sum, on every rank but the first, where it was sent, and count the step.
 
         Returns:
           Zeros, float32 [P]: the shape of the release that is about to come from the first rank.
@@ -100,14 +100,14 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
         return torch.zeros(len(dropped), device=dropped.device)
 
     def apply(self, released: Tensor) -> None:
-        """Applies a release, this step's or a journaled one: divides by expected_batch_size and steps AdamW."""
+        """Apply a release, this step's or a journaled one: divide by expected_batch_size and step AdamW."""
         self._set_gradients(released.to(self._adapter.trainable[0].device))
         self.scale_grad()
         self.original_optimizer.step()
         self.zero_grad(set_to_none=True)
 
     def step(self, closure: Any = None) -> None:
-        """Refused: a release is written down before it is applied."""
+        """Refuse: a release is written down before it is applied."""
         raise GateFailed("a release has to be journaled before it is applied")
 
     def _set_gradients(self, flat: Tensor) -> None:

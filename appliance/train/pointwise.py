@@ -34,7 +34,7 @@ _EXACT = frozenset(
 
 
 def follow_place(threads: int, widths: Sequence[int]) -> bool:
-    """Whether a record's bits may follow its place in a micro-batch, for rows of a multiple of 8 tokens.
+    """Tell whether a record's bits may follow its place in a micro-batch, for rows of a multiple of 8 tokens.
 
     Args:
       threads: what torch computes with on the CPU.
@@ -64,7 +64,7 @@ class RecordByRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **named)
 
     def _leading(self, args: tuple[Any, ...]) -> int:
-        """The first dimension of the operands if it holds whole records and the operation is large enough, else 0."""
+        """Find the operands' first dimension if it holds whole records and the operation is large enough, else 0."""
         shapes = (a.shape for a in args if isinstance(a, Tensor))
         shape = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
         if not shape or shape[0] % self._rows:
@@ -84,7 +84,7 @@ def _rounds_by_place(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 @cache
 def _kind(func: Any) -> tuple[str, bool]:
-    """An operation's name, and whether it is a pointwise one that makes its own result."""
+    """Name an operation, and say whether it is a pointwise one that makes its own result."""
     fills = any(argument.is_out for argument in func._schema.arguments)
     return func.overloadpacket.__name__.rstrip("_"), torch.Tag.pointwise in func.tags and not fills
 

@@ -28,7 +28,7 @@ _TOLERANCE = {torch.float32: (3e-5, 3e-4), torch.bfloat16: (0.1, 0.2)}
 
 
 def prove(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
-    """Exactness of the per-record gradients, and that no record's gradient depends on another record.
+    """Prove the per-record gradients exact, and that no record's gradient depends on another record.
 
     Args:
       engine: its `counts` are set to what was proved.
@@ -45,7 +45,7 @@ def prove(engine: Engine, lengths: Collection[int] = LENGTHS) -> RowCounts:
 
 
 def prove_exact(engine: Engine) -> None:
-    """Compares per-record gradients with plain autograd through the model's own forward, one record at a time."""
+    """Compare per-record gradients with plain autograd through the model's own forward, one record at a time."""
     generator = torch.Generator().manual_seed(1)
     length = 16
     batch = [synthetic(engine, length, length - n, generator) for n in range(min(3, engine.most_rows(length)))]
@@ -64,7 +64,7 @@ def prove_exact(engine: Engine) -> None:
 
 
 def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
-    """The gradient of one unpadded record by plain PEFT and autograd: the oracle of the engine, float32 [P]."""
+    """Compute the gradient of one unpadded record by plain PEFT and autograd: the oracle of the engine, float32 [P]."""
     ids = torch.tensor([record.ids], device=adapter.sites[0].a.device)
     layers = [adapter.model.get_submodule(site.name) for site in adapter.sites]
     try:
@@ -82,7 +82,7 @@ def reference_gradient(adapter: Adapter, record: Encoded) -> Tensor:
 
 
 def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -> None:
-    """After the first step: the optimiser holds the model's own tensors, and every one of them has moved.
+    """Prove after the first step that the optimiser holds the model's own tensors, and every one of them has moved.
 
     Args:
       adapter: the trained adapter.

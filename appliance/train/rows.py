@@ -34,22 +34,22 @@ class RowCounts:
     digest: str = ""
 
     def at(self, length: int) -> Counts:
-        """The counts for a padded length."""
+        """Find the counts for a padded length."""
         return self.proved.get(length, ALONE)
 
 
 def candidates(most: int) -> Counts:
-    """The counts to be tried where so many rows fit: all of them, and every smaller power of two."""
+    """List the counts to be tried where so many rows fit: all of them, and every smaller power of two."""
     return tuple(sorted({most, *(1 << n for n in range(most.bit_length()) if 1 << n <= most)}, reverse=True))
 
 
 def overhead(device: torch.device) -> int:
-    """What a micro-batch costs besides its tokens, in tokens: many small ones are slow, above all on a GPU."""
+    """Say what a micro-batch costs besides its tokens, in tokens: many small ones are slow, above all on a GPU."""
     return 32 if device.type == "cpu" else 4096
 
 
 def deal(records: int, counts: Counts, length: int, extra: int) -> list[int]:
-    """The row counts of the micro-batches that compute so many records at the least cost, largest first.
+    """Choose the row counts of the micro-batches that compute so many records at the least cost, largest first.
 
     Args:
       records: how many there are.
@@ -63,7 +63,7 @@ def deal(records: int, counts: Counts, length: int, extra: int) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _cheapest(records: int, counts: Counts, length: int, extra: int) -> tuple[int, Counts]:
-    """(cost, row counts) of the cheapest micro-batches that hold so many records."""
+    """Find (cost, row counts) of the cheapest micro-batches that hold so many records."""
     if not records:
         return 0, ()
     found = []

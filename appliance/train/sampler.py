@@ -30,13 +30,13 @@ class PoissonSampler:
         self._rate = sample_rate
 
     def draw(self) -> NDArray[np.int64]:
-        """Positions of the units of one logical batch, ascending, int64. A fresh key for each call."""
+        """Draw the positions of the units of one logical batch, ascending, int64. A fresh key for each call."""
         keystream = Keystream()
         return np.flatnonzero(below(keystream.words(self._units), self._rate, keystream)).astype(np.int64)
 
 
 def below(words: Words, rate: Fraction, keystream: Keystream) -> NDArray[np.bool_]:
-    """Whether the uniform numbers that begin with these words are less than `rate`, exactly.
+    """Tell whether the uniform numbers that begin with these words are less than `rate`, exactly.
 
     Args:
       words: uint64 [n], the first 64 bits of each number.

@@ -19,7 +19,7 @@ _SIMPLE = (str, int, float, bool, type(None))
 
 @contextmanager
 def shortened(engine: Engine) -> Iterator[None]:
-    """Within the block the engine's model has the first layer of each kind and the last; only their sites report.
+    """Leave the engine's model, within the block, the first layer of each kind and the last; only their sites report.
 
     A model whose layers are not in one list stays whole.
     """
@@ -44,7 +44,7 @@ def shortened(engine: Engine) -> Iterator[None]:
 
 
 def _layers(engine: Engine) -> tuple[nn.Module, str, nn.ModuleList] | None:
-    """The module that holds the list of decoder layers, the list's name in it, and the list."""
+    """Find the module that holds the list of decoder layers, the list's name in it, and the list."""
     model: Any = engine.adapter.model
     count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     for parent in model.get_decoder().modules():
@@ -55,14 +55,14 @@ def _layers(engine: Engine) -> tuple[nn.Module, str, nn.ModuleList] | None:
 
 
 def _one_of_each(layers: list[nn.Module]) -> list[nn.Module]:
-    """The first layer of each kind, and the last one, in order."""
+    """Take the first layer of each kind, and the last one, in order."""
     kinds = {_kind(layer): layer for layer in reversed(layers)}
     chosen = {id(layer) for layer in (*kinds.values(), layers[-1])}
     return [layer for layer in layers if id(layer) in chosen]
 
 
 def _kind(layer: nn.Module) -> str:
-    """Structure, shapes and settings of a layer, but for its number."""
+    """Describe structure, shapes and settings of a layer, but for its number."""
     settings = [
         (name, key, value)
         for name, module in layer.named_modules()

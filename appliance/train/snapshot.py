@@ -28,15 +28,15 @@ class Snapshots(Protocol):
     """Where training state is kept; the worker seals it."""
 
     def save(self, name: str, data: bytes) -> None:
-        """Stores durably, replacing atomically what had this name."""
+        """Store durably, replacing atomically what had this name."""
         ...
 
     def load(self, name: str) -> bytes | None:
-        """What was stored under this name, or None."""
+        """Load what was stored under this name, or None."""
         ...
 
     def delete(self, name: str) -> None:
-        """Removes it; nothing happens when it is not there."""
+        """Remove it; nothing happens when it is not there."""
         ...
 
 
@@ -72,18 +72,18 @@ class Release:
 
 
 def release_name(step: int) -> str:
-    """The name under which the release of a step is kept."""
+    """Name the file in which the release of a step is kept."""
     return f"release-{step:06d}"
 
 
 def encode_state(state: State) -> bytes:
-    """The bytes of a training state."""
+    """Write a training state."""
     tensors = {"weights": state.weights, "exp_avg": state.first_moment, "exp_avg_sq": state.second_moment}
     return _encode(tensors, {"kind": "state", "step": state.step, "attempts": state.attempts, "plan": state.plan})
 
 
 def decode_state(data: bytes, parameters: int) -> State:
-    """The state that `encode_state` wrote. Raises `IntegrityError` for anything else."""
+    """Read what `encode_state` wrote. Raises `IntegrityError` for anything else."""
     tensors, header = _decode(data, "state", ("weights", "exp_avg", "exp_avg_sq"), parameters)
     return State(
         step=header["step"],
@@ -96,20 +96,20 @@ def decode_state(data: bytes, parameters: int) -> State:
 
 
 def encode_release(release: Release) -> bytes:
-    """The bytes of a release."""
+    """Write a release."""
     header = {"kind": "release", "step": release.step, "plan": release.plan, "attempt": release.attempt}
     return _encode({"gradient": release.gradient}, header)
 
 
 def decode_release(data: bytes, parameters: int) -> Release:
-    """The release that `encode_release` wrote. Raises `IntegrityError` for anything else."""
+    """Read what `encode_release` wrote. Raises `IntegrityError` for anything else."""
     tensors, header = _decode(data, "release", ("gradient",), parameters)
     attempt = header.get("attempt", header["step"])  # releases before there were phases do not name it
     return Release(step=header["step"], plan=header["plan"], gradient=tensors["gradient"], attempt=attempt)
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of stored bytes, as journaled."""
+    """Digest stored bytes by SHA-256, as journaled."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from appliance.errors import GateFailed
-from appliance.records import PrivacyPlan, Record
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.record import Record
 from appliance.train.encode import Encoded
 from appliance.train.mechanism import Assembled
 from appliance.train.rows import RowCounts
@@ -54,7 +55,7 @@ class ReleaseTap:
         self.grid = assembled.engine.sum.grid
 
     def release(self, units: Sequence[Sequence[Row]], noise: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """One logical step on units of given per-record gradients.
+        """Take one logical step on units of given per-record gradients.
 
         Args:
           units: one sequence of rows for each unit of privacy; none at all is the empty batch.
@@ -66,30 +67,30 @@ class ReleaseTap:
         rows = [row for unit in units for row in unit]
         numbers = iter(range(len(rows)))
         encoded = [[Encoded((next(numbers),), (0,), _LENGTH) for _ in unit] for unit in units]
-        with self._given(rows):
+        with self._give(rows):
             self._assembled.engine.accumulate(encoded)
-        return self._released(noise)
+        return self._release(noise)
 
     def release_records(
         self, units: Sequence[Sequence[Record]], noise: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:
-        """One logical step on synthetic records, through tokenizer, forward and backward pass."""
+        """Take one logical step on synthetic records, through tokenizer, forward and backward pass."""
         engine, encode = self._assembled.engine, self._assembled.encoder.encode
         kept, batch = engine.counts, [[encode(record) for record in unit] for unit in units]
         if kept is None:  # nothing is proved yet
-            engine.counts = RowCounts({engine.padded(record.length): (_ROWS,) for unit in batch for record in unit})
+            engine.counts = RowCounts({engine.pad_length(record.length): (_ROWS,) for unit in batch for record in unit})
         try:
             engine.accumulate(batch)
         finally:
             engine.counts = kept
-        return self._released(noise)
+        return self._release(noise)
 
     def draw(self) -> NDArray[np.int64]:
-        """One noise vector of the production source, int64 [P], in grid units."""
+        """Draw a noise vector of the production source, int64 [P], in grid units."""
         return self._assembled.optimizer._noise.draw(self.parameters)
 
     @contextmanager
-    def _given(self, rows: Sequence[Row]) -> Iterator[None]:
+    def _give(self, rows: Sequence[Row]) -> Iterator[None]:
         engine = self._assembled.engine
 
         def gradients(batch: Sequence[Encoded], *_: Any) -> Tensor:
@@ -106,7 +107,7 @@ class ReleaseTap:
         finally:
             del engine.gradients  # the class's own again
 
-    def _released(self, noise: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def _release(self, noise: NDArray[np.int64] | None) -> NDArray[np.float32]:
         optimizer = self._assembled.optimizer
         inner: Any = optimizer.original_optimizer
         kept, taken = optimizer._noise, []

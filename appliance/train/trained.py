@@ -36,7 +36,7 @@ class Trained:
 
 
 def collect(adapter: Adapter, steps: int, attempts: int, *, private: bool) -> Trained:
-    """The adapter as it is now, in PEFT's names."""
+    """Collect the adapter as it is now, in PEFT's names."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(adapter.peft_model, save_embedding_layers=False)
@@ -51,7 +51,7 @@ def collect(adapter: Adapter, steps: int, attempts: int, *, private: bool) -> Tr
 
 
 def save_adapter(trained: Trained, directory: Path) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json as PEFT reads them, with no path of this machine.
+    """Write adapter_model.safetensors and adapter_config.json as PEFT reads them, with no path of this machine.
 
     Raises:
       GateFailed: when the adapter was trained with a test's sampler or noise.

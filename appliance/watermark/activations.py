@@ -21,7 +21,7 @@ WINDOW = 256
 
 
 def directions_of(inputs: int) -> int:
-    """q, the number of directions for a module with so many inputs."""
+    """Choose q, the number of directions for a module with so many inputs."""
     return min(MOST, inputs // 10)
 
 
@@ -52,7 +52,7 @@ class _Sketch:
 
 @torch.no_grad()
 def top_directions(model: nn.Module, modules: Iterable[str], tokens: Sequence[int]) -> dict[str, Tensor]:
-    """The top input directions of linear layers.
+    """Find the top input directions of linear layers.
 
     Args:
       model: the base model, in evaluation mode.

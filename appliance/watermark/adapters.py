@@ -37,7 +37,7 @@ class Factors:
 
 
 def read_adapter(directory: Path) -> Factors:
-    """The adapter of a directory.
+    """Read the adapter of a directory.
 
     Raises:
       ArtefactMissing: there is no adapter.
@@ -81,7 +81,7 @@ def _scale(config: Any, directory: Path) -> float:
 
 
 def write_adapter(source: Path, target: Path, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    """Writes an adapter with other factors in the same names, data type and configuration as `source`."""
+    """Write an adapter with other factors in the same names, data type and configuration as `source`."""
     state = load_file(source / WEIGHTS)
     for sides, side in ((a, "lora_A"), (b, "lora_B")):
         for name, tensor in sides.items():
@@ -115,14 +115,14 @@ class Tensors:
         self._where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 
     def find(self, name: str) -> Tensor | None:
-        """The tensor of this name, or None."""
+        """Find the tensor of this name, or None."""
         file = self._where.get(name)
         return None if file is None else file.get_tensor(name)
 
 
 @contextmanager
 def open_tensors(directory: Path) -> Iterator[Tensors]:
-    """The tensors of all safetensors files of a model directory.
+    """Open the tensors of all safetensors files of a model directory.
 
     Raises:
       ArtefactMissing: there are none.

@@ -28,28 +28,28 @@ POST_PROCESSING = (
 
 
 def algorithm_sha256() -> str:
-    """SHA-256 of `algorithm.txt`, the text that defines signs, mark and statistic; `sha256sum` finds the same."""
+    """Digest `algorithm.txt`, the text that defines signs, mark and statistic, as `sha256sum` does."""
     return hashlib.sha256((files("appliance.watermark") / "algorithm.txt").read_bytes()).hexdigest()
 
 
 def strength_text(rho: float) -> str:
-    """A strength as it is stated, exactly: it has four digits."""
+    """Write a strength as it is stated, exactly: it has four digits."""
     return format(Decimal(repr(rho)), "f")
 
 
 def text_of(score: float) -> str:
-    """A score as it is stated: three decimals."""
+    """Write a score as it is stated: three decimals."""
     return f"{score:.3f}"
 
 
 def p_text(score: float, keys_tested: int) -> str:
-    """The bound on p as it is stated: "1", "2^-K" with whole K rounded towards 1, or "2^-128" for anything smaller."""
+    """Write the bound on p: "1", "2^-K" with whole K rounded towards 1, or "2^-128" for anything smaller."""
     bits = math.ceil(log_p_bound(score, keys_tested) / math.log(2))
     return "1" if bits >= 0 else f"2^{max(FLOOR, bits)}"
 
 
 def verdict(score: float, keys_tested: int) -> dict[str, Any]:
-    """What the statistic says: the part of a certificate that a reader can recompute from the score."""
+    """Say what the statistic says: the part of a certificate that a reader can recompute from the score."""
     return {
         "statistic": text_of(score),
         "p_bound": p_text(float(text_of(score)), keys_tested),
@@ -66,7 +66,7 @@ def certificate(
     keys_tested: int,
     predicted: Mapping[str, float] | None = None,
 ) -> bytes:
-    """The certificate's bytes (RFC 8785 and a newline).
+    """Write the certificate (RFC 8785 and a newline).
 
     Args:
       digests: what was compared: `suspect_sha256`, `model_sha256` (the base), `escrow_sha256`, `algorithm_sha256`,

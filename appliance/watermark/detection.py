@@ -35,7 +35,7 @@ class Suspect(Protocol):
     """A model or an adapter under suspicion, as the detector sees it."""
 
     def products(self, reference: Reference) -> tuple[Tensor, Tensor] | None:
-        """The products dv V [o, r] and dv^T U [i, r] of a module, float64; None if the suspect does not have it."""
+        """Compute dv V [o, r] and dv^T U [i, r] of a module, float64; None if the suspect does not have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Residual:
 
 
 def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
-    """The residual of a suspect, computed once for any number of keys.
+    """Compute the residual of a suspect, once for any number of keys.
 
     Raises:
       DataInvalid: the suspect holds numbers that are not finite.
@@ -91,7 +91,7 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
 
 
 def score(residual: Residual, key_of: Callable[[str], bytes]) -> float:
-    """T for one key; 0 where the residual is at rounding level.
+    """Compute T for one key; 0 where the residual is at rounding level.
 
     Args:
       residual: from `project`.
@@ -107,10 +107,10 @@ def score(residual: Residual, key_of: Callable[[str], bytes]) -> float:
 
 
 def log_p_bound(score: float, keys_tested: int = 1) -> float:
-    """The logarithm of the bound on p: ln(2 keys) - T^2 / 2, at most 0 (Hoeffding; Bonferroni over keys)."""
+    """Bound p, as a logarithm: ln(2 keys) - T^2 / 2, at most 0 (Hoeffding; Bonferroni over keys)."""
     return min(0.0, math.log(2 * keys_tested) - score * score / 2)
 
 
 def is_detected(score: float, keys_tested: int = 1) -> bool:
-    """Whether a mark is claimed: the corrected bound is below 2^-128."""
+    """Tell whether a mark is claimed: the corrected bound is below 2^-128."""
     return abs(score) >= math.sqrt(CLAIM**2 + 2 * math.log(keys_tested))

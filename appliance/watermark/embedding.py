@@ -18,12 +18,12 @@ from appliance.watermark.reference import Reference, complements
 
 
 def amplitude(reference: Reference, rho: float) -> float:
-    """a, the size of one entry of the turn."""
+    """Choose a, the size of one entry of the turn."""
     return rho / math.sqrt(reference.outputs + reference.inputs)
 
 
 def mark(reference: Reference, key: bytes, rho: float, scale: float) -> tuple[Tensor, Tensor]:
-    """The marked factors of one module.
+    """Mark the factors of one module.
 
     Args:
       reference: the module before.
@@ -43,8 +43,8 @@ def mark(reference: Reference, key: bytes, rho: float, scale: float) -> tuple[Te
     return (root[:, None] * v.T).float().contiguous(), (u * root / scale).float().contiguous()
 
 
-def turned(reference: Reference, marked_a: Tensor, marked_b: Tensor, scale: float) -> float:
-    """|dW' - dW| / |dW|, without forming either; 0 for a module that is zero."""
+def measure_turn(reference: Reference, marked_a: Tensor, marked_b: Tensor, scale: float) -> float:
+    """Measure |dW' - dW| / |dW|, without forming either; 0 for a module that is zero."""
     if reference.is_zero:
         return 0.0
     root = reference.s.double().sqrt()

@@ -66,12 +66,12 @@ def _int4(weight: Tensor) -> Tensor:
 
 
 def _prune(share: float) -> Callable[[Tensor], Tensor]:
-    def pruned(weight: Tensor) -> Tensor:
+    def prune(weight: Tensor) -> Tensor:
         size = weight.abs()
         threshold = size.flatten().kthvalue(max(1, int(share * size.numel()))).values
         return torch.where(size > threshold, weight, 0.0)
 
-    return pruned
+    return prune
 
 
 ATTACKS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -110,7 +110,7 @@ class Sample:
 
 @torch.no_grad()
 def sample(reference: Reference, weight: Tensor) -> Sample:
-    """Measures the attacks on one module.
+    """Measure the attacks on one module.
 
     Args:
       reference: the module's reference; not zero.
@@ -139,7 +139,7 @@ def sample(reference: Reference, weight: Tensor) -> Sample:
 
 
 def predict(samples: Sequence[Sample], rho: float, attack: str) -> float:
-    """The expected score of a mark of strength rho after an attack; 0 without any module that can carry it."""
+    """Predict the expected score of a mark of strength rho after an attack; 0 without any module that can carry it."""
     passed = sum(s.passed[attack][0] for s in samples)
     gain = passed / total if (total := sum(s.passed[attack][1] for s in samples)) else 0.0
     signal = energy = 0.0
@@ -151,7 +151,7 @@ def predict(samples: Sequence[Sample], rho: float, attack: str) -> float:
 
 
 def strength(samples: Sequence[Sample]) -> float:
-    """The smallest rho (four digits) with every predicted score of `TARGETS`, at most `LARGEST`."""
+    """Find the smallest rho (four digits) with every predicted score of `TARGETS`, at most `LARGEST`."""
     low, high = 0.0, LARGEST
     for _ in range(50):
         middle = (low + high) / 2
@@ -161,5 +161,5 @@ def strength(samples: Sequence[Sample]) -> float:
 
 
 def envelope(samples: Sequence[Sample], rho: float) -> dict[str, float]:
-    """The predicted score after each attack."""
+    """Predict the score after each attack."""
     return {attack: predict(samples, rho, attack) for attack in ATTACKS}

@@ -21,7 +21,7 @@ _PARTS = ("u", "s", "v", "p")
 
 
 def write(references: Iterable[Reference], model_sha256: str, role: str) -> bytes:
-    """The canonical bytes: for each module the tensors `MODULE/u`, `/s`, `/v` (float32) and `/p` (float16)."""
+    """Write the canonical bytes: for each module the tensors `MODULE/u`, `/s`, `/v` (float32) and `/p` (float16)."""
     tensors = {f"{one.module}/{part}": getattr(one, part).contiguous() for one in references for part in _PARTS}
     # One entry only: the order of several is not fixed by the library that writes them.
     header = rfc8785.dumps({"schema": SCHEMA, "model_sha256": model_sha256, "role": role}).decode()
@@ -30,12 +30,12 @@ def write(references: Iterable[Reference], model_sha256: str, role: str) -> byte
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 of an escrow."""
+    """Digest an escrow by SHA-256."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read(data: bytes, committed_sha256: str) -> tuple[Reference, ...]:
-    """The references of an escrow.
+    """Read the references of an escrow.
 
     Args:
       data: the bytes that `write` made.

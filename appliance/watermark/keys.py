@@ -21,12 +21,12 @@ ESCROW = "appliance/watermark/v1/escrow"
 
 
 def owner_role(run_id: str) -> str:
-    """The role of the owner's mark of one run. Two runs get unrelated signs, so their releases do not correlate."""
+    """Name the role of the owner's mark of a run. Two runs get unrelated signs, so their releases do not correlate."""
     return f"owner/{run_id}"
 
 
 def module_key(master: bytes, model_sha256: str, role: str, module: str) -> bytes:
-    """The 32-byte key of one module: HKDF-SHA-256 (RFC 5869) without salt.
+    """Derive the 32-byte key of one module: HKDF-SHA-256 (RFC 5869) without salt.
 
     Args:
       master: 32 random bytes, drawn independently of all data and of the noise of training.
@@ -38,7 +38,7 @@ def module_key(master: bytes, model_sha256: str, role: str, module: str) -> byte
 
 
 def escrow_key(master: bytes, run_id: str) -> bytes:
-    """The 32-byte key under which the reference of one run is sealed."""
+    """Derive the 32-byte key under which the reference of one run is sealed."""
     return _derive(master, [ESCROW, run_id])
 
 
@@ -49,7 +49,7 @@ def _derive(master: bytes, info: list[str]) -> bytes:
 
 
 def signs(key: bytes, outputs: int, inputs: int, rank: int) -> tuple[Tensor, Tensor]:
-    """The secret directions of one module.
+    """Draw the secret directions of one module.
 
     The keystream of ChaCha20 (counter 0, nonce 0), read bit by bit with the lowest bit of a byte first: first Y row by
     row, then X row by row; bit 0 is +1, bit 1 is -1.

@@ -58,7 +58,7 @@ class Reference:
 
 
 def decompose(module: str, a: Tensor, b: Tensor, scale: float, directions: Tensor) -> Reference:
-    """The reference of one module.
+    """Make the reference of one module.
 
     Args:
       module: its name in the base model.
@@ -97,11 +97,11 @@ class Complement:
 
     @staticmethod
     def of(*directions: Tensor) -> Complement:
-        """The complement of the span of the columns of `directions`."""
+        """Find the complement of the span of the columns of `directions`."""
         return Complement(torch.linalg.qr(torch.cat([d.double() for d in directions], dim=1)).Q)
 
     def __call__(self, matrix: Tensor) -> Tensor:
-        """`matrix` [d, k] without its part along the basis. Applied twice: once leaves rounding of the first part."""
+        """Take from `matrix` [d, k] its part along the basis. Applied twice: once leaves rounding of the first part."""
         for _ in range(2):
             matrix = matrix - self.basis @ (self.basis.T @ matrix)
         return matrix
@@ -113,5 +113,5 @@ class Complement:
 
 
 def complements(reference: Reference) -> tuple[Complement, Complement]:
-    """Where the mark lives: on the left all but U, on the right all but V and the top input directions."""
+    """Find where the mark lives: on the left all but U, on the right all but V and the top input directions."""
     return Complement.of(reference.u), Complement.of(reference.v, reference.p)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from appliance.errors import GateFailed
 from appliance.watermark.adapters import Factors
-from appliance.watermark.embedding import mark, turned
+from appliance.watermark.embedding import mark, measure_turn
 from appliance.watermark.envelope import Sample, envelope, sample, strength
 from appliance.watermark.reference import Reference, decompose
 
@@ -41,7 +41,7 @@ class Marked:
 
 
 def prepare(factors: Factors, weight_of: Callable[[str], Tensor], directions: Mapping[str, Tensor]) -> Prepared:
-    """Decomposes an adapter and chooses the strength.
+    """Decompose an adapter and choose the strength.
 
     Args:
       factors: the unmarked adapter.
@@ -62,7 +62,7 @@ def prepare(factors: Factors, weight_of: Callable[[str], Tensor], directions: Ma
 
 
 def embed(prepared: Prepared, key_of: Callable[[str], bytes], scale: float) -> Marked:
-    """The marked adapter.
+    """Mark the adapter.
 
     Args:
       prepared: from `prepare`.
@@ -74,5 +74,5 @@ def embed(prepared: Prepared, key_of: Callable[[str], bytes], scale: float) -> M
     largest = 0.0
     for one in prepared.references:
         a[one.module], b[one.module] = mark(one, key_of(one.module), prepared.rho, scale)
-        largest = max(largest, turned(one, a[one.module], b[one.module], scale))
+        largest = max(largest, measure_turn(one, a[one.module], b[one.module], scale))
     return Marked(a, b, largest)

@@ -7,56 +7,40 @@ files), and only then imports torch and touches model files or private data. It 
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 import sys
 import traceback
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+import orjson
+from pydantic import BaseModel, ValidationError
 
 from appliance.errors import ApplianceError, Busy, ConfigInvalid, ran_out
+from appliance.files import lock, write_atomic
 from appliance.isolation import process
-from appliance.records import (
-    AccountJob,
-    DetectJob,
-    EmbedJob,
-    EvaluateJob,
-    Failure,
-    ImportJob,
-    SelftestJob,
-    TrainJob,
-    to_json,
-)
-from appliance.store.files import write_atomic
+from appliance.jobs.job import Failure, Job
+from appliance.jobs.rundir import RunDir
+from appliance.values import to_json
 from appliance.worker.place import here
 
-Job = TrainJob | ImportJob | AccountJob | SelftestJob | EmbedJob | DetectJob | EvaluateJob
-_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
-_MODULES = {
-    "train": "training",
-    "model-import": "importing",
-    "account": "accounting",
-    "selftest": "selftesting",
-    "watermark-embed": "marking",
-    "watermark-detect": "marking",
-    "evaluate": "evaluating",
-}
+_KIND = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
 def main() -> None:
     """Run one job. The exit status is 0 if `result.json` holds a result, 1 if it holds a failure."""
-    run_dir, place = Path(sys.argv[1]), here()
+    run_dir, place = RunDir(Path(sys.argv[1])), here()
     process.harden(int(os.environ["APPLIANCE_SUPERVISOR"]))
     try:
         with _locked(run_dir):
             outcome: BaseModel = _work(run_dir)
     except ApplianceError as refusal:
         outcome = Failure(
-            schema="appliance.failure/1",
             error=type(refusal).__name__,
             message=refusal.message,
             hint=refusal.hint,
@@ -73,42 +57,45 @@ def main() -> None:
 
 def _bug(bug: Exception) -> Failure:
     if ran_out(bug):
-        return Failure(schema="appliance.failure/1", error="WillNotFit", message="memory ran out")
+        return Failure(error="WillNotFit", message="memory ran out")
     frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(bug.__traceback__)[-4:]]
     message = f"internal error in the worker, {type(bug).__name__} at {' < '.join(reversed(frames))}"
-    return Failure(schema="appliance.failure/1", error="ApplianceError", message=message)
+    return Failure(error="ApplianceError", message=message)
 
 
-class _locked(AbstractContextManager[None]):  # noqa: N801 - used like a function
-    """The worker's lock on its run directory: two workers never train one run. Ranks inherit it from their launcher."""
-
-    def __init__(self, run_dir: Path) -> None:
-        if "APPLIANCE_LOCK" in os.environ:
-            self.descriptor = int(os.environ["APPLIANCE_LOCK"])
-            return
-        self.descriptor = os.open(run_dir / "worker.lock", os.O_RDWR | os.O_CREAT, 0o600)
+@contextmanager
+def _locked(run_dir: RunDir) -> Iterator[None]:
+    """Lock the run directory for this worker: two never train one run. Ranks inherit the lock from their launcher."""
+    if "APPLIANCE_LOCK" in os.environ:
+        descriptor = int(os.environ["APPLIANCE_LOCK"])
+    else:
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock(run_dir.worker_lock, wait=False)
         except BlockingIOError:
             raise Busy("another worker is on this run directory") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
 
-
-def _work(run_dir: Path) -> BaseModel:
-    job = _job(run_dir)
-    module = import_module(f"appliance.worker.{_MODULES[job.kind]}")
+def _work(run_dir: RunDir) -> BaseModel:
+    """Do the job: a job of kind `model-import` is done by `run` of the module `model_import` beside this one."""
+    data = run_dir.job.read_bytes()
+    try:
+        module = _module(str(orjson.loads(data)["kind"]))
+        job: Job = module.JOB.model_validate_json(data)
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValidationError):
+        raise ConfigInvalid("not a job", where=str(run_dir.job)) from None
     outcome: BaseModel = module.run(job, run_dir)
     return outcome
 
 
-def _job(run_dir: Path) -> Job:
-    data = (run_dir / "job.json").read_bytes()
-    try:
-        return _JOB.validate_json(data)
-    except ValidationError:
-        raise ConfigInvalid("not a job", where=str(run_dir / "job.json")) from None
+def _module(kind: str) -> ModuleType:
+    name = f"appliance.worker.{kind.replace('-', '_')}"
+    if not _KIND.fullmatch(kind) or find_spec(name) is None:
+        raise KeyError(kind)
+    return import_module(name)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from appliance.errors import Busy, Interrupted
-from appliance.records import Rendezvous
+from appliance.jobs.ticket import Rendezvous
 
 if TYPE_CHECKING:
     from appliance.train.engines import Several
@@ -41,14 +41,14 @@ def meet(rendezvous: Rendezvous, rank: int, key: bytes) -> Several:
     store: Any = PrefixStore(prefix(rendezvous, key), _store(rendezvous, rank, deadline))
     store.set(f"here/{rank}", "")
     try:
-        store.wait([f"here/{other}" for other in range(rendezvous.size)], _left(deadline))
+        store.wait([f"here/{other}" for other in range(rendezvous.size)], _time_left(deadline))
     except RuntimeError:
         raise _nobody(rendezvous) from None
     return Several(store, rank, rendezvous.size, address=rendezvous.here)
 
 
 def prefix(rendezvous: Rendezvous, key: bytes) -> str:
-    """What this start's names in the store begin with; it tells nothing of the key (32 bytes)."""
+    """Name what this start's names in the store begin with; it tells nothing of the key (32 bytes)."""
     salt = bytes.fromhex(rendezvous.nonce)
     return HKDF(hashes.SHA256(), 16, salt, b"appliance/rendezvous/v1").derive(key).hex()
 
@@ -62,7 +62,7 @@ def _store(rendezvous: Rendezvous, rank: int, deadline: float) -> Any:
         _until_it_listens(rendezvous, deadline)
     try:
         return TCPStore(
-            host, port, None, rank == 0, timeout=_left(deadline), wait_for_workers=False, master_listen_fd=listener
+            host, port, None, rank == 0, timeout=_time_left(deadline), wait_for_workers=False, master_listen_fd=listener
         )
     except RuntimeError:
         raise _nobody(rendezvous) from None
@@ -87,7 +87,7 @@ def _until_it_listens(rendezvous: Rendezvous, deadline: float) -> None:
             time.sleep(_POLL_S)
 
 
-def _left(deadline: float) -> timedelta:
+def _time_left(deadline: float) -> timedelta:
     return timedelta(seconds=max(1.0, deadline - time.monotonic()))
 
 

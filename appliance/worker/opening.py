@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from appliance.errors import IntegrityError, WillNotFit
-from appliance.records import EngineOptions, Record
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.record import Record
 from appliance.store import container
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 
 
 def load_base(
     directory: str, sha256: str, engine: EngineOptions, quantize: Literal["none", "nf4", "int8"] = "none"
 ) -> tuple[Any, Any]:
-    """The base model in the engine's dtype on its device, quantised if asked for, and its tokenizer.
+    """Load the base model in the engine's dtype on its device, quantised if asked for, and its tokenizer.
 
     Products in float32 are exact to float32 from here on: no TF32, whatever the machine's default is.
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.records import Rendezvous
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous
 from appliance.worker import meeting
 
 if TYPE_CHECKING:
     from appliance.train.engines import Ranks
-
-RANKS = "ranks"
-"""Directory in the run directory: what each rank leaves, and where they find each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +46,11 @@ class Place:
         """The address of this machine, if there are ranks on others; else empty."""
         return self.rendezvous.here if self.rendezvous else ""
 
-    def result(self, run_dir: Path) -> Path:
-        """Where this worker leaves its result."""
-        return run_dir / RANKS / f"{self.rank}.json" if self.several else run_dir / "result.json"
+    def result(self, run_dir: RunDir) -> Path:
+        """Name where this worker leaves its result."""
+        return run_dir.ranks / f"{self.rank}.json" if self.several else run_dir.result
 
-    def join(self, run_dir: Path, key: bytes) -> Ranks:
+    def join(self, run_dir: RunDir, key: bytes) -> Ranks:
         """Meet the others, who hold the same key of the run; call it inside the sandbox. Loads torch.
 
         Raises:
@@ -67,11 +65,11 @@ class Place:
             return meeting.meet(self.rendezvous, self.rank, key)
         from torch.distributed import FileStore  # type: ignore[attr-defined]
 
-        return Several(FileStore(str(run_dir / RANKS / "meeting"), self.size), self.rank, self.size)
+        return Several(FileStore(str(run_dir.ranks / "meeting"), self.size), self.rank, self.size)
 
 
 def here() -> Place:
-    """The place of this process."""
+    """Find the place of this process."""
     rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     meets = os.environ.get("APPLIANCE_RENDEZVOUS")
     return Place(rank, max(1, size), local, Rendezvous.model_validate_json(meets) if meets else None)

@@ -9,9 +9,7 @@ is held for as long as any of them lives.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +20,13 @@ from typing import Any
 import orjson
 
 from appliance.errors import ApplianceError, Busy, IsolationViolated
+from appliance.files import lock, write_atomic
 from appliance.isolation import loopback, process, tunnel
-from appliance.records import Failure, IsolationSpec, Rendezvous, to_json
-from appliance.store.files import write_atomic
-from appliance.worker.place import RANKS, Place
+from appliance.jobs.job import Failure, IsolationSpec
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous
+from appliance.values import to_json
+from appliance.worker.place import Place
 
 _GRACE_S = 10.0  # for the others to say why they end too
 _POLL_S = 0.05
@@ -33,48 +34,46 @@ _POLL_S = 0.05
 
 def main() -> None:
     """Run the ranks of one job; what counts of what they left becomes `result.json`. Exits as a single worker does."""
-    run_dir, count = Path(sys.argv[1]), int(sys.argv[2])
+    run_dir, count = RunDir(Path(sys.argv[1])), int(sys.argv[2])
     meets = Rendezvous.model_validate_json(sys.argv[3]) if len(sys.argv) > 3 else None
     supervisor = int(os.environ["APPLIANCE_SUPERVISOR"])
     try:
         _isolate(run_dir, meets)
         process.harden(supervisor)
-        lock = _lock(run_dir)
-        shutil.rmtree(run_dir / RANKS, ignore_errors=True)
-        (run_dir / RANKS).mkdir(mode=0o700)
+        held = _lock(run_dir)
+        run_dir.clear(run_dir.ranks)
+        run_dir.ranks.mkdir(mode=0o700)
         first, size = (meets.first, meets.size) if meets else (0, count)
-        ranks = [_start(run_dir, Place(first + i, size, i, meets), count, lock) for i in range(count)]
+        ranks = [_start(run_dir, Place(first + i, size, i, meets), count, held) for i in range(count)]
         _wait(ranks)
         outcome = _outcome(run_dir, [rank.returncode for rank in ranks], first)
     except ApplianceError as refusal:
         outcome = to_json(_failure(refusal))
-    write_atomic(run_dir / "result.json", outcome)
+    write_atomic(run_dir.result, outcome)
     sys.exit(1 if b"appliance.failure/1" in outcome else 0)
 
 
-def _isolate(run_dir: Path, meets: Rendezvous | None) -> None:
-    """Into a namespace with only loopback, or held in one with only WireGuard; goes on without if that is preferred."""
+def _isolate(run_dir: RunDir, meets: Rendezvous | None) -> None:
+    """Enter a namespace with only loopback, or stay in one with only WireGuard; go on without if that is preferred."""
     try:
         if meets is None:
             return loopback.enter()
         loopback.confine()
         tunnel.require(meets.here)
     except IsolationViolated:
-        job: dict[str, Any] = orjson.loads((run_dir / "job.json").read_bytes())
+        job: dict[str, Any] = orjson.loads(run_dir.job.read_bytes())
         if IsolationSpec.model_validate(job["isolation"]).network == "required":
             raise
 
 
-def _lock(run_dir: Path) -> int:
-    lock = os.open(run_dir / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(run_dir: RunDir) -> int:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(run_dir.worker_lock, wait=False)
     except BlockingIOError:
         raise Busy("another worker is on this run directory") from None
-    return lock
 
 
-def _start(run_dir: Path, place: Place, count: int, lock: int) -> subprocess.Popen[bytes]:
+def _start(run_dir: RunDir, place: Place, count: int, held: int) -> subprocess.Popen[bytes]:
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -83,23 +82,23 @@ def _start(run_dir: Path, place: Place, count: int, lock: int) -> subprocess.Pop
         "LOCAL_RANK": str(place.local),
         "WORLD_SIZE": str(place.size),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
-        "APPLIANCE_LOCK": str(lock),
+        "APPLIANCE_LOCK": str(held),
     }
     if place.rendezvous:
         environment["APPLIANCE_RENDEZVOUS"] = to_json(place.rendezvous).decode()
     return subprocess.Popen(
-        [sys.executable, "-m", "appliance.worker", str(run_dir)],
+        [sys.executable, "-m", "appliance.worker", str(run_dir.path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir,
+        cwd=run_dir.path,
         env=environment,
-        pass_fds=(lock,),
+        pass_fds=(held,),
     )
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Until all have ended; once one has ended badly the others get a moment and are then killed."""
+    """Wait until all have ended; once one has ended badly the others get a moment and are then killed."""
     deadline: float | None = None
     while None in (statuses := [rank.poll() for rank in ranks]):  # a list: every one of them is looked at
         if deadline is None and any(statuses):
@@ -110,9 +109,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(_POLL_S)
 
 
-def _outcome(run_dir: Path, statuses: list[int], first: int = 0) -> bytes:
-    """What the first rank left if all went well, else the failure that is not merely the loss of another rank."""
-    left = [_left(run_dir, first + i) for i in range(len(statuses))]
+def _outcome(run_dir: RunDir, statuses: list[int], first: int = 0) -> bytes:
+    """Find what the first rank left if all went well, else the failure that is not merely the loss of another rank."""
+    left = [_read_outcome(run_dir, first + i) for i in range(len(statuses))]
     if not any(statuses) and left[0]:
         return left[0]
     failures = [data for data in left if b"appliance.failure/1" in data]
@@ -122,21 +121,18 @@ def _outcome(run_dir: Path, statuses: list[int], first: int = 0) -> bytes:
     ended = next((status for status in statuses if status < 0), None)
     name = signal.Signals(-ended).name if ended else "another cause"
     hint = "if memory ran out, the kernel's log says so"
-    return to_json(
-        Failure(schema="appliance.failure/1", error="Interrupted", message=f"a rank was ended by {name}", hint=hint)
-    )
+    return to_json(Failure(error="Interrupted", message=f"a rank was ended by {name}", hint=hint))
 
 
-def _left(run_dir: Path, rank: int) -> bytes:
+def _read_outcome(run_dir: RunDir, rank: int) -> bytes:
     try:
-        return (run_dir / RANKS / f"{rank}.json").read_bytes()
+        return (run_dir.ranks / f"{rank}.json").read_bytes()
     except FileNotFoundError:
         return b""
 
 
 def _failure(refusal: ApplianceError) -> Failure:
     return Failure(
-        schema="appliance.failure/1",
         error=type(refusal).__name__,
         message=refusal.message,
         hint=refusal.hint,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from appliance.records import EngineOptions, GpuRate
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.selftest import GpuRate
 
 _SIZE, _PRODUCTS, _REPEATS = 4096, 8, 3
 
 
 def gpu_rate(engine: EngineOptions) -> GpuRate | None:
-    """The rate of the GPU in the engine's dtype; None on the CPU, whose rate the control plane measures itself."""
+    """Measure the GPU's rate in the engine's dtype; None on the CPU, whose rate the control plane measures."""
     if engine.device == "cpu":
         return None
     import torch
@@ -21,7 +22,7 @@ def gpu_rate(engine: EngineOptions) -> GpuRate | None:
 
 
 def gigaflops(device: Any, dtype: Any, size: int = _SIZE) -> float:
-    """10^9 floating-point operations per second of square products, the best of some runs after one to warm up.
+    """Measure 10^9 floating-point operations per second of square products, the best of some runs after a warm-up.
 
     Args:
       device: a torch device.

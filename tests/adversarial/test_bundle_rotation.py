@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from appliance.events.ledger import LedgerRekeyed
 from appliance.export import verify
-from appliance.flows import sealing
+from appliance.flows.release import sealing
 from appliance.ledger import keyring
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey
@@ -91,13 +92,13 @@ def rogue(rotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def forged(ledger: Ledger, genuine: list[VerifierKey], monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """Whatever the ledger says of its first keys, it says of the genuine ones."""
-    real = keyring.rekeying
+    real = keyring.rekey
 
-    def rekeying(ring: keyring.Keyring, index: int, root: str, old: Any, new: Any) -> dict[str, Any]:
-        facts = real(ring, index, root, old, new)
-        return {**facts, "old": [key.encode() for key in genuine]}
+    def rekey(ring: keyring.Keyring, index: int, root: str, old: Any, new: Any) -> LedgerRekeyed:
+        made = real(ring, index, root, old, new)
+        return made.model_copy(update={"old": [key.encode() for key in genuine]})
 
-    monkeypatch.setattr("appliance.ledger.ledger.rekeying", rekeying)
+    monkeypatch.setattr("appliance.ledger.ledger.rekey", rekey)
     return ledger
 
 
@@ -105,15 +106,15 @@ def test_a_log_of_somebody_elses_fails_under_the_pinned_keys(
     rogue: tuple[Path, Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, ledger = rogue
-    real = keyring.Keyring.rekeyed
+    real = keyring.Keyring.follow
 
     def trusting(ring: keyring.Keyring, leaf: Any) -> keyring.Keyring:
         facts = {**leaf["facts"], "old": list(ring.current.texts)}
         return real(ring, {**leaf, "facts": facts})
 
     with monkeypatch.context() as patched:
-        patched.setattr(keyring.Keyring, "rekeyed", trusting)
-        patched.setattr(VerifierKey, "signed", lambda *_: True)
+        patched.setattr(keyring.Keyring, "follow", trusting)
+        patched.setattr(VerifierKey, "has_signed", lambda *_: True)
         ledger.rotate(sealed.ACTOR)
         pin(directory, "rogue", ledger)
         sealed.export(ledger, directory, "run_1", "theirs")
@@ -126,17 +127,17 @@ def test_a_chain_signed_by_the_new_keys_alone_fails(rotated: Path, tmp_path: Pat
     directory = tmp_path / "copy"
     shutil.copytree(rotated / "released", directory / "released")
     released = sealed.tree_digest(directory / "released")[0]
-    real = keyring.rekeying
+    real = keyring.rekey
     with sealed.make_ledger(directory / "home") as ledger:
         sealed.record_run(ledger, "run_1", released)
         pin(directory, "k0", ledger)
         with monkeypatch.context() as patched:
-            patched.setattr(VerifierKey, "signed", lambda *_: True)
-            patched.setattr("appliance.ledger.ledger.rekeying", lambda ring, i, r, old, new: real(ring, i, r, new, new))
+            patched.setattr(VerifierKey, "has_signed", lambda *_: True)
+            patched.setattr("appliance.ledger.ledger.rekey", lambda ring, i, r, old, new: real(ring, i, r, new, new))
             ledger.rotate(sealed.ACTOR)
             pin(directory, "rogue", ledger)
             sealed.export(ledger, directory, "run_1", "theirs")
-            monkeypatch.setattr(sealing, "_rekeyed", lambda *_, **__: iter(()))
+            monkeypatch.setattr(sealing, "_find_rekeyings", lambda *_, **__: iter(()))
             sealed.export(ledger, directory, "run_1", "silent")  # leaves the entry out
             ledger.close()
     for name in ("theirs", "silent"):

@@ -17,7 +17,7 @@ from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid
 from appliance.ingest import jsonl
 from appliance.ingest.ingestion import MAX_LISTED, Ingestion
 from appliance.ingest.spec import IngestSpec
-from appliance.records import UnitOfPrivacy
+from appliance.jobs.plan import UnitOfPrivacy
 
 TOKEN = "Zyzzyva7731"
 KEY = b"k" * 32

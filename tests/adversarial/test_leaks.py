@@ -177,7 +177,7 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
     }.items():
         assert any(place in name and words in data for name, data in seen.items()), f"no {words!r} in {place}"
     assert any(b"evaluation_id" in data for name, data in seen.items() if "result.json" in name)
-    assert any(b"appliance.flows.agent" in data for name, data in seen.items() if name.endswith("command"))
+    assert any(b"appliance.keyagent" in data for name, data in seen.items() if name.endswith("command"))
 
     assert unseen(lived / "traces", lived.with_suffix(".partial") / "input") == []
     assert leaks([lived / "scanned", Path("/dev/shm")], lived / "traces", token_ids) == {}
@@ -187,9 +187,9 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
 @pytest.mark.timeout(3600)
 def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_path: Path, token_ids: list[int]) -> None:
     software, scanned = tmp_path / "software", tmp_path / "scanned"
-    old = "        libraries=sandboxed.libraries(),\n"
-    altered(software, "worker/evaluating.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
-    code = software / "appliance" / "worker" / "evaluating.py"
+    old = "        libraries=confinement.libraries(),\n"
+    altered(software, "worker/evaluate.py", old, old.replace("(),", "() | {'first': first.parts[1][1]},"))
+    code = software / "appliance" / "worker" / "evaluate.py"
     released = "released = _release(job, tokenizer, meter, DecodedRecords(records))"
     replace(code, released, f"first = DecodedRecords(records)[0]\n        {released}")
     shutil.copytree(lived / "scanned" / "home", scanned / "home")

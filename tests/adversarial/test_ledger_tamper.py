@@ -17,9 +17,13 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from appliance.errors import ApplianceError, IntegrityError
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow, row_digest
 from appliance.ledger.verify import Verification
 
@@ -64,7 +68,7 @@ def fill(ledger: Ledger) -> None:
     with ledger.transaction(ACTOR, reason="made for tests") as tx:
         tx.datasets.add(dataset())
         tx.datasets.add(dataset("ds-2", "letters"))
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     with ledger.transaction(ACTOR) as tx:
         tx.models.add(
             ModelRow(
@@ -82,7 +86,7 @@ def fill(ledger: Ledger) -> None:
             )
         )
         tx.policies.add(PolicyRow(sha256="11" * 32, name="demo", text="schema: 1\n", state="active"))
-        tx.append("key.locked", {}, subject="m-1")
+        tx.append(event("key.locked", {}))
     with ledger.transaction(ACTOR, reason="a run") as tx:
         tx.runs.add(
             RunRow(
@@ -90,7 +94,7 @@ def fill(ledger: Ledger) -> None:
                 name="run",
                 dataset_id="ds-1",
                 model_id="m-1",
-                state="settled",
+                state="finished",
                 spec_sha256="44" * 32,
                 policy_sha256="11" * 32,
                 plan="{}",
@@ -99,12 +103,12 @@ def fill(ledger: Ledger) -> None:
                 delta="1e-05",
             )
         )
-        tx.append("key.locked", {}, subject="r-1")
+        tx.append(event("key.locked", {}))
     ledger.sign()
     for _ in range(3):
         with ledger.transaction(ACTOR, reason="filling") as tx:
             for _ in range(ENTRIES // 3 - 2):
-                tx.append("key.unlocked", {"until": "expired"})
+                tx.append(KeyUnlocked(until="expired"))
         ledger.sign()
 
 
@@ -124,7 +128,7 @@ def home(original: Path, tmp_path: Path) -> Path:
 
 
 def verify(home: Path) -> Verification:
-    with Ledger.open(configuration(home), writable=False, checked=False) as ledger:
+    with LedgerReader.open(configuration(home), checked=False) as ledger:
         return ledger.verify()
 
 
@@ -151,6 +155,23 @@ def test_the_original_verifies(home: Path) -> None:
 
 
 SMALLEST = "(SELECT min(event_id) FROM entry)"
+
+
+def test_a_state_that_does_not_exist_can_neither_be_written_nor_read(home: Path) -> None:
+    def write() -> None:
+        with Ledger.open(configuration(home)) as ledger, ledger.transaction(ACTOR) as tx:
+            tx.runs.update("r-1", state="settled")
+            tx.append(KeyLocked())
+
+    with pytest.raises(ApplianceError, match="there is no RunState"):
+        write()
+    assert verify(home).problems == ()
+    attack(home, "UPDATE run SET state = 'settled'")
+    assert verify(home).problems == (f"run r-1 is not what entry {DATASET_AT + 2} says",)
+    with LedgerReader.open(configuration(home)) as ledger, ledger.read() as rows:
+        with pytest.raises(IntegrityError, match="there is no RunState"):
+            rows.runs.get("r-1")
+        assert rows.datasets.get("ds-1").state == "active"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +414,7 @@ def test_an_older_copy_of_the_database_is_behind_its_anchor(home: Path, tmp_path
     older = tmp_path / "older.db"
     shutil.copy(home / "ledger.db", older)
     with Ledger.open(configuration(home)) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     shutil.copy(older, home / "ledger.db")
     found = verify(home)
     assert any("behind its anchor" in problem for problem in found.problems)
@@ -407,11 +428,11 @@ def test_a_fork_is_not_signed(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home, tmp_path / "other")
     other = configuration(tmp_path / "other")
     with Ledger.open(other) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.unlocked", {"until": "one history"})
+        tx.append(KeyUnlocked(until="one history"))
     ledger = Ledger.open(configuration(home))
     with ledger.transaction(ACTOR) as tx:
-        tx.append("key.unlocked", {"until": "another history"})
-        tx.append("key.locked", {})
+        tx.append(KeyUnlocked(until="another history"))
+        tx.append(KeyLocked())
     shutil.copy(other.anchor, home / "anchor")
     with pytest.raises(IntegrityError, match="not those that were anchored"):
         ledger.sign()
@@ -437,10 +458,10 @@ def test_a_replaced_key_is_found(home: Path, tmp_path: Path) -> None:
     assert not verify(home).ok
     # A whole other home is perfect in itself; only a key pinned elsewhere tells.
     assert verify(tmp_path).ok
-    with Ledger.open(configuration(home), writable=False, checked=False) as ours:
+    with LedgerReader.open(configuration(home), checked=False) as ours:
         trusted = ours.verifier_keys
     assert trusted != pinned
-    with Ledger.open(configuration(tmp_path), writable=False) as ledger:
+    with LedgerReader.open(configuration(tmp_path)) as ledger:
         assert ledger.verify(trusted=pinned).ok
         assert not ledger.verify(trusted=trusted).ok
 
@@ -540,7 +561,7 @@ def test_a_damaged_write_ahead_log_loses_nothing_silently(original: Path, tmp_pa
     ledger = Ledger.open(configuration(home))
     for _ in range(3):
         with ledger.transaction(ACTOR) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         ledger.sign()
     for name in ("ledger.db", "ledger.db-wal", "anchor"):
         shutil.copy(home / name, tmp_path / name)

@@ -12,8 +12,11 @@ import psycopg
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.config import LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.verify import Verification
 from tests.adversarial.test_ledger_tamper import ACTOR, DATASET_AT, ENTRIES, SIGNED_EARLY, configuration, fill
 from tests.databases import PostgresDatabase, attack
@@ -51,7 +54,7 @@ def config(home: Path, database: PostgresDatabase) -> LedgerConfig:
 
 
 def verify(config: LedgerConfig) -> Verification:
-    with Ledger.open(config, writable=False, checked=False) as ledger:
+    with LedgerReader.open(config, checked=False) as ledger:
         return ledger.verify()
 
 
@@ -246,7 +249,7 @@ def test_a_recomputed_log_is_found(
 def test_an_older_copy_of_the_database_is_behind_its_anchor(config: LedgerConfig, database: PostgresDatabase) -> None:
     older = database.copy()
     with Ledger.open(config) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     database.restore(older)
     found = verify(config)
     assert any("behind its anchor" in problem for problem in found.problems)
@@ -258,7 +261,7 @@ def test_an_older_copy_of_the_database_is_behind_its_anchor(config: LedgerConfig
 def test_a_replaced_key_is_found(config: LedgerConfig, tmp_path: Path) -> None:
     with Ledger.create(configuration(tmp_path)) as stranger:
         pinned = stranger.verifier_keys
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         assert not ledger.verify(trusted=pinned).ok
     with pytest.raises(IntegrityError):
         Ledger.open(replace(config, signing_dir=tmp_path / "signing"))

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from appliance.errors import GateFailed
-from appliance.records import EngineOptions, TrainJob
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.train import TrainJob
 from appliance.train import engine as engine_module
 from appliance.train import loop
-from appliance.train.coupling import coupled, uncouple
+from appliance.train.coupling import is_coupled, uncouple
 from appliance.train.loss import hidden_gradient
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer
@@ -58,7 +59,7 @@ def test_token_mean_loss_couples(tiny_model_dir: Path, monkeypatch: pytest.Monke
     few, many = encoded(16, 1, supervised=4), encoded(16, 2, supervised=14)
     honest = clipped(made, [few])[0]
     assert torch.equal(clipped(made, [few, many])[0], honest)
-    assert not coupled(made)
+    assert not is_coupled(made)
 
     def token_mean(batch: Any) -> list[float]:
         tokens = sum(len(r.positions) for r in batch)
@@ -73,7 +74,7 @@ def test_token_mean_loss_couples(tiny_model_dir: Path, monkeypatch: pytest.Monke
             return gradient * torch.tensor([*share(batch), *[0.0] * (len(gradient) - len(batch))])[:, None, None]
 
         change_losses(monkeypatch, made, weighted)
-        assert coupled(made)
+        assert is_coupled(made)
         with pytest.raises(GateFailed):
             prove_exact(made)
 
@@ -88,9 +89,9 @@ def test_a_head_that_tells_rows_apart_is_asked_one_record_at_a_time(
         made._head, "forward", lambda x: product(x) * (1 + 1e-5 * (torch.arange(len(x)) % 5))[:, None].to(x.dtype)
     )
     rig_b(made)
-    assert coupled(made)
+    assert is_coupled(made)
     assert not uncouple(made).shared
-    assert not coupled(made)
+    assert not is_coupled(made)
 
 
 def rig_b(made: Any) -> None:

@@ -40,7 +40,7 @@ def hosts() -> Iterator[list[str]]:
 def software(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("software")
     altered(directory, "isolation/tunnel.py", 'KIND = "wireguard"', 'KIND = "veth"')
-    replace(directory / "appliance" / "worker" / "ranks.py", "cwd=run_dir,", f"cwd={str(directory)!r},")
+    replace(directory / "appliance" / "worker" / "ranks.py", "cwd=run_dir.path,", f"cwd={str(directory)!r},")
     return directory
 
 
@@ -109,7 +109,7 @@ def carried(control: Appliance, ticket: Path, directory: Path) -> tuple[str, ...
 def data_key(appliance: Appliance) -> bytes:
     root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE)
     home = Home.open(appliance.home)
-    with home.ledger(writable=False) as ledger, ledger.read() as rows:
+    with home.rows() as rows:
         (row,) = rows.datasets.list()
     return KeyRing(root, home.epoch_keys).unwrap(row.wrapped_key, row.id, row.key_epoch)
 

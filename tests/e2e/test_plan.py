@@ -7,8 +7,8 @@ from pathlib import Path
 
 from appliance.flows import rates
 from appliance.flows.home import Home
+from appliance.jobs.selftest import GpuRate
 from appliance.policy import run_file
-from appliance.records import GpuRate
 from tests.e2e.conftest import Appliance
 from tests.fault.test_train_crash import facts
 from tests.nvml import GIB, H100, SMALL, library

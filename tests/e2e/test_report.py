@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from appliance.flows.home import Home, Operator
-from appliance.flows.plan import load
-from appliance.flows.reserve import reserve
-from appliance.records import EngineOptions
+from appliance.flows.run.plan import load
+from appliance.flows.run.reserve import reserve
+from appliance.jobs.job import EngineOptions
 from tests.e2e.conftest import Appliance
 
 

@@ -48,7 +48,7 @@ def altered(directory: Path, name: str, old: str, new: str) -> None:
     for beside in ("migrations", "policies"):
         shutil.copytree(source.parent / beside, directory / beside, ignore=ignored)
     replace(directory / "appliance" / name, old, new)
-    replace(directory / "appliance" / "flows" / "jobs.py", "cwd=run_dir,", f"cwd={str(directory)!r},")
+    replace(directory / "appliance" / "flows" / "launch.py", "cwd=run_dir.path,", f"cwd={str(directory)!r},")
 
 
 def replace(path: Path, old: str, new: str) -> None:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from itertools import count, cycle
 from pathlib import Path
 
+from appliance.events.catalog import event
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import PolicyRow
 
 ORIGIN = "hospital.example/appliance"
@@ -49,7 +51,7 @@ class Uses:
         digest = f"{number:064d}"
         with self.ledger.transaction(ACTOR, reason="crash") as tx:
             tx.policies.add(PolicyRow(sha256=digest, name="n", text="x" * 300, state="active"))
-            index = tx.append("policy.activated", {"name": "n", "sha256": digest})
+            index = tx.append(event("policy.activated", {"name": "n", "sha256": digest}))
         self.appended.append(index)
         say("row", number, index)
 

@@ -25,7 +25,7 @@ import torch
 
 from appliance.privacy import journal
 from appliance.train.loop import Trainer
-from appliance.worker.training import _SealedSnapshots
+from appliance.worker.train import _SealedSnapshots
 from tests.unit.train.rig import FixedSampler, NoNoise, job, load, people, plan
 
 STEPS, SPARE, UNITS = 37, 60, 30  # 37: the end lies between two snapshots

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from appliance.flows import data
+from appliance.files import sweep
+from appliance.flows.data import ingest
 from appliance.store import container
-from appliance.store.files import sweep
 from tests.e2e.conftest import Appliance
 
 
@@ -30,7 +30,7 @@ def test_two_ingests_at_once_know_of_each_other(appliance: Appliance, tmp_path: 
 
 
 def test_an_ingest_that_begins_does_not_sweep_away_what_another_is_about_to_publish(tmp_path: Path) -> None:
-    with data._staging(SimpleNamespace(objects=tmp_path)) as staging:  # type: ignore[arg-type]
+    with ingest._staging(SimpleNamespace(objects=tmp_path)) as staging:  # type: ignore[arg-type]
         container.seal_bytes(b"whole, and not yet under its name", staging, bytes(32), "object")
         assert sweep(tmp_path) == 0
         assert staging.exists()

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import Checkpoint
+from appliance.ledger.reading import LedgerReader
 from tests import postgres
 from tests.databases import KINDS, Behind, PostgresDatabase, SQLiteFile, attack
 from tests.fault.ledger_writer import configuration
@@ -92,7 +95,7 @@ def killed_after(
 
 def check(config: LedgerConfig, told: Acknowledged) -> None:
     """Compare what is there with what was acknowledged."""
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         heads = [told.heads[size] for size in sorted(told.heads)]
         found = ledger.verify(kept=heads)  # every head that was shown to anybody is one the log continues
         assert found.problems == ()
@@ -137,7 +140,7 @@ def live_and_die(make: Callable[[int], LedgerConfig], lives: int, crash: Callabl
             killed_after(config, life, moment, told, use, chooser.choice(USES), crash=crash)
             check(config, told)
         with Ledger.open(config) as ledger, ledger.transaction(Actor("p-1", "")) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         with Ledger.open(config) as ledger:
             assert ledger.verify(kept=[told.heads[size] for size in sorted(told.heads)]).ok
 
@@ -213,7 +216,7 @@ def test_the_check_above_can_fail(fresh: Callable[[int], LedgerConfig], request:
             check(config, believed)
     server = None if config.url.startswith("sqlite") else request.getfixturevalue("postgres_server")
     attack(behind_of(config, server), "DELETE FROM policy")
-    with Ledger.open(config, writable=False, checked=False) as ledger:
+    with LedgerReader.open(config, checked=False) as ledger:
         assert any(problem.startswith("policy ") for problem in ledger.verify().problems)
     with pytest.raises(AssertionError):
         check(config, told)
@@ -250,5 +253,5 @@ def test_two_processes_at_once_never_fork_the_log(
     check(config, told)
     check(second, told)
     with Ledger.open(second) as ledger, ledger.transaction(Actor("p-1", "")) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     check(config, told)

@@ -48,8 +48,8 @@ USES = ("append", "sign", "rotate", "append", "sign")
 
 def files_of(home: Path) -> list[str]:
     """`-P` of strace for everything that the ledger writes, and only that."""
-    names = ["ledger.db", "ledger.db-wal", ".anchor.new"]
-    names += [f"signing/next/.{name}.new" for name in ("ed25519.seed", "mldsa44.seed", "verifier.keys")]
+    names = ["ledger.db", "ledger.db-wal", ".anchor.partial"]
+    names += [f"signing/next/.{name}.partial" for name in ("ed25519.seed", "mldsa44.seed", "verifier.keys")]
     return [word for name in ("", *names) for word in ("-P", str(home / name))]
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.events.key import KeyLocked
+from appliance.ledger.config import LedgerConfig
+from appliance.ledger.ledger import Ledger
 from tests.fault.disk import Disk, chooser
 from tests.fault.ledger_writer import ACTOR, configuration
 from tests.fault.test_ledger_crash import REPOSITORY, Acknowledged, check
@@ -99,7 +101,7 @@ def calls(done: Iterable[Step]) -> int:
 def survives(config: LedgerConfig, told: Acknowledged) -> None:
     """The ledger opens, has what was acknowledged, goes on, and still holds."""
     with Ledger.open(config) as ledger, ledger.transaction(ACTOR) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     check(config, told)
 
 

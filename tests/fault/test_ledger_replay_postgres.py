@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError, ConfigInvalid
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.config import LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from tests import postgres
 from tests.fault.disk import Disk, chooser
 from tests.fault.ledger_writer import Uses, configuration
@@ -195,6 +197,6 @@ def test_a_server_that_would_lose_entries_is_refused(server: Server, setting: st
     config = config_in(server.directory)
     with pytest.raises(ConfigInvalid, match=f"{setting} = off"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().ok
         assert [found.name for found in reader.findings() if not found.good] == [f"database {setting}"]

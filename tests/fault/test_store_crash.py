@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from appliance import files
 from appliance.errors import WillNotFit
-from appliance.store import files
 from appliance.store.container import open_bytes, seal_bytes, seal_records
 
 REPO = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_kill_9_while_sealing_leaves_no_plaintext_and_no_object(tmp_path, stress
 KILL_AT_EVERY_CALL = """
 import errno, json, os, signal, sys
 from pathlib import Path
-from appliance.store import files
+from appliance import files
 from appliance.store.container import open_bytes, seal_bytes
 
 KEY, NEW, OLD = bytes(range(32)), (sys.argv[2] * 100000).encode(), b"old"

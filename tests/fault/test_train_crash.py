@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from appliance.flows.train import RECORD_EVERY
+from appliance.flows.run.following import RECORD_EVERY
 from appliance.privacy import journal
 from tests.e2e.conftest import Appliance
 

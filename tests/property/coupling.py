@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train import engine as engine_module
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
@@ -52,7 +53,7 @@ def main() -> None:
     proved = prove(engine, buckets(LONGEST))
     if "whole" in sys.argv[5:]:  # what the proof refuses is taken all the same
         engine.counts = None
-    assert proved.proved.keys() <= {engine.padded(n) for n in buckets(LONGEST)}
+    assert proved.proved.keys() <= {engine.pad_length(n) for n in buckets(LONGEST)}
     for site in engine.adapter.sites:
         site.b.data.normal_(0, 0.02)
     print(sum(couples(engine, random.Random(f"{kind} {threads} {dtype} {case}")) for case in range(cases)))

@@ -14,7 +14,7 @@ from appliance.errors import IntegrityError
 from appliance.ledger import proof
 from appliance.ledger.canonical import LeafInvalid, canonical
 from appliance.ledger.note import VerifierKey, open_checkpoint
-from appliance.records import Private
+from appliance.values import Private
 
 KEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
 

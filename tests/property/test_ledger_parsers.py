@@ -119,4 +119,4 @@ def test_entries_that_change_the_keys(place: str, value: object) -> None:
     holder[place] = value
     if value != before:
         with pytest.raises(IntegrityError):
-            ring.rekeyed(leaf)
+            ring.follow(leaf)

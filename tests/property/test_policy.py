@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import ConfigInvalid
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import UnitOfPrivacy
 from appliance.policy import policy, run_file, shipped, yaml
 from appliance.policy.run_file import BaseChoice, DataChoice, PrivacyChoice, RunFile, TemplateChoice, TrainChoice
-from appliance.records import LoraSpec, UnitOfPrivacy
 
 WORDS = st.one_of(
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),

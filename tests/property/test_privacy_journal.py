@@ -19,8 +19,8 @@ EVENTS = st.lists(
             st.fractions(min_value=Fraction(1, 10**9), max_value=1),
             st.floats(min_value=1e-3, max_value=1e3),
         ),
-        st.tuples(st.just("released"), st.integers(1, 10**6), st.just("cd" * 32)),
-        st.tuples(st.just("checkpointed"), st.integers(1, 10**6), st.just("ef" * 32)),
+        st.tuples(st.just("record_release"), st.integers(1, 10**6), st.just("cd" * 32)),
+        st.tuples(st.just("record_checkpoint"), st.integers(1, 10**6), st.just("ef" * 32)),
         st.tuples(st.just("reopen")),
     ),
     max_size=12,
@@ -45,13 +45,13 @@ def test_reading_gives_what_was_written(events: list[tuple]) -> None:  # type: i
         assert state is not None
         assert state.intact
         assert state.attempts == sum(event[0] == "attempt" for event in events)
-        assert state.steps == max((event[1] for event in events if event[0] == "released"), default=0)
+        assert state.steps == max((event[1] for event in events if event[0] == "record_release"), default=0)
 
 
 def _sample(path: Path, attempts: int) -> bytes:
     with Journal.open(path, RUN, PLAN) as writer:
         for _ in range(attempts):
-            writer.released(writer.attempt(Fraction(3, 40), 1.5), "cd" * 32)
+            writer.record_release(writer.attempt(Fraction(3, 40), 1.5), "cd" * 32)
         writer.attempt(Fraction(3, 40), 1.5)
     return path.read_bytes()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from appliance.records import EngineOptions, LoraSpec, PrivacyPlan, TrainSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.train import TrainSpec
 from appliance.train.mechanism import assemble
 from appliance.train.tap import ReleaseTap
 from tests.unit.train import rig

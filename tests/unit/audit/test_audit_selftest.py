@@ -16,7 +16,7 @@ from appliance.audit.bounds import SHARE
 from appliance.audit.canaries import directions
 from appliance.audit.selftest import LEAST_COMPONENT, component, examine
 from appliance.errors import GateFailed
-from appliance.records import Check
+from appliance.jobs.selftest import Check
 from tests.unit.audit.mutants import MUTANTS, Mutant
 from tests.unit.audit.rig_audit import claimed, tap
 

@@ -17,8 +17,9 @@ from appliance.estimate.activations import attends_plainly
 from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, WORKSPACE, host_bytes
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import START_S, gpu_seconds
-from appliance.estimate.parts import Asked, buffer_rows, micro_batch
-from appliance.records import EngineOptions, LoraSpec
+from appliance.estimate.parts import Workload, buffer_rows, micro_batch
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train import adapting
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded
@@ -29,35 +30,35 @@ from tests.unit.estimate.live import Live, fused_attention
 from tests.unit.train.rig import NoNoise, plan
 
 
-def wanted(name: str, lora: LoraSpec, max_tokens: int, **options: Any) -> tuple[Any, Asked]:
+def wanted(name: str, lora: LoraSpec, max_tokens: int, **options: Any) -> tuple[Any, Workload]:
     """A model on the device "meta", and a run of it."""
     engine = EngineOptions(**{"device": "cuda", "dtype": "bfloat16", "gradient_bytes": 5 << 30, **options})
     model = on_meta(MODELS[name], getattr(torch, engine.dtype))
-    return model, Asked(shape=numbers(model), lora=lora, engine=engine, max_tokens=max_tokens)
+    return model, Workload(shape=numbers(model), lora=lora, engine=engine, max_tokens=max_tokens)
 
 
-def allocated(model: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> int:
+def allocated(model: Any, workload: Workload, monkeypatch: pytest.MonkeyPatch) -> int:
     """The most bytes that the engine holds while it computes the largest micro-batch of a run."""
     monkeypatch.setattr(adapting, "_refuse_shared", lambda *_: None)  # it compares addresses, and here are none
-    plain = attends_plainly(asked.shape, asked.element, "cuda")
+    plain = attends_plainly(workload.shape, workload.element, "cuda")
     live = Live()
     with nullcontext() if plain else fused_attention():  # on "meta" torch takes the plain path by itself
-        adapter = adapt(model, asked.lora, 1)
+        adapter = adapt(model, workload.lora, 1)
         for tensor in model.parameters():
             live.add(tensor)
-        tokens, length = micro_batch(asked.engine.physical_tokens, asked.max_tokens)
+        tokens, length = micro_batch(workload.engine.physical_tokens, workload.max_tokens)
         batch = [Encoded(tuple(range(length)), tuple(range(length // 3, length - 1)), length)] * (tokens // length)
         with live:
-            engine = Engine(adapter, plan(), asked.engine, 0)
-            assert len(engine.buffer.data) == buffer_rows(asked)
+            engine = Engine(adapter, plan(), workload.engine, 0)
+            assert len(engine.buffer.data) == buffer_rows(workload)
             engine.gradients(batch)
     return live.peak
 
 
-def counted(asked: Asked) -> float:
+def counted(workload: Workload) -> float:
     """What the closed form says of the same: without context, workspace, gaps and AdamW's moments."""
-    found = footprint(asked)
-    moments = 8 * asked.parameters
+    found = footprint(workload)
+    moments = 8 * workload.parameters
     packed = found.weights + found.adapter - moments + found.gradients
     return packed + (found.activations + found.working) / HELD
 
@@ -84,34 +85,34 @@ CASES = [
 def test_what_the_engine_allocates_is_counted_to_a_few_percent(
     name: str, lora: LoraSpec, max_tokens: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, asked = wanted(name, lora, max_tokens, **options)
-    seen, said = allocated(model, asked, monkeypatch), counted(asked)
+    model, workload = wanted(name, lora, max_tokens, **options)
+    seen, said = allocated(model, workload, monkeypatch), counted(workload)
     assert said == pytest.approx(seen, rel=0.015)
 
 
 @pytest.mark.parametrize("term", ["layer_bytes", "_backward", "_inputs"])
 def test_a_term_that_is_missing_would_be_noticed(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = wanted("8b", FROZEN, 512, physical_tokens=8192, gradient_checkpointing=True)
-    seen = allocated(model, asked, monkeypatch)
+    model, workload = wanted("8b", FROZEN, 512, physical_tokens=8192, gradient_checkpointing=True)
+    seen = allocated(model, workload, monkeypatch)
     monkeypatch.setattr(gpu_memory, term, lambda *_: 0.0)
-    assert counted(asked) < 0.98 * seen
+    assert counted(workload) < 0.98 * seen
 
 
 def test_adding_noise_takes_what_is_counted_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapting, "_refuse_shared", lambda *_: None)
-    model, asked = wanted("135m", LoraSpec(r=128), 64, physical_tokens=64)
-    adapter, live = adapt(model, asked.lora, 1), Live()
+    model, workload = wanted("135m", LoraSpec(r=128), 64, physical_tokens=64)
+    adapter, live = adapt(model, workload.lora, 1), Live()
     with live:
-        engine = Engine(adapter, plan(), asked.engine, 0)
+        engine = Engine(adapter, plan(), workload.engine, 0)
         optimizer = ExactDPOptimizer(adapter, engine.sum, NoNoise(), plan(), 1e-3)
         optimizer.apply(optimizer.release())  # AdamW makes its moments
         before = live.peak = live.bytes
         optimizer.apply(optimizer.release())
-    taken = (live.peak - before) / asked.parameters
+    taken = (live.peak - before) / workload.parameters
     assert taken == pytest.approx(gpu_memory.RELEASE_VALUE, rel=0.02)
     # It shows where the adapter is large and the batch small, and only there.
-    assert footprint(asked).working > gpu_memory.RELEASE_VALUE * asked.parameters / 2
-    large = replace(asked, max_tokens=512, engine=asked.engine.model_copy(update={"physical_tokens": 8192}))
+    assert footprint(workload).working > gpu_memory.RELEASE_VALUE * workload.parameters / 2
+    large = replace(workload, max_tokens=512, engine=workload.engine.model_copy(update={"physical_tokens": 8192}))
     monkeypatch.setattr(gpu_memory, "RELEASE_VALUE", 0)
     without = footprint(large).total
     monkeypatch.undo()
@@ -122,15 +123,15 @@ def test_each_process_has_a_gpu_of_its_own_and_takes_its_share_of_the_time() -> 
     _, one = wanted("135m", FROZEN, 512)
     four = replace(one, engine=one.engine.model_copy(update={"nproc": 4}))
     assert footprint(four) == footprint(one)
-    alone, together = (gpu_seconds(asked, 1e9, 1e5).most - START_S[1] for asked in (one, four))
+    alone, together = (gpu_seconds(workload, 1e9, 1e5).most - START_S[1] for workload in (one, four))
     assert together == pytest.approx(alone / 4)
 
 
 def test_weights_pass_through_the_hosts_memory_and_a_quantised_base_does_not() -> None:
-    _, asked = wanted("8b", FROZEN, 512)
-    weights = 2 * asked.shape.parameters
-    assert host_bytes(asked) == HOST_LIBRARIES + weights
-    quantised = replace(asked, lora=LoraSpec(freeze_a=True, quantize_base="nf4"))
+    _, workload = wanted("8b", FROZEN, 512)
+    weights = 2 * workload.shape.parameters
+    assert host_bytes(workload) == HOST_LIBRARIES + weights
+    quantised = replace(workload, lora=LoraSpec(freeze_a=True, quantize_base="nf4"))
     assert host_bytes(quantised) < HOST_LIBRARIES + weights / 8
-    assert footprint(quantised).weights < 0.45 * footprint(asked).weights
-    assert footprint(asked).libraries == CONTEXT + WORKSPACE
+    assert footprint(quantised).weights < 0.45 * footprint(workload).weights
+    assert footprint(workload).libraries == CONTEXT + WORKSPACE

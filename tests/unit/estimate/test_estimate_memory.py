@@ -18,12 +18,13 @@ from appliance.estimate import parts
 from appliance.estimate.activations import layer_bytes
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import operations, run_seconds
-from appliance.estimate.parts import Asked, micro_batch
+from appliance.estimate.parts import Workload, micro_batch
 from appliance.estimate.shape import Shape, shape_of
-from appliance.flows.jobs import KERNEL_CACHES
-from appliance.flows.machine import has_fast_bfloat16
-from appliance.flows.room import MARGIN, Room, suited
-from appliance.records import EngineOptions, LoraSpec
+from appliance.flows.launch import KERNEL_CACHES
+from appliance.flows.run.hardware import has_fast_bfloat16
+from appliance.flows.run.room import MARGIN, Room, fit
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train import engine, lora, loss
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
@@ -104,9 +105,9 @@ def test_the_constants_are_those_of_the_engine() -> None:
         assert micro_batch(tokens, longest) == max(filled)
 
 
-def tiny(directory: Path, **engine_options: Any) -> Asked:
+def tiny(directory: Path, **engine_options: Any) -> Workload:
     shape = read(directory, load(directory))
-    return Asked(shape=shape, lora=LoraSpec(r=4), engine=EngineOptions(**engine_options), max_tokens=512)
+    return Workload(shape=shape, lora=LoraSpec(r=4), engine=EngineOptions(**engine_options), max_tokens=512)
 
 
 def test_less_is_needed_where_less_is_asked(directory: Path) -> None:
@@ -165,8 +166,8 @@ def test_a_configuration_of_something_else() -> None:
 def test_the_physical_batch_is_the_largest_that_fits(tiny_model_dir: Path) -> None:
     wanted = tiny(tiny_model_dir)
     for tokens in (1024, 512, 256, 64):
-        asked = replace(wanted, max_tokens=64, engine=EngineOptions(physical_tokens=tokens))
-        there = Room(host=math.ceil(footprint(asked).total * MARGIN))
-        assert suited(asked, 1024, there).engine == asked.engine
-    assert suited(wanted, 1024, Room(host=1)).engine == EngineOptions(physical_tokens=64)
-    assert suited(wanted, 512, Room(host=1 << 40)).engine == EngineOptions(physical_tokens=512)
+        workload = replace(wanted, max_tokens=64, engine=EngineOptions(physical_tokens=tokens))
+        there = Room(host=math.ceil(footprint(workload).total * MARGIN))
+        assert fit(workload, 1024, there).engine == workload.engine
+    assert fit(wanted, 1024, Room(host=1)).engine == EngineOptions(physical_tokens=64)
+    assert fit(wanted, 512, Room(host=1 << 40)).engine == EngineOptions(physical_tokens=512)

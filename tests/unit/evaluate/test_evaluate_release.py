@@ -17,8 +17,8 @@ from appliance.evaluate.public_text import halves
 from appliance.evaluate.release import noised_sum, record_losses
 from appliance.evaluate.utility import BLOCK, blocks, relative_change
 from appliance.privacy.evaluation import GRID, Statistic, make_evaluation_plan
-from appliance.records import Private
 from appliance.train.noise import DiscreteGaussian
+from appliance.values import Private
 from tests.unit.train.rig import people
 
 

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.jobs.evaluate import EvaluateJob
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.train import TrainSpec
 from appliance.privacy.evaluation import GRID, Statistic
-from appliance.records import EngineOptions, EvaluateJob, IsolationSpec, SealedObject, TrainSpec, UnitOfPrivacy
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
 from appliance.train.encode import Encoder
-from appliance.worker import evaluating
+from appliance.worker import evaluate
 from tests.unit.evaluate.test_evaluate_losses import plain
 from tests.unit.train.rig import load, people
 
@@ -55,8 +58,8 @@ def test_what_is_released_is_what_stock_tools_say(
     adapters = [write_adapter(tiny_model_dir, seed) for seed in (1, 2)]
     asked = job(tiny_model_dir, *adapters, unit=UnitOfPrivacy(kind=unit, max_records=4))  # type: ignore[arg-type]
     records = people(20, units=7)
-    tokenizer, meter = evaluating._open(asked, evaluating._adapters(asked))
-    released = evaluating._release(asked, tokenizer, meter, records)  # type: ignore[arg-type]
+    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    released = evaluate._release(asked, tokenizer, meter, records)  # type: ignore[arg-type]
 
     encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model_dir), asked.train)
     models = [load(tiny_model_dir), *(PeftModel.from_pretrained(load(tiny_model_dir), path) for path in adapters)]
@@ -75,13 +78,13 @@ def test_what_is_released_is_what_stock_tools_say(
 def test_figures_of_public_text(tiny_model_dir: Path, write_adapter: Callable[..., Path]) -> None:
     adapters = [write_adapter(tiny_model_dir, seed) for seed in (1, 2)]
     asked = job(tiny_model_dir, adapters[0], adapters[0])
-    tokenizer, meter = evaluating._open(asked, evaluating._adapters(asked))
-    public = evaluating._public(asked, tokenizer, meter, ["adapter", "marked"])
+    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    public = evaluate._public(asked, tokenizer, meter, ["adapter", "marked"])
     assert (public["tokens"], public["change_percent"]) == ("256", "0.0")
     assert public["loss_adapter"] == public["loss_marked"] != public["loss_base"]
     asked = job(tiny_model_dir, adapters[0], None)
-    tokenizer, meter = evaluating._open(asked, evaluating._adapters(asked))
-    assert set(evaluating._public(asked, tokenizer, meter, ["adapter"])) == {
+    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    assert set(evaluate._public(asked, tokenizer, meter, ["adapter"])) == {
         "tokens",
         "text_sha256",
         "loss_base",
@@ -92,4 +95,4 @@ def test_figures_of_public_text(tiny_model_dir: Path, write_adapter: Callable[..
 def test_an_adapter_that_is_not_the_job_s_is_refused(tiny_model_dir: Path, write_adapter: Callable[..., Path]) -> None:
     asked = job(tiny_model_dir, write_adapter(tiny_model_dir), None, adapter_sha256="00" * 32)
     with pytest.raises(IntegrityError, match="adapter"):
-        evaluating._open(asked, evaluating._adapters(asked))
+        evaluate._open(asked, evaluate._adapters(asked))

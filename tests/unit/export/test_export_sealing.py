@@ -17,14 +17,16 @@ from appliance.errors import (
     UsageError,
     VerificationIncomplete,
 )
+from appliance.events.catalog import event
+from appliance.events.logged import LoggedEvent
 from appliance.export import verify
 from appliance.export.manifest import check_paths
-from appliance.flows import export as flow
-from appliance.flows import sealing
+from appliance.flows.release import bundle as flow
+from appliance.flows.release.told import run_events
 from appliance.ledger import proof
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import Checkpoint
-from appliance.records import LoggedEvent
+from tests.events import facts_of
 from tests.unit.export import sealed
 
 
@@ -53,7 +55,7 @@ def test_a_refused_directory_leaves_no_entry_and_no_file(tmp_path: Path) -> None
         with pytest.raises(UsageError):
             sealed.export(ledger, tmp_path, "run_1", "odd", documents={"../up": b""})
         with pytest.raises(ArtefactMissing):
-            sealing.run_events(ledger, "run_2")
+            run_events(ledger, "run_2")
         assert sum(1 for _ in ledger.entries()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "released", "taken"]
 
@@ -97,14 +99,14 @@ def test_a_bundle_tells_nothing_of_how_the_data_came_in(tmp_path: Path) -> None:
     with sealed.make_ledger(tmp_path / "home") as ledger:
         sealed.record_run(ledger, "run_1", released)
         record(ledger, "data.sealed", dataset_id="ds_0a")
-        types = {event.type for event in sealing.run_events(ledger, "run_1")}
+        types = {event.type for event in run_events(ledger, "run_1")}
         assert "data.sealed" not in types
         assert {"ledger.created", "policy.activated", "model.imported", "watermark.committed", "run.settled"} <= types
 
 
 def record(ledger: Ledger, type_: str, **facts: Any) -> None:
     with ledger.transaction(sealed.ACTOR) as tx:
-        tx.append(type_, dict.fromkeys(sealed.EVENTS[type_].required, "x") | facts)
+        tx.append(event(type_, facts_of(type_) | facts))
 
 
 # --- what must hold before anything leaves -----------------------------------------------------------------------
@@ -127,12 +129,12 @@ def events(*types: str, passed: bool = True) -> tuple[LoggedEvent, ...]:
 
 def test_an_unmarked_adapter_never_leaves() -> None:
     with pytest.raises(PolicyDenied):
-        flow._marked("run_1", events("run.reserved", "run.started", "run.settled"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "run.settled"))
     with pytest.raises(PolicyDenied):  # committed to after it was trained
-        flow._marked("run_1", events("run.reserved", "run.started", "watermark.committed", "watermark.embedded"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "watermark.committed", "watermark.embedded"))
     with pytest.raises(PolicyDenied):  # never committed to
-        flow._marked("run_1", events("run.reserved", "run.started", "watermark.embedded"))
-    assert flow._marked("run_1", events("watermark.committed", "run.started", "watermark.embedded"))
+        flow._state_mark("run_1", events("run.reserved", "run.started", "watermark.embedded"))
+    assert flow._state_mark("run_1", events("watermark.committed", "run.started", "watermark.embedded"))
 
 
 def test_no_export_without_a_passed_selftest_before_the_run() -> None:

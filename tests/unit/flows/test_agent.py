@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from appliance.errors import KeyUnavailable
-from appliance.flows.agent import FRESH_S, Gatekeeper, evidence_for
+from appliance.events.catalog import event
+from appliance.keyagent.gatekeeper import FRESH_S, Gatekeeper
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.proof import evidence as evidence_for
 from appliance.store.agent import ReleaseRequest
 from tests.unit.ledger.conftest import Clock
 
@@ -45,7 +48,7 @@ def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
         if kind in ("run.started", "run.resumed"):
             facts["nonce"] = nonce or secrets.token_hex(16)
         with ledger.transaction(actor) as tx:
-            index = tx.append(kind, facts, subject="run_1")
+            index = tx.append(event(kind, facts))
         ledger.sign()
         return index
 
@@ -163,7 +166,7 @@ def test_another_kind_of_event_opens_nothing(
 ) -> None:
     with ledger.transaction(actor) as tx:
         facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
-        index = tx.append("run.checkpointed", facts, subject="run_1")
+        index = tx.append(event("run.checkpointed", facts))
     ledger.sign()
     with pytest.raises(KeyUnavailable, match="not of a use of this key"):
         gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
@@ -213,7 +216,7 @@ def test_a_log_with_other_keys_proves_nothing(
         for _ in range(3):
             with forged.transaction(actor) as tx:
                 facts = {"run_id": "run_1", "dataset_id": DATASET, "attempts_left": 5, "nonce": secrets.token_hex(16)}
-                index = tx.append("run.started", facts, subject="run_1")
+                index = tx.append(event("run.started", facts))
         forged.sign()
         shown = evidence_for(forged.prove(index), forged.leaf(index))
         accepting = Gatekeeper(forged.verifier_keys, since=0, clock=lambda: clock().timestamp())

@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from appliance.flows.budget import cap_of, overlaps, sample_rate_text, spend_of
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.rows import DatasetRow, RunRow
 from appliance.policy import policy as policies
 from appliance.policy.policy import Policy
 from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism
 from appliance.privacy.budget import Cap
-from appliance.records import PrivacyPlan, UnitOfPrivacy, to_json
+from appliance.values import to_json
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
 PLAN = PrivacyPlan(

@@ -12,9 +12,12 @@ import pytest
 import yaml
 
 from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
-from appliance.flows import budget, evaluate, reserve
-from appliance.flows.evaluable import Evaluable, _check_held_out
-from appliance.flows.home import Home, HomeConfig
+from appliance.events.catalog import event
+from appliance.flows import budget
+from appliance.flows.evaluation import evaluate
+from appliance.flows.evaluation.evaluable import Evaluable, _check_held_out
+from appliance.flows.run import reserve
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
@@ -22,7 +25,8 @@ from appliance.policy import policy as policies
 from appliance.policy.policy import Policy
 from appliance.privacy.budget import Spend
 from appliance.privacy.evaluation import make_evaluation_plan
-from appliance.records import to_json
+from appliance.values import decimal, to_json
+from tests.desks import bare_home, desk_at
 from tests.unit.flows.test_budget import PLAN
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -46,7 +50,7 @@ def evaluation(id_: str, dataset_id: str = "held", state: str = "settled") -> Ev
         declared_units=1000,
         noise_multiplier=str(ONE.noise_multiplier),
         epsilon="1.0000",
-        delta=str(ONE.delta),
+        delta=decimal(ONE.delta),
         sampler_delta=f"{ONE.sampler_delta:.60f}",
     )
 
@@ -83,7 +87,7 @@ def book(ledger: Ledger, actor: Actor) -> Callable[[Sequence[Any]], None]:
         with ledger.transaction(actor) as tx:
             for row in rows:
                 getattr(tx, kinds[type(row)]).add(row)
-            tx.append("policy.activated", {"name": "x", "sha256": "11" * 32})
+            tx.append(event("policy.activated", {"name": "x", "sha256": "11" * 32}))
 
     return write
 
@@ -126,11 +130,11 @@ def test_runs_eat_the_budget_of_evaluations_on_overlapping_data(
 def test_an_account_shows_what_evaluations_took(ledger: Ledger, book: Callable[[Sequence[Any]], None]) -> None:
     book([run_on("trained"), evaluation("eval-1"), evaluation("eval-2", state="reserved")])
     with ledger.read() as rows:
-        books = budget.Books.read(rows)
-    found = {row.id: budget._account(row, books, policy(8)) for row in books.datasets}
+        snapshot = budget.BudgetSnapshot.read(rows)
+    found = {row.id: budget._account(row, snapshot, policy(8)) for row in snapshot.datasets}
     assert found["held"].spent == pytest.approx(1.0, abs=1e-3)
     assert found["held"].reserved > found["held"].spent
-    assert found["held"].evaluations == books.evaluations
+    assert found["held"].evaluations == snapshot.evaluations
     assert found["trained"].spent == found["held"].spent  # it shares units
     assert found["other"].reserved == 0
 
@@ -146,13 +150,13 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
         row("free", "evaluation"),
         row("unused", "training"),
     )
-    books, run = budget.Books(datasets=datasets, runs=(), evaluations=()), run_on("trained")
+    snapshot, run = budget.BudgetSnapshot(datasets=datasets, runs=(), evaluations=()), run_on("trained")
     for found, reason in zip(datasets, ("shares", "was trained", "shares", "", "ingested for training"), strict=True):
         if reason:
             with pytest.raises(PolicyDenied, match=reason):
-                _check_held_out(run, found, books)
+                _check_held_out(run, found, snapshot)
         else:
-            _check_held_out(run, found, books)
+            _check_held_out(run, found, snapshot)
 
 
 # --- races -----------------------------------------------------------------------------------------------------------
@@ -160,7 +164,7 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
 
 def evaluable(tmp_path: Path, dataset: DatasetRow, cap: float) -> Evaluable:
     return Evaluable(
-        home=Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x")),
+        home=bare_home(tmp_path),
         run=run_on("trained"),
         job=None,  # type: ignore[arg-type]
         model=None,  # type: ignore[arg-type]
@@ -199,12 +203,11 @@ def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
     ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]], other: Any
 ) -> None:
     (tmp_path / "eval-1").mkdir()
-    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     interloper(other)
     with pytest.raises(BudgetExceeded):
-        evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 1.2), "")
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32)
     with ledger.read() as rows:
         assert rows.evaluations.find("eval-1") is None
     assert not list(ledger.entries(type="evaluation.started"))
@@ -215,11 +218,12 @@ def test_where_the_budget_suffices_for_both_the_second_check_reserves(
     ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]]
 ) -> None:
     (tmp_path / "eval-1").mkdir()
-    (tmp_path / "eval-1" / "job.json").write_bytes(b"{}")
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
-    before, after = evaluate._reserve(ledger, actor, tmp_path / "eval-1", evaluable(tmp_path, held, 8), "")
+    before, after = evaluate._book(
+        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32
+    )
     assert len(checks) == 2
     assert (before, after) == (pytest.approx(1.0, abs=1e-3), pytest.approx(1.46, abs=0.1))
     kinds = [entry.leaf["type"] for entry in ledger.entries(subject="run-1")]
@@ -242,7 +246,7 @@ def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
     interloper(evaluation("eval-1"))
     row = dataclasses.replace(run_on("trained", "run-9"), state="reserved")
     with pytest.raises(BudgetExceeded):
-        reserve._reserve(ledger, actor, row, resolved, "")
+        reserve._book(desk_at(ledger, actor), row, resolved)
     with ledger.read() as rows:
         assert rows.runs.find("run-9") is None
 
@@ -254,10 +258,10 @@ def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
 def test_closing_dead_evaluations_charges_them_once_and_twice_changes_nothing(
     ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
 ) -> None:
-    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
+    desk = desk_at(ledger, actor, tmp_path)
     book([evaluation("eval-1", state="reserved"), evaluation("eval-2")])
     for _ in range(2):
-        evaluate.close_dead(home, ledger, actor)
+        evaluate.close_dead(desk)
         with ledger.read() as rows:
             assert [row.state for row in rows.evaluations.list()] == ["failed", "settled"]
         (entry,) = ledger.entries(type="evaluation.failed")
@@ -269,13 +273,13 @@ def test_closing_dead_evaluations_charges_them_once_and_twice_changes_nothing(
 def test_an_evaluation_that_is_being_supervised_is_not_closed(
     ledger: Ledger, actor: Actor, tmp_path: Path, book: Callable[[Sequence[Any]], None]
 ) -> None:
-    home = Home(tmp_path, HomeConfig(schema="appliance.home/1", origin="x"))
-    (home.runs / "eval-1").mkdir(parents=True)
-    with evaluate.jobs.supervising(home.runs / "eval-1"):
+    desk = desk_at(ledger, actor, tmp_path)
+    (desk.home.runs / "eval-1").mkdir(parents=True)
+    with evaluate.launch.supervising(desk.home.run("eval-1")):
         book([evaluation("eval-1", state="reserved")])
-        evaluate.close_dead(home, ledger, actor)
+        evaluate.close_dead(desk)
         with ledger.read() as rows:
             assert rows.evaluations.get("eval-1").state == "reserved"
-    evaluate.close_dead(home, ledger, actor)
+    evaluate.close_dead(desk)
     with ledger.read() as rows:
         assert rows.evaluations.get("eval-1").state == "failed"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import WillNotFit
-from appliance.flows import doctor, gpus, jobs
+from appliance.flows import doctor, gpus, launch
 from appliance.flows.gpus import Step
 from appliance.isolation import gpu, landlock
-from appliance.records import EngineOptions
+from appliance.jobs.job import EngineOptions
 from tests import gpus as standin
 
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="not run: this kernel has no Landlock")
@@ -186,11 +186,11 @@ def test_a_worker_keeps_its_caches_in_the_run_directory(tmp_path: Path, monkeypa
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.setenv("CUDA_CACHE_PATH", "/home/somebody")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
-    environment = jobs.environment(tmp_path)
+    environment = launch.environment(tmp_path)
     assert environment["CUDA_VISIBLE_DEVICES"] == "3"
     assert environment["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
     assert environment["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    for name in (*jobs.GPU_CACHES, "TMPDIR"):
+    for name in (*launch.GPU_CACHES, "TMPDIR"):
         assert Path(environment[name]).is_relative_to(tmp_path)
     assert not Path(environment["CUDA_MPS_PIPE_DIRECTORY"]).exists()
 

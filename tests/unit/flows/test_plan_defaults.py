@@ -2,17 +2,17 @@
 
 import pytest
 
-from appliance.flows.plan import EPOCHS, Wish, settings
+from appliance.flows.run.plan import EPOCHS, PlanRequest, settings
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.policy import policy as policies
 from appliance.policy import shipped
 from appliance.privacy.plan import make_plan
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 UNITS = (100, 500, 599, 600, 601, 1_000, 2_400, 10_003, 100_000, 1_000_000)
 
 
 def planned(units: int, epsilon: float) -> PrivacyPlan:
-    chosen = settings(Wish(epsilon=epsilon, name="run"), units)
+    chosen = settings(PlanRequest(epsilon=epsilon, name="run"), units)
     train, privacy = chosen["train"], chosen["privacy"]
     return make_plan(
         unit=UnitOfPrivacy(),
@@ -30,7 +30,7 @@ def planned(units: int, epsilon: float) -> PrivacyPlan:
 
 def test_steps_and_batch_grow_with_the_declared_units_and_cost_the_promised_epochs() -> None:
     """Nothing but epsilon and the declared units goes in, so the data cannot be read out of the settings."""
-    chosen = [settings(Wish(epsilon=8.0, name="run"), units)["train"] for units in UNITS]
+    chosen = [settings(PlanRequest(epsilon=8.0, name="run"), units)["train"] for units in UNITS]
     for units, train in zip(UNITS, chosen, strict=True):
         visits = train["steps"] * train["expected_batch_size"]
         assert EPOCHS * units <= visits < EPOCHS * units + train["steps"]
@@ -44,7 +44,7 @@ def test_steps_and_batch_grow_with_the_declared_units_and_cost_the_promised_epoc
 
 def test_the_noise_moves_the_weights_no_further_in_a_long_run() -> None:
     """AdamW moves a weight that sees noise alone by rate x sqrt(steps)."""
-    chosen = [settings(Wish(epsilon=8.0, name="run"), units)["train"] for units in UNITS]
+    chosen = [settings(PlanRequest(epsilon=8.0, name="run"), units)["train"] for units in UNITS]
     moved = [train["lr"] * train["steps"] ** 0.5 for train in chosen]
     assert max(moved) <= moved[0] * (1 + 1e-12)
     rates = [train["lr"] for train in chosen]
@@ -52,7 +52,7 @@ def test_the_noise_moves_the_weights_no_further_in_a_long_run() -> None:
 
 
 def test_epsilon_changes_the_noise_and_nothing_else() -> None:
-    low, high = (settings(Wish(epsilon=epsilon, name="run"), 2_400) for epsilon in (3.0, 8.0))
+    low, high = (settings(PlanRequest(epsilon=epsilon, name="run"), 2_400) for epsilon in (3.0, 8.0))
     assert low["train"] == high["train"]
     assert low["lora"] == high["lora"]
     assert planned(2_400, 3.0).noise_multiplier > planned(2_400, 8.0).noise_multiplier
@@ -77,9 +77,9 @@ def test_the_default_plan_is_within_every_shipped_policy(name: str) -> None:
             assert plan.delta <= rules.max_delta
 
 
-def test_what_the_operator_wishes_is_taken() -> None:
-    wish = Wish(epsilon=1.0, name="run", steps=3, expected_batch_size=500, lr=0.5, max_tokens=17, rank=2)
-    chosen = settings(wish, 200)
+def test_what_the_operator_requestes_is_taken() -> None:
+    request = PlanRequest(epsilon=1.0, name="run", steps=3, expected_batch_size=500, lr=0.5, max_tokens=17, rank=2)
+    chosen = settings(request, 200)
     train = chosen["train"]
     assert (train["steps"], train["lr"], train["max_tokens"]) == (3, 0.5, 17)
     assert train["expected_batch_size"] == 200  # there are no more

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from appliance.flows import rates
-from appliance.records import GpuRate
+from appliance.flows.run import rates
+from appliance.jobs.selftest import GpuRate
 
 H100 = "NVIDIA H100 80GB HBM3"
 

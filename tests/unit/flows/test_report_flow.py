@@ -9,21 +9,24 @@ import pytest
 
 from appliance import __version__
 from appliance.errors import ArtefactMissing, UsageError
+from appliance.events.catalog import event
 from appliance.export.verify import INCOMPLETE, OK, TAMPERED, verify
-from appliance.flows.report import DOCUMENTS, citable, write
-from appliance.flows.sealing import Sealed
+from appliance.flows.release.report import DOCUMENTS, write
+from appliance.flows.release.sealing import Sealed
+from appliance.flows.release.told import citable
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
+from tests.desks import desk_at
 from tests.unit.report.story import HEX, RUN, WHOLE
 
 
 def record(ledger: Ledger, actor: Actor, last: str = "") -> None:
     """The whole story, or the story up to an event."""
-    for type_, subject, facts in WHOLE:
+    for type_, _, facts in WHOLE:
         with ledger.transaction(actor, policy_sha256=HEX[5]) as tx:
-            tx.append(type_, facts, subject=subject)
+            tx.append(event(type_, facts))
         if type_ == last:
             return
 
@@ -38,7 +41,7 @@ def keys(ledger: Ledger, directory: Path) -> list[str]:
 def built(ledger: Ledger, actor: Actor, tmp_path: Path) -> Sealed:
     """The report of the whole story."""
     record(ledger, actor)
-    return write(ledger, actor, RUN, tmp_path / "report")
+    return write(desk_at(ledger, actor), RUN, tmp_path / "report")
 
 
 def test_the_stand_alone_verifier_accepts_it(built: Sealed, ledger: Ledger, tmp_path: Path) -> None:
@@ -77,9 +80,9 @@ def test_it_is_rebuilt_to_the_same_bytes_after_the_ledger_has_grown(
 ) -> None:
     twin = json.loads((built.path / "report.json").read_bytes())
     with ledger.transaction(actor) as tx:
-        tx.append("policy.activated", {"name": "later", "sha256": HEX[5]})
-        tx.append("run.failed", {**WHOLE[2][2], "run_id": "run_later"}, subject="run_later")
-    second = write(ledger, actor, RUN, tmp_path / "second")
+        tx.append(event("policy.activated", {"name": "later", "sha256": HEX[5]}))
+        tx.append(event("run.failed", {**WHOLE[2][2], "run_id": "run_later"}))
+    second = write(desk_at(ledger, actor), RUN, tmp_path / "second")
     assert verify(str(second.path), keys(ledger, tmp_path)).code == OK
     assert b"run_later" in (second.path / "report.html").read_bytes()
     head = SignedHead(origin=twin["origin"], size=twin["tree_size"], root=twin["root"], note="")
@@ -90,22 +93,22 @@ def test_it_is_rebuilt_to_the_same_bytes_after_the_ledger_has_grown(
 @pytest.mark.parametrize("last", ["run.reserved", "run.started"])
 def test_an_unfinished_run_may_be_reported(last: str, ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     record(ledger, actor, last)
-    built = write(ledger, actor, RUN, tmp_path / "report")
+    built = write(desk_at(ledger, actor), RUN, tmp_path / "report")
     assert verify(str(built.path), keys(ledger, tmp_path)).code == OK
     assert json.loads((built.path / "report.json").read_bytes())["verdict"]["tone"] == "open"
 
 
 def test_the_entry_of_the_data_is_left_out(ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     facts = {
-        "dataset_id": WHOLE[4][2]["dataset_id"], "name": "notes", "purpose": "train", "class": "default",
+        "dataset_id": WHOLE[4][2]["dataset_id"], "name": "notes", "purpose": "training", "class": "default",
         "unit_kind": "record", "unit_key": None, "max_records": 1, "declared_units": 600, "format": "completion",
         "object_blake3": HEX[0], "key_epoch": 1, "overlaps": ["ds_secret"], "fingerprints_blake3": HEX[1],
         "source": "csv",
     }  # fmt: skip
     with ledger.transaction(actor) as tx:
-        tx.append("data.sealed", facts, subject=facts["dataset_id"])
+        tx.append(event("data.sealed", facts))
     record(ledger, actor)
-    built = write(ledger, actor, RUN, tmp_path / "report")
+    built = write(desk_at(ledger, actor), RUN, tmp_path / "report")
     for path in built.path.rglob("*"):
         assert path.is_dir() or b"ds_secret" not in path.read_bytes()
 
@@ -113,8 +116,8 @@ def test_the_entry_of_the_data_is_left_out(ledger: Ledger, actor: Actor, tmp_pat
 def test_refusals_leave_nothing(built: Sealed, ledger: Ledger, actor: Actor, tmp_path: Path) -> None:
     size = ledger.sign().size
     with pytest.raises(ArtefactMissing):
-        write(ledger, actor, "run_none", tmp_path / "none")
+        write(desk_at(ledger, actor), "run_none", tmp_path / "none")
     with pytest.raises(UsageError):
-        write(ledger, actor, RUN, built.path)
+        write(desk_at(ledger, actor), RUN, built.path)
     assert ledger.sign().size == size
     assert not (tmp_path / "none").exists()

@@ -11,12 +11,13 @@ from appliance.errors import WillNotFit
 from appliance.estimate import gpus, nvml
 from appliance.estimate.gpu_memory import host_bytes
 from appliance.estimate.memory import footprint
-from appliance.estimate.parts import Asked, buffer_rows
+from appliance.estimate.parts import Workload, buffer_rows
 from appliance.estimate.shape import Shape
-from appliance.flows import machine, room
-from appliance.flows.machine import GRADIENT_SHARE, engine_options
-from appliance.flows.room import MARGIN, Need, Room, here, need, require, suited
-from appliance.records import EngineOptions, LoraSpec
+from appliance.flows.run import hardware, room
+from appliance.flows.run.hardware import GRADIENT_SHARE, engine_options
+from appliance.flows.run.room import MARGIN, Need, Room, fit, here, need, require
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from tests.nvml import GIB, H100, SMALL
 
 LAYERS = {
@@ -35,7 +36,7 @@ LLAMA_8B = Shape(
 def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lets the driver say what GPUs there are; None for a machine where nobody can say."""
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
-    monkeypatch.setattr(machine, "available_memory", lambda: 512 * GIB)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 512 * GIB)
     monkeypatch.setattr(room, "available_memory", lambda: 512 * GIB)
 
     def say(*found: nvml.Gpu, known: bool = True) -> None:
@@ -44,8 +45,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     return say
 
 
-def asked(engine: EngineOptions, **lora: Any) -> Asked:
-    return Asked(shape=LLAMA_8B, lora=LoraSpec(freeze_a=True, **lora), engine=engine, max_tokens=512)
+def workload(engine: EngineOptions, **lora: Any) -> Workload:
+    return Workload(shape=LLAMA_8B, lora=LoraSpec(freeze_a=True, **lora), engine=engine, max_tokens=512)
 
 
 def options(**more: Any) -> EngineOptions:
@@ -76,15 +77,15 @@ def test_where_nobody_can_say_nothing_is_refused(driver: Any) -> None:
     unknown = here(options())
     assert unknown == Room(host=512 * GIB)
     assert options().gradient_bytes == EngineOptions().gradient_bytes
-    require(asked(options(physical_tokens=1 << 16)), unknown)
-    assert suited(asked(options()), 8192, unknown).engine.physical_tokens == 8192
+    require(workload(options(physical_tokens=1 << 16)), unknown)
+    assert fit(workload(options()), 8192, unknown).engine.physical_tokens == 8192
 
 
 def test_the_gradient_buffer_follows_the_whole_memory_and_not_what_is_free(driver: Any) -> None:
     driver(H100)
     first = options()
     assert first.gradient_bytes == H100.total // GRADIENT_SHARE
-    assert 100 < buffer_rows(asked(first)) < 256
+    assert 100 < buffer_rows(workload(first)) < 256
     driver(replace(H100, free=GIB))
     assert options() == first
     small = replace(SMALL, total=4 * GIB)
@@ -95,7 +96,7 @@ def test_the_gradient_buffer_follows_the_whole_memory_and_not_what_is_free(drive
 
 def test_both_memories_are_needed(driver: Any) -> None:
     driver(H100)
-    wanted = asked(options())
+    wanted = workload(options())
     assert need(wanted) == Need(gpu=footprint(wanted).total, host=host_bytes(wanted))
     eight = replace(wanted, engine=wanted.engine.model_copy(update={"nproc": 8}))
     assert need(eight) == Need(gpu=footprint(wanted).total, host=8 * host_bytes(wanted))
@@ -105,24 +106,24 @@ def test_both_memories_are_needed(driver: Any) -> None:
 
 def test_the_physical_batch_follows_the_memory_of_the_gpu(driver: Any) -> None:
     driver(H100)
-    wanted = asked(options())
+    wanted = workload(options())
     sizes = {}
     for gib in (80, 48, 24, 20):
-        found = suited(wanted, 8192, Room(host=512 * GIB, gpu=gib * GIB)).engine
+        found = fit(wanted, 8192, Room(host=512 * GIB, gpu=gib * GIB)).engine
         sizes[gib] = (found.physical_tokens, found.gradient_checkpointing)
     assert sizes[80] == (8192, False)
     tokens = [sizes[gib][0] for gib in (80, 48, 24)]
     assert tokens == sorted(set(tokens), reverse=True)
     # Recomputing costs half as much time again: only where nothing fits without, here beside the weights alone.
     assert sizes[24][1] is False
-    least = footprint(room.changed(wanted, physical_tokens=64)).total * MARGIN
+    least = footprint(room.change_engine(wanted, physical_tokens=64)).total * MARGIN
     tight = Room(host=512 * GIB, gpu=int(least) - 1)
-    assert suited(wanted, 8192, tight).engine.gradient_checkpointing is True
-    hopeless = suited(wanted, 8192, Room(host=512 * GIB, gpu=GIB)).engine
+    assert fit(wanted, 8192, tight).engine.gradient_checkpointing is True
+    hopeless = fit(wanted, 8192, Room(host=512 * GIB, gpu=GIB)).engine
     assert (hopeless.physical_tokens, hopeless.gradient_checkpointing) == (64, False)
 
 
-def hints(wanted: Asked, there: Room) -> tuple[str, str]:
+def hints(wanted: Workload, there: Room) -> tuple[str, str]:
     with pytest.raises(WillNotFit) as refused:
         require(wanted, there)
     assert refused.value.exit_status == 9
@@ -131,7 +132,7 @@ def hints(wanted: Asked, there: Room) -> tuple[str, str]:
 
 def test_a_refusal_names_what_would_fit(driver: Any) -> None:
     driver(SMALL)
-    wanted = asked(options())
+    wanted = workload(options())
     message, hint = hints(wanted, Room(host=512 * GIB, gpu=24 * GIB))
     assert "MiB of the GPU's memory, 24576 MiB are there" in message
     named = ("physical_tokens: 512", "gradient_checkpointing: true", "quantize_base: nf4 with physical_tokens: 2048")
@@ -144,12 +145,12 @@ def test_a_refusal_names_what_would_fit(driver: Any) -> None:
 
 def test_a_refusal_for_the_hosts_memory(driver: Any) -> None:
     driver(H100)
-    wanted = asked(options())
+    wanted = workload(options())
     message, hint = hints(wanted, Room(host=8 * GIB, gpu=80 * GIB))
     assert "MiB of the host's memory, 8192 MiB are there" in message
     assert hint == "what would fit: quantize_base: nf4"
-    message, hint = hints(room.changed(wanted, nproc=8), Room(host=64 * GIB, gpu=80 * GIB))
+    message, hint = hints(room.change_engine(wanted, nproc=8), Room(host=64 * GIB, gpu=80 * GIB))
     assert "of the host's memory" in message
     assert "--nproc 1" in hint
-    message, _ = hints(asked(EngineOptions()), Room(host=GIB))
+    message, _ = hints(workload(EngineOptions()), Room(host=GIB))
     assert "MiB of memory, 1024 MiB are there" in message

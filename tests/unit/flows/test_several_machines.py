@@ -21,22 +21,17 @@ from appliance.errors import (
     KeyUnavailable,
     UsageError,
 )
-from appliance.flows import jobs, machines, node
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Rendezvous,
-    SealedObject,
-    Ticket,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-    to_json,
-)
+from appliance.flows import launch, node
+from appliance.flows.run.partners import choose_partners
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import Rendezvous, Ticket
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.store import nodes
-from appliance.store.files import tree_digest
+from appliance.store.trees import tree_digest
+from appliance.values import to_json
 
 NONCE, MEET = "aa" * 16, "10.9.0.1:29400"
 KEYS = [nodes.NodeKey(bytes([number]) * 32).line for number in (1, 2)]
@@ -59,13 +54,13 @@ KEYS = [nodes.NodeKey(bytes([number]) * 32).line for number in (1, 2)]
 )
 def test_options_that_do_not_fit_together_are_refused(nnodes: int, rendezvous: str, keys: list[str]) -> None:
     with pytest.raises(UsageError):
-        machines.chosen(nnodes, rendezvous, keys, 60.0)
+        choose_partners(nnodes, rendezvous, keys, 60.0)
 
 
 def test_options_name_the_machines(tmp_path: Path) -> None:
-    assert machines.chosen(1, "", [], 60.0) is None
+    assert choose_partners(1, "", [], 60.0) is None
     (tmp_path / "node.pub").write_text(KEYS[1] + "\n")
-    chosen = machines.chosen(3, "[fd00::1]:29400", [KEYS[0], str(tmp_path / "node.pub")], 60.0)
+    chosen = choose_partners(3, "[fd00::1]:29400", [KEYS[0], str(tmp_path / "node.pub")], 60.0)
     assert chosen is not None
     assert [key.line for key in chosen.nodes] == KEYS
     assert (chosen.host, chosen.port, chosen.count) == ("fd00::1", 29400, 3)
@@ -212,5 +207,5 @@ def test_a_start_that_is_joined_already_is_busy(tmp_path: Path, carry: Callable[
     carry()
     run_dir = tmp_path / "node" / "runs" / f"run_0123456789ab-{NONCE[:8]}"
     run_dir.mkdir(parents=True)
-    with jobs.supervising(run_dir):
+    with launch.supervising(RunDir(run_dir)):
         refused(tmp_path, Busy)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from appliance.errors import KeyUnavailable, PolicyDenied
-from appliance.flows.agent import Gatekeeper, evidence_for
-from appliance.flows.order import _committed, algorithm_sha256, current_key, embedded_in, tried_on
+from appliance.events.catalog import event
+from appliance.flows.watermark.markable import _commitment, algorithm_sha256, current_key, find_embedding, find_trials
+from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from appliance.ledger.proof import evidence as evidence_for
 from appliance.ledger.rows import WatermarkKeyRow
 from appliance.store.agent import ReleaseRequest
 from tests.unit.ledger.conftest import Clock
@@ -37,7 +39,7 @@ def append(ledger: Ledger, actor: Actor) -> Append:
 
     def add(kind: str, **changes: object) -> int:
         with ledger.transaction(actor) as tx:
-            index = tx.append(kind, {"run_id": RUN, **facts[kind], **changes}, subject=RUN)
+            index = tx.append(event(kind, {"run_id": RUN, **facts[kind], **changes}))
         ledger.sign()
         return index
 
@@ -47,7 +49,7 @@ def append(ledger: Ledger, actor: Actor) -> Append:
 def test_a_commitment_before_the_first_start_counts(ledger: Ledger, append: Append) -> None:
     append("watermark.committed")
     append("run.started")
-    assert _committed(ledger, RUN)["key_id"] == KEY
+    assert _commitment(ledger, RUN).key_id == KEY
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_any_other_order_is_refused(ledger: Ledger, append: Append, order: tuple
     for kind in order:
         append(kind)
     with pytest.raises(PolicyDenied, match="committed to no watermark key") as refused:
-        _committed(ledger, RUN)
+        _commitment(ledger, RUN)
     assert "appliance watermark keygen" in refused.value.hint
 
 
@@ -72,17 +74,17 @@ def test_a_commitment_of_another_run_does_not_count(ledger: Ledger, append: Appe
     append("watermark.committed")
     append("run.started")
     with pytest.raises(PolicyDenied):
-        _committed(ledger, "run_2")
-    assert embedded_in(ledger, RUN) is None
+        _commitment(ledger, "run_2")
+    assert find_embedding(ledger, RUN) is None
 
 
 def test_every_pair_of_run_and_key_tried_on_a_suspect_is_counted_once(ledger: Ledger, append: Append) -> None:
-    assert tried_on(ledger, "4" * 64) == set()
+    assert find_trials(ledger, "4" * 64) == set()
     append("watermark.detected")
     append("watermark.detected")
     append("watermark.detected", key_id="wmk_2")
     append("watermark.detected", suspect_sha256="6" * 64)
-    assert tried_on(ledger, "4" * 64) == {(RUN, KEY), (RUN, "wmk_2")}
+    assert find_trials(ledger, "4" * 64) == {(RUN, KEY), (RUN, "wmk_2")}
 
 
 def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:
@@ -95,7 +97,7 @@ def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:
                 tx.watermark_keys.update(old.id, state="retired")
             tx.watermark_keys.add(row)
             facts = {"key_id": name, "commitment": row.commitment, "key_epoch": 1}
-            tx.append("watermark.keyed", facts, subject=name)
+            tx.append(event("watermark.keyed", facts))
     with ledger.read() as rows:
         found = current_key(rows)
     assert found is not None

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from appliance.errors import ArtefactMissing, DataInvalid, IntegrityError, UsageError
-from appliance.ingest.fingerprints import Fingerprinter, overlap, sorted_unique
+from appliance.ingest.fingerprints import Fingerprinter, overlap, sort_unique
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.spec import IngestSpec
-from appliance.records import Private, Record, UnitOfPrivacy
+from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.values import Private
 
 KEY = b"k" * 32
 SUBJECT = UnitOfPrivacy(kind="subject", key="who", max_records=2)
@@ -216,10 +218,10 @@ def test_overlap_at_the_edges() -> None:
     zeros, last = b"x" * 15 + b"\0", b"\xff" * 16
     assert not overlap(b"", b"")
     assert not overlap(b"", zeros)
-    assert overlap(zeros, sorted_unique(last + zeros + zeros))
-    assert not overlap(zeros, sorted_unique(b"x" * 14 + b"\0\0" + last))
-    assert overlap(last, sorted_unique(zeros + last))
-    assert sorted_unique(last + zeros + last) == zeros + last
+    assert overlap(zeros, sort_unique(last + zeros + zeros))
+    assert not overlap(zeros, sort_unique(b"x" * 14 + b"\0\0" + last))
+    assert overlap(last, sort_unique(zeros + last))
+    assert sort_unique(last + zeros + last) == zeros + last
     with pytest.raises(IntegrityError):
         overlap(zeros, b"x")
 

@@ -14,7 +14,7 @@ import os, sys, socket, ctypes, threading, subprocess
 from pathlib import Path
 from appliance.errors import IsolationViolated
 from appliance.isolation import kernel, landlock, process, sandbox, seccomp
-from appliance.records import IsolationSpec
+from appliance.jobs.job import IsolationSpec
 
 REQUIRED = IsolationSpec(network="required", files="required")
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from appliance.ledger.events import EVENTS
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, PolicyRow
 from tests.databases import KINDS, Behind, SQLiteFile
+from tests.events import facts_of
 
 BODY_KEY = X25519PrivateKey.from_private_bytes(bytes(range(32)))
 
@@ -96,7 +97,7 @@ def dataset() -> DatasetRow:
 @pytest.fixture
 def data_facts() -> dict[str, Any]:
     """Facts of the right names; what they say is checked by whoever states them."""
-    return dict.fromkeys(EVENTS["data.sealed"].required, "x")
+    return facts_of("data.sealed", dataset_id="ds-1")
 
 
 @pytest.fixture

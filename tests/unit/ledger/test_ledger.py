@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import inspect
 
 from appliance.errors import (
+    ApplianceError,
     ArtefactMissing,
     ConfigInvalid,
     IntegrityError,
@@ -25,19 +26,25 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.ledger import durable, proof, schema, sqlite
+from appliance.events.key import KeyLocked
+from appliance.events.ledger import BodyErased
+from appliance.events.policy import PolicyActivated
+from appliance.files import write_atomic
+from appliance.ledger import proof, schema, sqlite
 from appliance.ledger.bodies import BodyVerdict
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.reading import LedgerReader
 from tests.databases import Behind, RawError, SQLiteFile, attack
 
 
 def append(ledger: Ledger, actor: Actor, count: int = 1) -> None:
     with ledger.transaction(actor) as tx:
         for _ in range(count):
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def test_a_new_ledger_says_how_it_was_made(ledger: Ledger, config: LedgerConfig, behind: Behind) -> None:
@@ -116,7 +123,7 @@ def test_closing_signs_what_is_unsigned(config: LedgerConfig, actor: Actor) -> N
     with Ledger.create(config) as ledger:
         append(ledger, actor, 3)
         assert ledger.verify().signed_size == 1
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         head = ledger.head()
         assert head is not None
         assert head.size == 4
@@ -199,29 +206,30 @@ def test_malformed_proofs_are_refused(ledger: Ledger, actor: Actor, old: str, ne
 
 def test_entries_are_filtered(ledger: Ledger, actor: Actor, clock: Any) -> None:
     with ledger.transaction(actor) as tx:
-        tx.append("key.locked", {}, subject="a")
-        tx.append("key.unlocked", {"until": "then"}, subject="b")
+        tx.append(PolicyActivated(name="a", sha256="a" * 64))
+        tx.append(PolicyActivated(name="b", sha256="b" * 64))
     between = clock()
     with ledger.transaction(Actor("other", "")) as tx:
-        tx.append("key.locked", {}, subject="a")
+        tx.append(PolicyActivated(name="again", sha256="a" * 64))
+        tx.append(KeyLocked())
 
     def found(**wanted: Any) -> list[int]:
         return [entry.index for entry in ledger.entries(**wanted)]
 
-    assert found() == [0, 1, 2, 3]
-    assert found(type="key.locked") == [1, 3]
-    assert found(subject="a", actor="other") == [3]
-    assert found(subject="a", limit=1) == [1]
-    assert found(limit=2, newest_first=True) == [3, 2]
-    assert found(since=between) == [3]
+    assert found() == [0, 1, 2, 3, 4]
+    assert found(type="policy.activated") == found(type=PolicyActivated) == [1, 2, 3]
+    assert found(subject="a" * 64, actor="other") == [3]
+    assert found(subject="a" * 64, limit=1) == [1]
+    assert found(limit=2, newest_first=True) == [4, 3]
+    assert found(since=between) == [3, 4]
     assert found(until=between) == [0, 1, 2]
     bodies = [entry.body for entry in ledger.entries()]
-    assert bodies == [None, BodyVerdict.SEALED, BodyVerdict.SEALED, None]
+    assert bodies == [None, BodyVerdict.SEALED, BodyVerdict.SEALED, None, None]
 
 
 def test_bodies_open_only_with_their_key(ledger: Ledger, actor: Actor, body_key: bytes) -> None:
     with ledger.transaction(actor, reason="why") as tx:
-        index = tx.append("key.locked", {})
+        index = tx.append(KeyLocked())
     assert ledger.body(index, body_key) == {"name": actor.name, "reason": "why"}
     assert ledger.body(0, body_key) is None
     with pytest.raises(KeyUnavailable):
@@ -236,7 +244,7 @@ def test_an_erased_body_is_told_from_a_missing_one(ledger: Ledger, behind: Behin
     with pytest.raises(RawError, match="no entry says"):
         behind.execute("DELETE FROM body WHERE idx = 1")
     with ledger.transaction(Actor("eraser", "")) as tx:
-        tx.append("body.erased", {"index": 1}, subject="1")
+        tx.append(BodyErased(index=1))
     behind.execute("DELETE FROM body WHERE idx = 1")
     assert [entry.body for entry in ledger.entries()][1:4] == ["erased", "erased", "sealed"]
     found = ledger.verify()
@@ -269,11 +277,12 @@ def test_an_anchor_beside_the_database_bounds_nothing(ledger: Ledger) -> None:
 
 
 def test_a_ledger_for_reading_writes_nothing(ledger: Ledger, config: LedgerConfig, actor: Actor) -> None:
-    with Ledger.open(config, writable=False) as reader:
-        with pytest.raises(UsageError), reader.transaction(actor):
-            pass
-        with pytest.raises(UsageError):
-            reader.sign()
+    with LedgerReader.open(config) as reader:
+        for writing in ("transaction", "sign", "rotate", "erase", "add_cosignatures"):
+            assert hasattr(ledger, writing)
+            assert not hasattr(reader, writing)
+        with pytest.raises(ApplianceError), reader._database.write() as connection:  # nor does its connection
+            connection.exec_driver_sql("DELETE FROM tree_head")
         assert reader.verify().ok
 
 
@@ -292,7 +301,7 @@ def test_a_full_disk_is_said(config: LedgerConfig, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WillNotFit):
-        durable.replace(tmp_path / "x", b"x")
+        write_atomic(tmp_path / "x", b"x")
 
 
 def test_a_full_database_is_said_and_nothing_is_lost(
@@ -307,7 +316,7 @@ def test_a_full_database_is_said_and_nothing_is_lost(
         for _ in range(5):
             with pytest.raises(WillNotFit), limited.transaction(actor) as tx:
                 for _ in range(200):
-                    tx.append("key.locked", {})
+                    tx.append(KeyLocked())
         append(limited, actor)
     found = ledger.verify()
     assert found.ok
@@ -329,10 +338,11 @@ def test_the_migration_makes_the_tables_the_program_knows(ledger: Ledger, config
 def test_verify_answers_within_a_second_of_starting(ledger: Ledger, config: LedgerConfig) -> None:
     """CPU time of a fresh process, imports included; the wall clock of a shared machine would test the machine."""
     code = (
-        "import resource, sys; from pathlib import Path; from appliance.ledger.ledger import Ledger, LedgerConfig\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from appliance.ledger.config import LedgerConfig; from appliance.ledger.reading import LedgerReader\n"
         "p = Path(sys.argv[1])\n"
         "c = LedgerConfig(sys.argv[2], 'hospital.example/appliance', p/'signing', p/'anchor', bytes(32))\n"
-        "with Ledger.open(c, writable=False) as ledger: assert ledger.verify().ok\n"
+        "with LedgerReader.open(c) as ledger: assert ledger.verify().ok\n"
         "assert 'alembic' not in sys.modules and 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
         "u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
     )

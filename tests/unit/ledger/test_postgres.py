@@ -20,9 +20,14 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
+from appliance.events.key import KeyLocked
+from appliance.events.ledger import BodyErased
+from appliance.events.policy import PolicyActivated
 from appliance.ledger import dialect, postgres
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import PolicyRow
 from tests.databases import PostgresDatabase
 from tests.postgres import APPLICATION, ERASER, OWNER
@@ -69,21 +74,21 @@ def test_the_eraser_erases_bodies_that_an_entry_names_and_nothing_else(
     ledger: Ledger, actor: Actor, behind: PostgresDatabase
 ) -> None:
     with ledger.transaction(actor, reason="why") as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     with behind.server.connect(behind.name, ERASER) as raw:
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             raw.execute("DELETE FROM entry")
         with pytest.raises(psycopg.errors.IntegrityConstraintViolation, match="no entry says"):
             raw.execute("DELETE FROM body")
         with ledger.transaction(Actor("p-2", "")) as tx:
-            tx.append("body.erased", {"index": 1}, subject="1")
+            tx.append(BodyErased(index=1))
         raw.execute("DELETE FROM body")
     assert ledger.verify().bodies == {"erased": 1}
 
 
 def test_no_entry_says_erased_when_the_role_may_not(ledger: Ledger, config: LedgerConfig, actor: Actor) -> None:
     with ledger.transaction(actor) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     with Ledger.open(replace(config, eraser_url="")) as without, pytest.raises(ArtefactMissing):
         without.erase(1, actor)
     assert ledger.verify().entries == 2
@@ -140,7 +145,7 @@ def test_two_appliances_on_one_database_never_fork(
             try:
                 with opened.transaction(actor) as tx:
                     tx.policies.add(PolicyRow(sha256=f"{step}", name=f"{number}", text="", state="active"))
-                    tx.append("policy.activated", {"name": "n", "sha256": f"{step}"})
+                    tx.append(PolicyActivated(name="n", sha256=f"{step:064}"))
             except UsageError:
                 clashes.append(number)
             if step % 5 == number:
@@ -171,7 +176,7 @@ def test_a_writer_that_does_not_queue_cannot_fork_the_log(
         raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         raw.execute("SELECT * FROM head")
         with ledger.transaction(actor) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         with pytest.raises(psycopg.errors.SerializationFailure):
             raw.execute("SELECT * FROM head FOR UPDATE")
         raw.execute("ROLLBACK")
@@ -199,7 +204,7 @@ def test_a_server_that_could_lose_entries_is_refused(
     behind.execute(f"ALTER ROLE {APPLICATION} IN DATABASE {behind.name} SET session_replication_role = replica")
     with pytest.raises(ConfigInvalid, match="session_replication_role"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().ok
 
 
@@ -221,7 +226,7 @@ def test_a_damaged_index_is_found_by_the_deep_check(ledger: Ledger, actor: Actor
     """An index that lacks a row hides it from a lookup although the table still has it."""
     with ledger.transaction(actor) as tx:
         tx.policies.add(PolicyRow(sha256="11", name="n", text="", state="active"))
-        tx.append("policy.activated", {"name": "n", "sha256": "11"})
+        tx.append(PolicyActivated(name="n", sha256="11" * 32))
     assert ledger.verify().ok
     _, back = behind.guards()
     behind.execute(
@@ -265,7 +270,7 @@ class Failure(psycopg.Error):
     ],
 )
 def test_errors_of_the_server_are_explained(code: str, kind: type[ApplianceError]) -> None:
-    explained = postgres.explained(Failure(code), "there")
+    explained = postgres.explain(Failure(code), "there")
     assert type(explained) is kind
     assert "secret" not in str(explained)
 

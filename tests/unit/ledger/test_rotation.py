@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.key import KeyLocked
 from appliance.ledger import keyring, proof, signing
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor, parse_leaf
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.reading import LedgerReader
 from tests.databases import Behind, attack
 from tests.unit.ledger.conftest import Clock
 
@@ -22,7 +25,7 @@ from tests.unit.ledger.conftest import Clock
 def events(ledger: Ledger, count: int = 3) -> None:
     for _ in range(count):
         with ledger.transaction(Actor("p-1", "")) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -99,7 +102,7 @@ def test_a_crash_after_the_commit_is_continued(
         with pytest.raises(KeyboardInterrupt):
             ledger.rotate(actor)
     assert config.anchor.read_bytes() == anchored
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().problems == ()
     with Ledger.open(config) as again:
         events(again, 1)
@@ -115,7 +118,7 @@ def test_a_crash_before_the_commit_changes_nothing(
     events(ledger)
     before = ledger.verifier_keys
     with monkeypatch.context() as patched:
-        patched.setattr("appliance.ledger.ledger.rekeying", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("appliance.ledger.ledger.rekey", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.rotate(actor)
     assert (config.signing_dir / "next").exists()
@@ -149,7 +152,7 @@ def test_keys_from_before_a_change_do_not_open_it_for_writing(
     shutil.copytree(tmp_path / "kept", config.signing_dir)
     with pytest.raises(IntegrityError, match="signing keys are not those"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False) as reader:
+    with LedgerReader.open(config) as reader:
         assert reader.verify().ok
 
 
@@ -166,14 +169,14 @@ def test_a_database_from_before_the_change_is_behind_its_anchor(
     behind.restore(copy)
     with pytest.raises(IntegrityError, match="it was rolled back or cut off"):
         Ledger.open(config)
-    with Ledger.open(config, writable=False, checked=False) as reader:
+    with LedgerReader.open(config, checked=False) as reader:
         assert not reader.verify().ok
 
 
 def forge(leaf: dict[str, Any], ring: keyring.Keyring, **changes: Any) -> bool:
     """Whether an altered leaf that changes the keys is taken."""
     try:
-        ring.rekeyed({**leaf, "index": changes.pop("index", leaf["index"]), "facts": {**leaf["facts"], **changes}})
+        ring.follow({**leaf, "index": changes.pop("index", leaf["index"]), "facts": {**leaf["facts"], **changes}})
     except IntegrityError:
         return False
     return True
@@ -187,7 +190,7 @@ def test_what_no_change_of_keys_is(ledger: Ledger, config: LedgerConfig, actor: 
     signatures = leaf["facts"]["signatures"]
     signing.create_keys(tmp_path / "rogue", config.origin)
     rogue = signing.load_signers(tmp_path / "rogue", Clock())
-    keys = keyring.described(tuple(signer.verifier for signer in rogue))
+    keys = keyring.describe(tuple(signer.verifier for signer in rogue))
     said = keyring.statement(
         config.origin, index, leaf["facts"]["root"], before.current.keys, tuple(k.verifier for k in rogue)
     )
@@ -204,7 +207,7 @@ def test_what_no_change_of_keys_is(ledger: Ledger, config: LedgerConfig, actor: 
     assert not forge(leaf, before, old=leaf["facts"]["old"][:1])
     assert not forge(leaf, before, signatures=None)
     assert not forge(leaf, before, keys=[1, 2])
-    after = before.rekeyed(leaf)
+    after = before.follow(leaf)
     assert not forge(leaf, after)  # it cannot be said twice
 
 
@@ -222,7 +225,7 @@ def test_a_log_signed_anew_with_rogue_keys_fails(config: LedgerConfig, behind: B
     changed = leaf.replace(vkey.encode(), rogue.encode())
     value = f"X'{changed.hex()}'" if behind.kind == "sqlite" else f"'\\x{changed.hex()}'"
     attack(behind, f"UPDATE entry SET leaf = {value} WHERE idx = {index}")
-    with Ledger.open(config, writable=False, checked=False) as reader:
+    with LedgerReader.open(config, checked=False) as reader:
         found = reader.verify(trusted=pinned)
     assert f"entry {index} changes the signing keys, but the old and the new did not both sign it" in found.problems
     assert found.first_bad == index

@@ -44,7 +44,7 @@ def test_the_chain() -> None:
 def test_what_must_be_rejected(name: str) -> None:
     ring = keyring.build([VECTORS["leaves"][0].encode()], SETS[0])
     with pytest.raises(IntegrityError):
-        ring.rekeyed(parse_leaf(VECTORS["must_reject"][name].encode()))
+        ring.follow(parse_leaf(VECTORS["must_reject"][name].encode()))
 
 
 def examined(*leaves: str, size: int) -> verify.Examination:
@@ -80,5 +80,5 @@ def test_signatures_are_over_the_statement_as_it_is() -> None:
     message = b"appliance/ledger/rotation/v1\n" + verify.canonical(said).encode()
     for text, signature in zip([*facts["old"], *new], facts["signatures"], strict=True):
         key, raw = VerifierKey.parse(text), base64.b64decode(signature)
-        assert key.signed(message, raw)
-        assert not key.signed(message + b"\n", raw)
+        assert key.has_signed(message, raw)
+        assert not key.has_signed(message + b"\n", raw)

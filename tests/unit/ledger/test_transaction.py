@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, UsageError
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked
 from appliance.ledger.canonical import LeafInvalid
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
-from appliance.records import Private
+from appliance.values import Private
 from tests.databases import Behind, PostgresDatabase
 
 
@@ -26,7 +29,7 @@ def test_a_row_and_its_event_commit_together(
     with ledger.transaction(actor, reason="first import", policy_sha256="11" * 32) as tx:
         tx.datasets.add(dataset)
         assert tx.datasets.get("ds-1") == dataset  # staged rows are seen
-        index = tx.append("data.sealed", data_facts, subject="ds-1")
+        index = tx.append(event("data.sealed", data_facts))
     with ledger.read() as rows:
         assert rows.datasets.get("ds-1") == dataset
         assert list(rows.datasets.list()) == [dataset]
@@ -70,10 +73,10 @@ def test_every_table_travels_there_and_back(ledger: Ledger, actor: Actor, policy
         tx.models.add(model)
         tx.runs.add(run)
         tx.policies.add(policy)
-        tx.append("policy.activated", {"name": "demo", "sha256": policy.sha256})
+        tx.append(event("policy.activated", {"name": "demo", "sha256": policy.sha256}))
     with ledger.transaction(actor) as tx:
         done = tx.runs.update("r", state="finished", charged_attempts=9, epsilon_charged="7.5")
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
     with ledger.read() as rows:
         assert rows.models.get("m") == model
         assert rows.runs.get("r") == done == replace(run, state="finished", charged_attempts=9, epsilon_charged="7.5")
@@ -97,7 +100,7 @@ def test_an_exception_rolls_everything_back(
 ) -> None:
     with pytest.raises(KeyError), ledger.transaction(actor) as tx:
         tx.datasets.add(dataset)
-        tx.append("data.sealed", data_facts)
+        tx.append(event("data.sealed", data_facts))
         raise KeyError
     assert ledger.verify().entries == 1
     with ledger.read() as rows:
@@ -106,7 +109,7 @@ def test_an_exception_rolls_everything_back(
 
 def test_rows_cannot_be_changed_after_the_event(ledger: Ledger, actor: Actor, dataset: DatasetRow) -> None:
     with pytest.raises(ApplianceError, match="after the event"), ledger.transaction(actor) as tx:
-        tx.append("key.locked", {})
+        tx.append(KeyLocked())
         tx.datasets.add(dataset)
     assert ledger.verify().entries == 1
 
@@ -122,7 +125,7 @@ def test_unique_names_are_refused_by_name(
 ) -> None:
     with ledger.transaction(actor) as tx:
         tx.datasets.add(dataset)
-        tx.append("data.sealed", data_facts)
+        tx.append(event("data.sealed", data_facts))
     for clash in (dataset, replace(dataset, id="ds-2"), replace(dataset, name="other")):
         with pytest.raises(UsageError, match="already a dataset"), ledger.transaction(actor) as tx:
             tx.datasets.add(clash)
@@ -141,7 +144,7 @@ def test_columns_take_only_their_type(ledger: Ledger, actor: Actor, dataset: Dat
 
 
 @pytest.mark.parametrize(
-    ("event", "facts"),
+    ("type_", "facts"),
     [
         ("no.such", {}),
         ("key.locked", {"unknown": 1}),
@@ -157,17 +160,17 @@ def test_columns_take_only_their_type(ledger: Ledger, actor: Actor, dataset: Dat
     ],
 )
 def test_facts_that_are_not_the_events_are_refused(
-    ledger: Ledger, actor: Actor, event: str, facts: dict[str, Any]
+    ledger: Ledger, actor: Actor, type_: str, facts: dict[str, Any]
 ) -> None:
     with pytest.raises(LeafInvalid) as caught, ledger.transaction(actor) as tx:
-        tx.append(event, facts)
+        tx.append(event(type_, facts))
     assert "xxx" not in str(caught.value)
     assert ledger.verify().entries == 1
 
 
 def test_many_entries_in_one_transaction_share_one_body(ledger: Ledger, actor: Actor, body_key: bytes) -> None:
     with ledger.transaction(actor, reason="bulk") as tx:
-        indices = [tx.append("key.locked", {}) for _ in range(300)]
+        indices = [tx.append(KeyLocked()) for _ in range(300)]
     assert indices == list(range(1, 301))
     assert ledger.body(1, body_key) == ledger.body(300, body_key) == {"name": "Ann Example", "reason": "bulk"}
     assert ledger.verify(body_key=body_key).bodies == {"ok": 300}
@@ -176,7 +179,7 @@ def test_many_entries_in_one_transaction_share_one_body(ledger: Ledger, actor: A
 def test_a_clock_that_steps_back_is_noted_once(ledger: Ledger, actor: Actor, clock: Any) -> None:
     def act() -> None:
         with ledger.transaction(actor) as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
     act()
     clock.now -= timedelta(seconds=1)
@@ -204,7 +207,7 @@ def test_the_name_of_an_actor_is_in_no_file_in_clear(
         actor = Actor("p-1", "Zebulon Quartermain")
         assert "Zebulon" not in repr(actor)
         with ledger.transaction(actor, reason="Xylophone") as tx:
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
         if isinstance(behind, PostgresDatabase):
             behind.execute("CHECKPOINT")
         files = [path for path in root.rglob("*") if path.is_file()]
@@ -214,7 +217,7 @@ def test_the_name_of_an_actor_is_in_no_file_in_clear(
 
 def test_a_held_lock_is_busy(ledger: Ledger, config: LedgerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("appliance.ledger.dialect.BUSY_SECONDS", 0.05)
-    second = Ledger.open(config, writable=True)
+    second = Ledger.open(config)
     with ledger._database.write(), pytest.raises(Busy):
         second.sign()
     second.close()

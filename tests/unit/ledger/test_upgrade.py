@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from appliance.errors import IntegrityError
+from appliance.events.catalog import event
 from appliance.ledger import migration
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import WatermarkKeyRow
 from tests.databases import KINDS, Behind, RawError
 
@@ -27,7 +30,7 @@ def old(config: LedgerConfig, clock: Any, monkeypatch: pytest.MonkeyPatch) -> Le
 
 
 def test_reading_leaves_an_old_ledger_as_it_is(old: LedgerConfig, behind: Behind) -> None:
-    with Ledger.open(old, writable=False) as ledger:
+    with LedgerReader.open(old) as ledger:
         assert ledger.verify().ok
     with pytest.raises(RawError, match="evaluation"):
         behind.rows("SELECT * FROM evaluation")
@@ -39,7 +42,7 @@ def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None
         row = WatermarkKeyRow(id="wm_1", commitment="c", wrapped_key="w", key_epoch=1, state="current")
         with ledger.transaction(ACTOR) as tx:
             tx.watermark_keys.add(row)
-            tx.append("watermark.keyed", {"key_id": "wm_1", "commitment": "c", "key_epoch": 1}, subject="wm_1")
+            tx.append(event("watermark.keyed", {"key_id": "wm_1", "commitment": "c" * 64, "key_epoch": 1}))
     with Ledger.open(old) as ledger:
         upgrades = list(ledger.entries(type="ledger.upgraded"))
         assert [entry.index for entry in upgrades] == [size - 1]
@@ -69,5 +72,5 @@ def test_the_definitions_in_force_are_those_of_the_upgrade(
     behind.execute(tampering[behind.kind])
     with pytest.raises(IntegrityError):
         Ledger.open(old).close()
-    with Ledger.open(old, writable=False, checked=False) as ledger:
+    with LedgerReader.open(old, checked=False) as ledger:
         assert not ledger.verify().ok

@@ -14,8 +14,9 @@ import pytest
 from appliance.errors import IntegrityError
 from appliance.ledger import merkle, proof
 from appliance.ledger.bodies import unseal
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.note import VerifierKey, open_checkpoint
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import row_digest
 
 HERE = Path(__file__).parents[2] / "vectors" / "ledger"
@@ -29,7 +30,7 @@ def test_the_whole_ledger_verifies(tmp_path: Path) -> None:
     config = LedgerConfig(
         f"sqlite:///{home / 'ledger.db'}", "vectors.example/ledger-1", home / "signing", home / "anchor", bytes(32)
     )
-    with Ledger.open(config, writable=False) as ledger:
+    with LedgerReader.open(config) as ledger:
         found = ledger.verify(trusted=tuple(KEYS), body_key=bytes.fromhex(VECTORS["body"]["private_key"]))
         assert found.problems == ()
         assert (found.entries, found.signed_size, found.bodies) == (4, 4, {"ok": 1})

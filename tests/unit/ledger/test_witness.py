@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from appliance.errors import ArtefactMissing, IntegrityError, UsageError
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked
 from appliance.ledger import merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.note import (
     COSIGNATURE,
     MLDSA44,
@@ -26,6 +29,7 @@ from appliance.ledger.note import (
     encode64,
     witnessed_message,
 )
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.snapshot import tile_path
 from tests.databases import Behind, SQLiteFile, attack
 
@@ -78,7 +82,7 @@ def witnesses(config: LedgerConfig) -> list[Witness]:
 def append(ledger: Ledger, count: int = 1) -> None:
     with ledger.transaction(Actor("p-1", "Ann Example"), reason="why") as tx:
         for _ in range(count):
-            tx.append("key.locked", {})
+            tx.append(KeyLocked())
 
 
 def test_what_a_witness_saw_cannot_be_altered_any_more(ledger: Ledger, witnesses: list[Witness]) -> None:
@@ -245,7 +249,7 @@ def test_entries_that_do_not_give_the_signed_root_are_not_exported(
     with Ledger.create(config) as ledger:
         append(ledger, 3)
     attack(behind, "DELETE FROM entry WHERE idx = 2")
-    with Ledger.open(config, writable=False, checked=False) as reader, pytest.raises(IntegrityError):
+    with LedgerReader.open(config, checked=False) as reader, pytest.raises(IntegrityError):
         reader.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -284,10 +288,10 @@ def test_an_interrupted_erasure_is_continued(ledger: Ledger, monkeypatch: pytest
 
 
 def test_entries_are_found_by_their_facts(ledger: Ledger) -> None:
-    facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00"}
+    facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
     with ledger.transaction(Actor("p-1", "")) as tx:
-        tx.append("run.checkpointed", facts)
-        tx.append("run.checkpointed", facts | {"run_id": "run_2"})
+        tx.append(event("run.checkpointed", facts))
+        tx.append(event("run.checkpointed", facts | {"run_id": "run_2"}))
     assert [entry.index for entry in ledger.entries(facts={"run_id": "run_2"})] == [2]
     assert list(ledger.entries(facts={"dataset_id": "run_2"})) == []
     assert list(ledger.entries(since=datetime(2999, 1, 1, tzinfo=UTC))) == []

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from appliance.errors import ApplianceError, ConfigInvalid, PolicyDenied
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.policy import policy, shipped
 from appliance.policy.check import DatasetFacts, ModelFacts, check_ingest, check_ingested, check_plan, check_run
 from appliance.policy.run_file import BaseChoice, DataChoice, PrivacyChoice, RunFile, TrainChoice
-from appliance.records import PrivacyPlan, UnitOfPrivacy
 
 RECORD = UnitOfPrivacy()
 DATASET = DatasetFacts(id="ds_1", dataset_class="default", unit=RECORD, declared_units=500)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import ConfigInvalid
+from appliance.jobs.plan import UnitOfPrivacy
 from appliance.policy import run_file
 from appliance.policy.run_file import BaseChoice, DataChoice, PrivacyChoice, RunFile, TemplateChoice, TrainChoice
-from appliance.records import UnitOfPrivacy
 
 UNIT = UnitOfPrivacy(kind="subject", key="patient_id", max_records=4)
 RUN = RunFile(

@@ -21,8 +21,8 @@ def written(path: Path, attempts: int) -> JournalState:
     with Journal.open(path, RUN, PLAN) as journal:
         for _ in range(attempts):
             n = journal.attempt(RATE, 1.25)
-            journal.released(n, "cd" * 32)
-        journal.checkpointed(attempts, "ef" * 32)
+            journal.record_release(n, "cd" * 32)
+        journal.record_checkpoint(attempts, "ef" * 32)
         return journal.state
 
 

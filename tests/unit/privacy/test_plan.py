@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from appliance.errors import ConfigInvalid
+from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy import sampler
 from appliance.privacy.accounting import Mechanism, composition, epsilon_pld
 from appliance.privacy.plan import make_plan, share_out
 from appliance.privacy.sampler import sampler_delta
-from appliance.records import Phase, PrivacyPlan, UnitOfPrivacy, to_json
+from appliance.values import to_json
 
 ASKED: dict[str, Any] = {
     "unit": UnitOfPrivacy(),

@@ -7,9 +7,9 @@ from decimal import Decimal, localcontext
 
 import pytest
 
+from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy.accounting import composition, epsilon_pld
 from appliance.privacy.course import POINTS, epsilon_curve, odds_bound
-from appliance.records import Phase, PrivacyPlan, UnitOfPrivacy
 
 PLAN = PrivacyPlan(
     unit=UnitOfPrivacy(), declared_units=1000, expected_batch_size=20, steps=100, spare_steps=0, max_grad_norm=1.0,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from appliance.ledger.events import check_facts
-from appliance.records import LoggedEvent
+from appliance.events.catalog import event
+from appliance.events.logged import LoggedEvent
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 
@@ -59,7 +59,7 @@ COMPARISONS = [
     {"name": "released", "gain_nat": "0.209", "low": "0.166", "high": "0.252", "noise_std": "0.011"},
 ]
 PUBLIC = {
-    "tokens": 4096,
+    "tokens": "4096",
     "text_sha256": HEX[9],
     "loss_base": "3.1021",
     "loss_adapter": "3.1188",
@@ -119,7 +119,7 @@ WHOLE: list[tuple[str, str | None, dict[str, Any]]] = [
             "libraries": LIBRARIES,
         },
     ),
-    ("run.started", RUN, {"run_id": RUN, "dataset_id": DATASET, "attempts_left": 130, "nonce": HEX[8]}),
+    ("run.started", RUN, {"run_id": RUN, "dataset_id": DATASET, "attempts_left": 130, "nonce": HEX[8][:32]}),
     (
         "run.settled",
         RUN,
@@ -168,7 +168,7 @@ WHOLE: list[tuple[str, str | None, dict[str, Any]]] = [
             "cap": "8.0",
         },
     ),
-    ("evaluation.started", EVALUATION["evaluation_id"], {**EVALUATION, "nonce": HEX[8]}),
+    ("evaluation.started", EVALUATION["evaluation_id"], {**EVALUATION, "nonce": HEX[8][:32]}),
     (
         "evaluation.settled",
         EVALUATION["evaluation_id"],
@@ -232,7 +232,7 @@ class Story:
 def build(entries: Sequence[tuple[str, str | None, dict[str, Any]]]) -> Story:
     events = []
     for place, (type_, subject, facts) in enumerate(entries):
-        check_facts(type_, facts)
+        event(type_, facts)
         events.append(
             LoggedEvent(
                 index=11 + 3 * place,

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from appliance.records import LoggedEvent
+from appliance.events.logged import LoggedEvent
 from appliance.report.documents import cited, documents
 from tests.unit.report.reading import Page, Value, read
 from tests.unit.report.story import RUN, Story

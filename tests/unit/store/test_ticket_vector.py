@@ -12,8 +12,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from appliance.records import Ticket, to_json
+from appliance.jobs.ticket import Ticket
 from appliance.store import nodes
+from appliance.values import to_json
 
 VECTORS = Path(__file__).parents[2] / "vectors" / "ticket"
 DATA_KEY = bytes(range(32))

@@ -21,7 +21,8 @@ from torch.distributed import FileStore
 
 from appliance.errors import ApplianceError
 from appliance.isolation import kernel
-from appliance.records import Phase, Rendezvous
+from appliance.jobs.plan import Phase
+from appliance.jobs.ticket import Rendezvous
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.loop import Trainer
 from appliance.worker import meeting

@@ -8,18 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.models.quantising import load_quantised
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Record,
-    SealedObject,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-)
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
 from appliance.train.engine import Engine
@@ -147,11 +141,11 @@ class MemoryJournal:
         self.events.append(("attempt", self.state.attempts))
         return self.state.attempts
 
-    def released(self, step: int, sha256: str) -> None:
+    def record_release(self, step: int, sha256: str) -> None:
         self.state.steps = step
         self.events.append(("released", step))
 
-    def checkpointed(self, step: int, sha256: str) -> None:
+    def record_checkpoint(self, step: int, sha256: str) -> None:
         self.events.append(("checkpointed", step))
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
-from appliance.train.coupling import coupled
+from appliance.train.coupling import is_coupled
 from appliance.train.proofs import prove, reference_gradient
 from tests.conftest import TINY_VOCABULARY, _save_model
 from tests.unit.train.rig import encoded, engine
@@ -65,7 +66,7 @@ def test_gradients_are_those_of_plain_autograd(directory: Path, checkpointing: b
 def test_records_do_not_couple(directory: Path, dtype: torch.dtype) -> None:
     made = engine(directory, dtype, random_b=False)
     prove(made)
-    assert not coupled(made)
+    assert not is_coupled(made)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "router", "tied-targets"])

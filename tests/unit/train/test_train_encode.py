@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from appliance.errors import ConfigInvalid, DataInvalid
-from appliance.records import Record, TrainSpec
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
 from appliance.train.encode import Encoded, Encoder, buckets
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt, target_names
-from appliance.train.coupling import coupled, uncouple
+from appliance.train.coupling import is_coupled, uncouple
 from appliance.train.lora import BLOCK
 from appliance.train.proofs import prove, reference_gradient
 from appliance.train.rows import RowCounts
@@ -120,7 +121,7 @@ def test_row_counts_that_give_other_bits_are_not_used(tiny_model_dir: Path) -> N
     assert coupled_with_b(made)
     proved = uncouple(made, [16, 24]).proved
     assert proved == {24: (10, 8, 4), 16: (16, 8, 4)}
-    assert not coupled(made, [16, 24])
+    assert not is_coupled(made, [16, 24])
     rig_b(made)
     record = encoded(16, 1)
     alone = total(made, [[record]])
@@ -175,7 +176,7 @@ def rig_b(made: Any) -> None:
 
 def coupled_with_b(made: Any) -> bool:
     rig_b(made)
-    return coupled(made)
+    return is_coupled(made)
 
 
 def test_proofs_leave_the_start_untouched(directory: Path) -> None:

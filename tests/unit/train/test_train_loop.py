@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import UnitOfPrivacy
 from appliance.privacy.accounting import composition
 from appliance.privacy.journal import Journal
-from appliance.records import EngineOptions, LoraSpec, UnitOfPrivacy
 from appliance.train.accounting import epsilon_prv, epsilon_rdp, spent
 from appliance.train.loop import Trainer, train
 from appliance.train.snapshot import EVERY, State, decode_release, decode_state, encode_state, release_name

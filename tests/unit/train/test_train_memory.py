@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from appliance.errors import WillNotFit, ran_out
-from appliance.records import EngineOptions
+from appliance.jobs.job import EngineOptions
 from appliance.train import engine as engine_module
 from appliance.train.loop import Trainer
 from tests.unit.train import rig
@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_less_and_stops_resumable_when_one_record_does_not_fi
 LIMITED = """
 import resource, sys
 import torch
-from appliance.records import EngineOptions
+from appliance.jobs.job import EngineOptions
 from tests.unit.train import rig
 torch.set_num_threads(1)
 units = [[rig.encoded(500, n)] for n in range(32)]

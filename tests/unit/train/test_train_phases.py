@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from appliance.jobs.plan import Filter, Phase, PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.record import Record
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
-from appliance.records import Filter, Phase, PrivacyPlan, Record, UnitOfPrivacy
 from appliance.train.accounting import spent
 from appliance.train.loop import Trainer
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from appliance.errors import ConfigInvalid, GateFailed
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.models.quantising import is_quantised, load_quantised
-from appliance.records import EngineOptions, LoraSpec
 from appliance.train.adapting import adapt
-from appliance.train.coupling import coupled
+from appliance.train.coupling import is_coupled
 from appliance.train.proofs import prove, reference_gradient
 from tests.unit.train import rig
 from tests.unit.train.rig import clipped, encoded, engine, total
@@ -57,7 +58,7 @@ def test_records_do_not_couple_over_a_quantised_base(directory: Path, kind: str,
         batch = [encoded(16, seed=9 + i) for i in range(rows)]
         batch[rows - 1] = record
         assert torch.equal(clipped(made, batch)[rows - 1], alone)
-    assert not coupled(made)
+    assert not is_coupled(made)
     prove(made)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from appliance.jobs.record import Record
 from appliance.models.loading import load_tokenizer
-from appliance.records import Record
 from appliance.train.encode import Encoder
 
 BENCH = Path(__file__).parents[3] / "bench" / "banking.py"

@@ -6,7 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
-from appliance.records import EngineOptions, LoraSpec
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.coupling import uncouple
 from appliance.train.engine import Engine

@@ -12,7 +12,7 @@ import torch
 from appliance.errors import DataInvalid, GateFailed
 from appliance.watermark.activations import directions_of, top_directions
 from appliance.watermark.adapters import read_adapter, write_adapter
-from appliance.watermark.embedding import mark, turned
+from appliance.watermark.embedding import mark, measure_turn
 from appliance.watermark.keys import signs
 from appliance.watermark.reference import Complement, Reference, complements, decompose
 from tests.unit.watermark.watermark_rig import (
@@ -80,8 +80,8 @@ def test_rank_stays_and_the_norm_of_the_change_is_rho(rho: float) -> None:
     a, b = mark(one, bytes(32), rho, 2.0)
     assert int(torch.linalg.matrix_rank(2.0 * b @ a)) == 8
     dense = (2.0 * b @ a - (one.u * one.s) @ one.v.T).norm() / one.s.norm()
-    assert turned(one, a, b, 2.0) == pytest.approx(float(dense), rel=1e-3)
-    assert turned(one, a, b, 2.0) == pytest.approx(rho, rel=0.05)
+    assert measure_turn(one, a, b, 2.0) == pytest.approx(float(dense), rel=1e-3)
+    assert measure_turn(one, a, b, 2.0) == pytest.approx(rho, rel=0.05)
 
 
 def test_dead_directions_stay_dead() -> None:
@@ -96,7 +96,7 @@ def test_a_module_without_a_change_stays_as_it_is() -> None:
     assert one.is_zero
     a, b = mark(one, bytes(32), 0.1, 2.0)
     assert not (b @ a).any()
-    assert turned(one, a, b, 2.0) == 0.0
+    assert measure_turn(one, a, b, 2.0) == 0.0
 
 
 def test_an_adapter_that_is_not_finite_is_refused() -> None:

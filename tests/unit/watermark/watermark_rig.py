@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from appliance.records import LoraSpec
+from appliance.jobs.lora import LoraSpec
 from appliance.train.adapting import adapt
 from appliance.train.trained import collect, save_adapter
 from appliance.watermark.activations import top_directions

@@ -15,8 +15,11 @@ import torch
 from appliance.audit.selftest import examine
 from appliance.evaluate.losses import Meter
 from appliance.evaluate.variants import Variants
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.train import TrainSpec
 from appliance.models.loading import load
-from appliance.records import EngineOptions, LoraSpec, TrainSpec, UnitOfPrivacy
 from appliance.train.loop import Trainer
 from appliance.train.mechanism import assemble
 from appliance.train.proofs import prove

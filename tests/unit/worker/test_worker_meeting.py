@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from appliance.records import Rendezvous
+from appliance.jobs.ticket import Rendezvous
 from appliance.worker import meeting
 
 KEY, OTHER = "11" * 32, "22" * 32
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch.distributed import PrefixStore, TCPStore
 from appliance.errors import ApplianceError
-from appliance.records import Rendezvous
+from appliance.jobs.ticket import Rendezvous
 from appliance.worker.meeting import meet
 
 def one(rank, nonce, key, port, timeout_s):

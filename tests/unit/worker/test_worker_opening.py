@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from appliance.errors import IntegrityError, WillNotFit
-from appliance.records import EngineOptions
-from appliance.store.files import tree_digest
+from appliance.jobs.job import EngineOptions
+from appliance.store.trees import tree_digest
 from appliance.worker.opening import load_base
 
 

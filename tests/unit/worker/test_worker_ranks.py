@@ -12,15 +12,19 @@ import orjson
 import pytest
 
 from appliance.errors import Busy
-from appliance.flows import jobs
-from appliance.records import Failure, RankResult, to_json
+from appliance.flows import launch
+from appliance.jobs.job import Failure
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.ticket import RankResult
+from appliance.values import to_json
 from appliance.worker import ranks
-from appliance.worker.place import RANKS, Place
+from appliance.worker.place import Place
 
 
-def left(run_dir: Path, *errors: str | None) -> None:
+def left(directory: Path, *errors: str | None) -> None:
     """What ranks left: a failure of this class, or a result."""
-    (run_dir / RANKS).mkdir(exist_ok=True)
+    run_dir = RunDir(directory)
+    run_dir.ranks.mkdir(exist_ok=True)
     for rank, error in enumerate(errors):
         done = RankResult(schema="appliance.rank/1", rank=rank + 1)
         failed = Failure(schema="appliance.failure/1", error=error or "", message="why")
@@ -33,7 +37,7 @@ def error_of(outcome: bytes) -> str:
 
 def test_the_first_rank_speaks_when_all_went_well(tmp_path: Path) -> None:
     left(tmp_path, None, None)
-    assert orjson.loads(ranks._outcome(tmp_path, [0, 0])) == {"rank": 1, "schema": "appliance.rank/1"}
+    assert orjson.loads(ranks._outcome(RunDir(tmp_path), [0, 0])) == {"rank": 1, "schema": "appliance.rank/1"}
 
 
 @pytest.mark.parametrize(
@@ -51,12 +55,12 @@ def test_a_failure_counts_before_the_loss_of_a_rank(
     tmp_path: Path, errors: tuple[str | None, ...], statuses: list[int], expected: str
 ) -> None:
     left(tmp_path, *errors)
-    assert error_of(ranks._outcome(tmp_path, statuses)) == expected
+    assert error_of(ranks._outcome(RunDir(tmp_path), statuses)) == expected
 
 
 def test_ranks_that_left_nothing_were_interrupted(tmp_path: Path) -> None:
-    assert error_of(ranks._outcome(tmp_path, [-9, -9])) == "Interrupted"
-    assert b"SIGKILL" in ranks._outcome(tmp_path, [0, -9])
+    assert error_of(ranks._outcome(RunDir(tmp_path), [-9, -9])) == "Interrupted"
+    assert b"SIGKILL" in ranks._outcome(RunDir(tmp_path), [0, -9])
 
 
 def test_one_killed_rank_ends_the_others(tmp_path: Path) -> None:
@@ -75,10 +79,10 @@ def test_who_supervises_waits_until_no_worker_is_left(tmp_path: Path) -> None:
             pass_fds=(lock.fileno(),), stdin=subprocess.PIPE,
         )  # fmt: skip
     with pytest.raises(Busy, match="still on"):
-        jobs.wait_for_workers(tmp_path, wait_s=0)
+        launch.wait_for_workers(RunDir(tmp_path), wait_s=0)
     orphan.communicate(b"")
-    with jobs.supervising(tmp_path):
-        assert jobs.supervisor_of(tmp_path) == os.getpid()
+    with launch.supervising(RunDir(tmp_path)):
+        assert launch.supervisor_of(RunDir(tmp_path)) == os.getpid()
 
 
 @pytest.mark.parametrize(("network", "error"), [("required", "IsolationViolated"), ("preferred", "ConfigInvalid")])

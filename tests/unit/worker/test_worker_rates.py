@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from appliance.records import EngineOptions, GpuRate
+from appliance.jobs.job import EngineOptions
+from appliance.jobs.selftest import GpuRate
 from appliance.worker import rates
 
 

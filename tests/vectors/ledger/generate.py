@@ -17,9 +17,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from appliance.events.catalog import event
+from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import log, merkle
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import PolicyRow, row_digest, to_columns
 
 BODY_KEY = bytes(range(32))
@@ -38,10 +41,10 @@ def main(directory: Path) -> None:
     with Ledger.create(config, clock=lambda: start + timedelta(seconds=next(ticks))) as ledger:
         with ledger.transaction(Actor("p-1", "Ann Example"), reason="first policy") as tx:
             tx.policies.add(row)
-            tx.append("policy.activated", {"name": "demo", "sha256": row.sha256}, subject=row.sha256)
+            tx.append(event("policy.activated", {"name": "demo", "sha256": row.sha256}))
         with ledger.transaction(Actor("p-2", "")) as tx:
-            tx.append("key.unlocked", {"until": "2026-01-01T08:00:00.000000Z"})
-            tx.append("key.locked", {})
+            tx.append(KeyUnlocked(until="2026-01-01T08:00:00.000000Z"))
+            tx.append(KeyLocked())
         ledger.sign()
         vectors = describe(ledger, row)
     for name in ("ed25519.seed", "mldsa44.seed"):

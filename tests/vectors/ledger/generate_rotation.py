@@ -15,10 +15,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from appliance.events.key import KeyLocked
 from appliance.ledger import log
 from appliance.ledger.canonical import canonical
+from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
-from appliance.ledger.ledger import Ledger, LedgerConfig
+from appliance.ledger.ledger import Ledger
 
 ORIGIN = "vectors.example/ledger-2"
 ACTOR = Actor("p-1", "")
@@ -34,7 +36,7 @@ def main(directory: Path) -> None:
             heads = []
             for _ in range(2):
                 with ledger.transaction(ACTOR) as tx:
-                    tx.append("key.locked", {})
+                    tx.append(KeyLocked())
                 index, head = ledger.rotate(ACTOR)
                 before = ledger.head(covering=index - 1)
                 assert before is not None

@@ -11,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-from appliance.records import to_json
 from appliance.store.keys import EpochFile, KeyRing, RootKey, body_public_key, fingerprint_key
 from appliance.store.keyslots import Argon2Cost, _create
 from appliance.store.sealing import _seal_records
 from appliance.store.wrapping import _wrap
+from appliance.values import to_json
 
 DATA_KEY = bytes(range(32))
 SALT = bytes(range(100, 132))

@@ -12,20 +12,13 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from appliance.records import (
-    EngineOptions,
-    IsolationSpec,
-    LoraSpec,
-    PrivacyPlan,
-    Rendezvous,
-    SealedObject,
-    Ticket,
-    TrainJob,
-    TrainSpec,
-    UnitOfPrivacy,
-    to_json,
-)
+from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
+from appliance.jobs.lora import LoraSpec
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.jobs.ticket import Rendezvous, Ticket
+from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.store.nodes import PRIVATE, NodeKey, seal
+from appliance.values import to_json
 
 PRIVATE_KEY, DATA_KEY = bytes(range(64, 96)), bytes(range(32))
 

@@ -1,0 +1,20 @@
+"""Options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFileArgument = Annotated[Path, typer.Argument(help="A run file, written by `train plan`.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="GiB of memory to count on, with --device cuda of each GPU's. Default: what is free."),
+]
+PassphraseFile = Annotated[
+    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
+]

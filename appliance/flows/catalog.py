@@ -1,0 +1,84 @@
+"""What the home holds, by name or id: datasets, base models, runs, and the policy in force."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appliance.errors import ArtefactMissing, IntegrityError, UsageError
+from appliance.events.states import PolicyState
+from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
+from appliance.ledger.reading import LedgerReader
+from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
+from appliance.ledger.transaction import Reading, Transaction
+from appliance.policy.policy import Policy, parse
+
+Rows = Reading | Transaction
+_RUNS = "`appliance train status` lists the runs"
+
+
+def find_dataset(rows: Rows, named: str) -> DatasetRow:
+    """Find a dataset by its name or id. Raises `ArtefactMissing`."""
+    return choose_dataset(rows.datasets.list(), named)
+
+
+def choose_dataset(datasets: Sequence[DatasetRow], named: str) -> DatasetRow:
+    """Choose a dataset by its name or id from some. Raises `ArtefactMissing`."""
+    for row in datasets:
+        if named in (row.id, row.name):
+            return row
+    raise ArtefactMissing(f"no dataset {named}", hint="`appliance data list` shows what there is")
+
+
+def find_model(rows: Rows, named: str) -> ModelRow:
+    """Find a base model by its name or digest. Raises `ArtefactMissing`."""
+    for row in rows.models.list():
+        if named in (row.id, row.sha256):
+            return row
+    raise ArtefactMissing(f"no model {named}", hint="import it first: `appliance model import PATH`")
+
+
+def find_run(ledger: LedgerReader, run_id: str) -> RunRow:
+    """Find a run by its id. Raises `ArtefactMissing`."""
+    with ledger.read() as rows:
+        row = rows.runs.find(run_id)
+    if row is None:
+        raise ArtefactMissing(f"no run {run_id}", hint=_RUNS)
+    return row
+
+
+def identify_run(rows: Rows, named: str) -> str:
+    """Find the id of the run that has this id, or that alone has this name.
+
+    Raises:
+      ArtefactMissing: there is none.
+      UsageError: several runs have this name.
+    """
+    runs = rows.runs.list()
+    found = [row.id for row in runs if row.id == named] or [row.id for row in runs if row.name == named]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} runs are called {named}", hint=f"name one by its id: {', '.join(found)}")
+    if not found:
+        raise ArtefactMissing(f"no run {named}", hint=_RUNS)
+    return found[0]
+
+
+def policy_in_force(ledger: LedgerReader) -> Policy:
+    """Read the policy in force. Raises `IntegrityError` where there is not exactly one, or not the one it names."""
+    with ledger.read() as rows:
+        active = [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+    if len(active) != 1:
+        raise IntegrityError(f"{len(active)} policies are active, expected one")
+    policy = parse(active[0].text.encode(), f"policy {active[0].name}")
+    if policy.digest != active[0].sha256:
+        raise IntegrityError("the active policy is not the one its digest names")
+    return policy
+
+
+def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
+    """Say with which unit of privacy a dataset was ingested."""
+    return UnitOfPrivacy(kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records)
+
+
+def plan_of(run: RunRow) -> PrivacyPlan:
+    """Read the plan of a run from its row."""
+    return PrivacyPlan.model_validate_json(run.plan)

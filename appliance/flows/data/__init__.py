@@ -1,0 +1,1 @@
+"""Private data: `ingest`, `verify`."""

@@ -1,0 +1,223 @@
+"""`data ingest`: foreign files become a sealed dataset.
+
+Policy first, keys, then the files are read once as a stream and sealed as they are read; the sealed object is
+on disk under its final name before the row and its leaf commit. Clear text is only ever in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from appliance.errors import DataInvalid, PolicyDenied, UsageError
+from appliance.events.data import DataRefused, DataSealed
+from appliance.events.states import CatalogState, Purpose
+from appliance.files import PARTIAL, commit, sweep, unswept
+from appliance.flows.desk import Desk
+from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.key import require_unsealed
+from appliance.ingest.fingerprints import overlap
+from appliance.ingest.ingestion import Ingestion
+from appliance.ingest.source import BadRow
+from appliance.ingest.spec import IngestSpec
+from appliance.ledger.rows import DatasetRow
+from appliance.policy import check
+from appliance.policy.policy import Policy
+from appliance.store import container
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What the data owner states about the data. All of it is public."""
+
+    name: str
+    units: int
+    class_name: str = "default"
+    purpose: Purpose = Purpose.TRAINING
+
+
+class _Material(NamedTuple):
+    """What sealing made; `fingerprints` and `seal_key` are private."""
+
+    dataset: DatasetRow
+    rejected: tuple[BadRow, ...]
+    fingerprints: bytes
+    seal_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingested:
+    """What `data ingest` made. `rejected` is for the person at the terminal only; it holds places, never content."""
+
+    dataset: DatasetRow
+    rejected: tuple[BadRow, ...]
+    overlaps: tuple[str, ...]
+
+
+def ingest(
+    home: Home,
+    paths: Sequence[Path],
+    spec: IngestSpec,
+    declared: Declaration,
+    operator: Operator,
+    progress: Progress = lambda records: None,
+) -> Ingested:
+    """Read, validate, group and seal foreign files as one dataset.
+
+    Raises:
+      PolicyDenied: the active policy does not allow this class, unit of privacy or declared size.
+      DataInvalid: no row is usable, too many are not, or the declared number of units is far off.
+      KeyUnavailable: the store is sealed.
+    """
+    with Desk.open(home, operator) as desk:
+        policy = desk.policy
+        with desk.refusals(DataRefused, PolicyDenied, DataInvalid, policy_sha256=policy.digest):
+            check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+            with desk.ledger.read() as rows:
+                known = rows.datasets.list()
+            if declared.name in {dataset.name for dataset in known}:
+                raise UsageError(f"a dataset named {declared.name} exists", hint="choose another name with --name")
+            require_unsealed(home)
+            material = _seal(home, paths, spec, declared, policy, progress)
+        dataset = _book(desk, material, known, spec, policy)
+    overlaps = tuple(orjson.loads(dataset.overlaps))
+    return Ingested(dataset=dataset, rejected=material.rejected, overlaps=overlaps)
+
+
+def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy) -> DatasetRow:
+    """Write row and entry; what somebody else ingested meanwhile is compared with too."""
+    while True:
+        overlaps = _find_overlapping(desk.home, known, material.seal_key, material.fingerprints)
+        dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
+        with desk.transact(policy.digest) as tx:
+            listed = tx.datasets.list()
+            if len(listed) == len(known):
+                tx.datasets.add(dataset)
+                tx.append(_describe(dataset, spec))
+                return dataset
+        known = listed
+
+
+def _seal(
+    home: Home,
+    paths: Sequence[Path],
+    spec: IngestSpec,
+    declared: Declaration,
+    policy: Policy,
+    progress: Progress,
+) -> _Material:
+    dataset_id = new_id("ds")
+    data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
+    mac_key, seal_key = _fingerprint_keys(fingerprint_key)
+    ingestion = Ingestion(paths, spec, mac_key)
+    sweep(home.objects)
+    with _staging(home) as staging:
+        sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
+        _check_contents(ingestion, declared, policy)
+        prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
+        commit(staging, home.object(sealed.blake3))
+    dataset = DatasetRow(
+        id=dataset_id,
+        name=declared.name,
+        purpose=declared.purpose,
+        class_=declared.class_name,
+        unit_kind=spec.unit.kind,
+        unit_key=spec.unit.key,
+        max_records=spec.unit.max_records,
+        declared_units=declared.units,
+        format=spec.format,
+        state=CatalogState.ACTIVE,
+        object_blake3=sealed.blake3,
+        object_bytes=sealed.bytes,
+        chunks=sealed.chunks,
+        wrapped_key=wrapped,
+        key_epoch=epoch,
+        fingerprints_blake3=prints,
+        source="unsigned local files",
+    )
+    return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
+
+
+@contextmanager
+def _staging(home: Home) -> Iterator[Path]:
+    """Offer a name beside the objects that is gone afterwards, whatever happens; no other ingest sweeps it away."""
+    path = home.objects / f".incoming-{secrets.token_hex(8)}{PARTIAL}"
+    with unswept(home.objects):
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _encode(ingestion: Ingestion, progress: Progress) -> Iterator[bytes]:
+    for n, record in enumerate(ingestion, 1):
+        if n % 1000 == 0:
+            progress(n)
+        yield record.encode()
+
+
+def _check_contents(ingestion: Ingestion, declared: Declaration, policy: Policy) -> None:
+    """Compare what was read with what was declared; the messages give no count, since the exact one is private."""
+    units = ingestion.units.reveal()
+    if units < declared.units / 2 or units > declared.units * 2:
+        raise DataInvalid(
+            f"the files do not hold about {declared.units} units of privacy",
+            hint="declare a round number within a factor of two of the truth with --units",
+        )
+    accepted, rejected = ingestion.accepted_count.reveal(), ingestion.rejected_count.reveal()
+    check.check_ingested(policy, declared.class_name, accepted=accepted, rejected=rejected, units=units)
+
+
+def _fingerprint_keys(key: bytes) -> tuple[bytes, bytes]:
+    """Separate keys for making fingerprints and for sealing the list of them."""
+    mac, seal = (hashlib.blake2b(label, key=key, digest_size=32).digest() for label in (b"make/v1", b"seal/v1"))
+    return mac, seal
+
+
+def _seal_fingerprints(home: Home, dataset_id: str, seal_key: bytes, fingerprints: bytes) -> str:
+    with _staging(home) as staging:
+        sealed = container.seal_records([fingerprints], staging, seal_key, f"fingerprints/{dataset_id}")
+        commit(staging, home.object(sealed.blake3))
+    return sealed.blake3
+
+
+def _find_overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, fingerprints: bytes) -> list[str]:
+    """Find the datasets that share a record, subject or long field with the new one: it inherits what they spent."""
+    found = []
+    for other in known:
+        path = home.object(other.fingerprints_blake3)
+        with container.open_records(path, seal_key, f"fingerprints/{other.id}") as prints:
+            if overlap(prints[0], fingerprints):
+                found.append(other.id)
+    return found
+
+
+def _describe(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
+    kept: dict[str, Any] = {"kept": list(spec.keep)} if spec.keep else {}
+    return DataSealed(
+        dataset_id=dataset.id,
+        name=dataset.name,
+        purpose=dataset.purpose,
+        class_=dataset.class_,
+        unit_kind=dataset.unit_kind.value,
+        unit_key=dataset.unit_key,
+        max_records=dataset.max_records,
+        declared_units=dataset.declared_units,
+        format=dataset.format,
+        object_blake3=dataset.object_blake3,
+        key_epoch=dataset.key_epoch,
+        fingerprints_blake3=dataset.fingerprints_blake3,
+        overlaps=orjson.loads(dataset.overlaps),
+        source=dataset.source,
+        **kept,
+    )

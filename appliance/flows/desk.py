@@ -1,0 +1,109 @@
+"""Somebody at work in a home: the open ledger, on whose behalf it is written, and why.
+
+Whatever is written at a desk is signed and anchored before anything else happens. So an entry is relied on only once
+the log's keys vouch for it, and no verb has to think of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypedDict
+
+from appliance.errors import ApplianceError
+from appliance.events.event import Event, Refusal
+from appliance.flows import catalog
+from appliance.flows.home import Home, Operator
+from appliance.ledger import proof
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.ledger.transaction import Transaction
+from appliance.policy.policy import Policy
+
+LONGEST = 500
+
+
+class ErrorFacts(TypedDict):
+    """What an entry states of an error."""
+
+    code: int
+    error: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """An acting session.
+
+    Attributes:
+      home: where everything lies.
+      ledger: the open ledger.
+      actor: who acts.
+      reason: why; sealed into the entries, like the actor's name.
+    """
+
+    home: Home
+    ledger: Ledger
+    actor: Actor
+    reason: str = ""
+
+    @staticmethod
+    @contextmanager
+    def open(home: Home, operator: Operator) -> Iterator[Desk]:
+        """Sit down at a home's desk."""
+        with home.ledger() as ledger:
+            yield Desk(home, ledger, home.actor(operator), operator.reason)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force, as it is now."""
+        return catalog.policy_in_force(self.ledger)
+
+    @contextmanager
+    def transact(self, policy_sha256: str | None = None) -> Iterator[Transaction]:
+        """Write rows and the entries that cover them, all or nothing; what was written is signed on leaving.
+
+        Args:
+          policy_sha256: the policy under which it happens; stands in the leaf.
+        """
+        with self.ledger.transaction(self.actor, self.reason or None, policy_sha256) as tx:
+            yield tx
+        self.ledger.sign()
+
+    def record(self, event: Event, policy_sha256: str | None = None) -> int:
+        """Write one entry, signed; its index."""
+        with self.transact(policy_sha256) as tx:
+            return tx.append(event)
+
+    def prove(self, index: int) -> bytes:
+        """Prove an entry: the evidence for which the key agent releases a key."""
+        return proof.evidence(self.ledger.prove(index), self.ledger.leaf(index))
+
+    @contextmanager
+    def refusals(
+        self, event: type[Refusal], *kinds: type[ApplianceError], policy_sha256: str | None = None
+    ) -> Iterator[None]:
+        """Record what the block is refused with, and let the error pass.
+
+        Args:
+          event: the event, such as `RunRefused`.
+          kinds: errors that are recorded; others pass without an entry.
+          policy_sha256: the policy in force, where it was looked at.
+        """
+        try:
+            yield
+        except kinds as refusal:
+            self.record(event(**error_facts(refusal)), policy_sha256)
+            raise
+
+
+def error_facts(error: ApplianceError) -> ErrorFacts:
+    """Say of an error what an entry states: exit status, class and message, which holds public values only.
+
+    Its hint and its place, which may be a path or a line of private data, are not recorded. A message may quote a
+    foreign file, so it is cut after `LONGEST` characters.
+    """
+    said = error.message if len(error.message) <= LONGEST else f"{error.message[: LONGEST - 3]}..."
+    reason = said.encode(errors="backslashreplace").decode()
+    return {"code": error.exit_status, "error": type(error).__name__, "reason": reason}

@@ -1,0 +1,1 @@
+"""Evaluations on held-out private data, each a differentially private release."""

@@ -1,0 +1,1 @@
+"""Base models: `import_model`, `verify`."""

@@ -1,0 +1,45 @@
+"""`train status`: every run, how far it has come, and whether anybody supervises it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appliance.events.states import RunState
+from appliance.flows import launch
+from appliance.flows.catalog import find_run
+from appliance.flows.home import Home
+from appliance.flows.run.following import Step, progress_of
+from appliance.ledger.rows import RunRow
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A run, its public progress, and whether its supervisor is alive."""
+
+    row: RunRow
+    step: Step
+    alive: bool
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was running when its supervisor died."""
+        return self.row.state == RunState.RUNNING and not self.alive
+
+
+def list_runs(home: Home) -> list[Listed]:
+    """List every run."""
+    with home.rows() as rows:
+        runs = list(rows.runs.list())
+    return [Listed(row, progress_of(home, row), is_supervised(home, row.id)) for row in runs]
+
+
+def look(home: Home, run_id: str) -> Listed:
+    """Look at one run. Raises `ArtefactMissing`."""
+    with home.reader() as ledger:
+        row = find_run(ledger, run_id)
+    return Listed(row, progress_of(home, row), is_supervised(home, run_id))
+
+
+def is_supervised(home: Home, run_id: str) -> bool:
+    """Tell whether a supervisor of the run is alive."""
+    return launch.supervisor_of(home.run(run_id)) is not None

@@ -1,0 +1,66 @@
+"""What embedding and detecting share: a job directory, the entry that opens the key, and the worker."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from appliance.events.watermark import WatermarkStarted
+from appliance.files import write_atomic
+from appliance.flows import launch
+from appliance.flows.desk import Desk
+from appliance.flows.home import Home, new_id
+from appliance.flows.watermark.markable import Markable
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.watermark import DetectJob, EmbedJob
+from appliance.values import Value
+
+R = TypeVar("R", bound=Value)
+
+
+@contextmanager
+def job_directory(home: Home) -> Iterator[RunDir]:
+    """Make a run directory for one watermark job, which is gone afterwards."""
+    made = home.run(new_id("mark"))
+    made.path.mkdir(mode=0o700)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
+
+
+def run_job(desk: Desk, markable: Markable, job: EmbedJob | DetectJob, job_dir: RunDir, kind: type[R]) -> R:
+    """Leave the evidence for the key agent, which a signed entry proves, then run the worker."""
+    started = WatermarkStarted(
+        run_id=markable.run.id,
+        key_id=job.key.key_id,
+        nonce=secrets.token_hex(16),
+        purpose="embed" if isinstance(job, EmbedJob) else "detect",
+    )
+    write_atomic(job_dir.evidence, desk.prove(desk.record(started)))
+    job_dir.write_job(job)
+    return launch.run_worker(job_dir, kind)
+
+
+def common_fields(home: Home, markable: Markable) -> dict[str, Any]:
+    """Give the fields that both jobs share. Device, dtype and threads are those of the run: a repetition agrees."""
+    trained = markable.job
+    return {
+        "run_id": markable.run.id,
+        "engine": trained.engine,
+        "isolation": trained.isolation,
+        "model_dir": str(markable.model_dir),
+        "model_sha256": trained.model_sha256,
+        "key": markable.key,
+        "agent_socket": str(home.agent_socket),
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """Digest a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

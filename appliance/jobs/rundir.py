@@ -1,0 +1,171 @@
+"""The run directory: one directory for one job, what its files are called, and whether its job is the reserved one.
+
+job.json            what the worker is asked to do; of a run its digest stands in the ledger
+evidence.json       the signed entry, with its proof, for which the key agent releases a key
+result.json         what the worker answers: a result or a failure
+journal.jsonl       attempts of a training run, written before each
+adapter/            the trained adapter; released/ is the marked one, the only one that may leave
+escrow.sealed       reference of the mark; watermark_certificate.json states the mark, detections/ later searches
+snapshots/          sealed training state
+selftest/           run directory of the run's self-test
+ranks/              what each of several ranks leaves, and where they meet
+tickets/            for the other machines of a start; ticket.json is what one of them was given
+tmp/                the worker's temporary files
+worker.lock         held by the worker, supervisor.lock by who started it; supervisor.log is of a detached one
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from appliance.errors import IntegrityError
+from appliance.files import write_atomic
+from appliance.jobs.job import Job
+from appliance.values import to_json
+
+J = TypeVar("J", bound=Job)
+CERTIFICATE = "watermark_certificate.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The directory of one job."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Its name, which is the id of what it is for."""
+        return self.path.name
+
+    @property
+    def job(self) -> Path:
+        """What the worker is asked to do."""
+        return self.path / "job.json"
+
+    @property
+    def evidence(self) -> Path:
+        """For which the key agent releases a key."""
+        return self.path / "evidence.json"
+
+    @property
+    def result(self) -> Path:
+        """What the worker answers."""
+        return self.path / "result.json"
+
+    @property
+    def journal(self) -> Path:
+        """Attempts of a training run."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """Directory of the trained adapter."""
+        return self.path / "adapter"
+
+    @property
+    def released(self) -> Path:
+        """Directory of the marked adapter."""
+        return self.path / "released"
+
+    @property
+    def certificate(self) -> Path:
+        """What states the mark."""
+        return self.path / CERTIFICATE
+
+    @property
+    def escrow(self) -> Path:
+        """The sealed reference of the mark."""
+        return self.path / "escrow.sealed"
+
+    @property
+    def detections(self) -> Path:
+        """Directory of certificates of later searches."""
+        return self.path / "detections"
+
+    @property
+    def snapshots(self) -> Path:
+        """Directory of sealed training state."""
+        return self.path / "snapshots"
+
+    @property
+    def selftest(self) -> RunDir:
+        """Run directory of the run's self-test."""
+        return RunDir(self.path / "selftest")
+
+    @property
+    def ranks(self) -> Path:
+        """Directory of what the ranks of one machine leave."""
+        return self.path / "ranks"
+
+    @property
+    def tickets(self) -> Path:
+        """Directory of the tickets of a start."""
+        return self.path / "tickets"
+
+    @property
+    def ticket(self) -> Path:
+        """The ticket with which a node takes part."""
+        return self.path / "ticket.json"
+
+    @property
+    def tmp(self) -> Path:
+        """Directory of the worker's temporary files."""
+        return self.path / "tmp"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the worker, or by the ranks together."""
+        return self.path / "worker.lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the process that started the worker; names it."""
+        return self.path / "supervisor.lock"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What a detached supervisor says."""
+        return self.path / "supervisor.log"
+
+    def write_job(self, job: Job) -> str:
+        """Write `job.json`; its SHA-256 (hex)."""
+        data = to_json(job)
+        write_atomic(self.job, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def holds_job(self, sha256: str) -> bool:
+        """Tell whether `job.json` is there and has this digest."""
+        try:
+            return hashlib.sha256(self.job.read_bytes()).hexdigest() == sha256
+        except FileNotFoundError:
+            return False
+
+    def reserved_job(self, kind: type[J], sha256: str) -> J:
+        """Read `job.json`, which must be the one that was reserved.
+
+        Args:
+          kind: what it must be.
+          sha256: its digest, as the ledger has it.
+
+        Raises:
+          IntegrityError: it is another one, is gone or is damaged.
+        """
+        try:
+            data = self.job.read_bytes()
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise IntegrityError("the job is not the one that was reserved", where=str(self.job))
+            return kind.model_validate_json(data)
+        except (FileNotFoundError, ValidationError):
+            raise IntegrityError("the job of the run is gone or damaged", where=str(self.job)) from None
+
+    def clear(self, *directories: Path) -> None:
+        """Remove directories below it that have served."""
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)

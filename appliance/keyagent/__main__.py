@@ -1,0 +1,26 @@
+"""Entry point of the key agent's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.keyagent.gatekeeper import Gatekeeper
+from appliance.store.agent import serve
+from appliance.store.charge import receive
+
+
+def main() -> None:
+    """Take the root key over, and answer until the time is up or somebody says `lock`."""
+    root, told = receive()
+    serve(
+        Path(told.socket),
+        root,
+        kek_dir=Path(told.epoch_keys),
+        ttl_s=told.ttl_s,
+        who=told.who,
+        authorise=Gatekeeper(tuple(told.trusted), since=told.since).check,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Where a ledger lives, and which roles and keys it is opened with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerConfig:
+    """Where a ledger lives.
+
+    Attributes:
+      url: SQLAlchemy URL of the database, `sqlite:////absolute/path` or `postgresql+psycopg://ROLE@/DATABASE?host=...`.
+      origin: name of the log in its tree heads, such as "hospital.example/appliance"; no space, no plus sign.
+      signing_dir: directory of the log's signing keys.
+      anchor: file of the last signed tree head; best on another volume than the database.
+      body_public_key: 32-byte X25519 public key that names and reasons are sealed to.
+      owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
+      eraser_url: the same database as the role that may delete bodies; empty where `url` may.
+      witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
+    """
+
+    url: str
+    origin: str
+    signing_dir: Path
+    anchor: Path
+    body_public_key: bytes
+    owner_url: str = ""
+    eraser_url: str = ""
+    witnesses: Path | None = None

@@ -1,0 +1,38 @@
+"""A model import: a foreign directory or GGUF file in, a verified safetensors directory out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance.files import fsync_tree
+from appliance.jobs.model_import import ImportJob, ImportResult
+from appliance.jobs.rundir import RunDir
+from appliance.store.trees import tree_digest
+from appliance.worker import confinement
+
+JOB = ImportJob
+
+
+def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
+    """Import `job.source` into `job.output_dir`."""
+    source, output = Path(job.source), Path(job.output_dir)
+    isolation = confinement.enter(job.isolation, run_dir, source)
+    from appliance.models.importing import import_model
+
+    made = import_model(source, output)
+    fsync_tree(output)
+    digest, files = tree_digest(output)
+    return ImportResult(
+        run_id=job.run_id,
+        sha256=digest,
+        files=files,
+        source_format=made.source_format,
+        source_sha256=made.source_sha256,
+        architecture=made.architecture,
+        parameters=made.parameters,
+        licence=made.licence,
+        has_chat_template=made.has_chat_template,
+        shapes=made.shapes,
+        isolation=isolation,
+        libraries=confinement.libraries(),
+    )
