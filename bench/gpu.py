@@ -28,10 +28,10 @@ from figures import Figure, age
 from shapes import SHAPES, Built
 from sides import Ghost, Hooks, Ours, Plain
 
-from appliance.flows.machine import DEFAULT_TOKENS, GRADIENT_SHARE
+from appliance.flows.run.hardware import DEFAULT_TOKENS, GRADIENT_SHARE
+from appliance.jobs.job import EngineOptions
 from appliance.models.loading import load_tokenizer
 from appliance.privacy.sampler import noise_variance
-from appliance.records import EngineOptions
 from appliance.train.encode import buckets
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer

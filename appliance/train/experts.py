@@ -47,7 +47,7 @@ class RoutedExperts:
 
 
 def _parts(value: Any, hidden: Tensor, rows: int) -> list[Any]:
-    """A value for each record: its part of what has a row for every token, else the value itself."""
+    """Give each record its value: its part of what has a row for every token, else the value itself."""
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == hidden.shape[0]:
         return list(value.chunk(rows))
     return [value] * rows

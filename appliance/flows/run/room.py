@@ -80,7 +80,9 @@ def fits(wanted: Workload, room: Room) -> bool:
 def record_graphs(wanted: Workload, room: Room) -> Workload:
     """Give the run CUDA graphs, if it computes on a GPU and its memory is known to hold them."""
     engine, experts = wanted.engine, wanted.shape.experts
-    made = changed(wanted, cuda_graphs=engine.device == "cuda" and not engine.gradient_checkpointing and not experts)
+    made = change_engine(
+        wanted, cuda_graphs=engine.device == "cuda" and not engine.gradient_checkpointing and not experts
+    )
     return made if room.gpu is not None and fits(made, room) else wanted
 
 
