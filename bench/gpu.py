@@ -1,9 +1,9 @@
 """The training benchmark on a GPU: models of 135M, 1B and 8B with random weights, made on the device.
 
-`bench/train.py --device cuda [--model-shape 135m,1b,8b] [--model DIR] [--budget SECONDS] [--only NAME,...]` comes here.
-The most telling figures come first, and each is printed to stderr as soon as it is known, so that a run that is cut off
-has told what it knew; what the budget left no time for is "not run: time". `--model DIR` gives the tokenizer for the
-epochs of real text; without one the text is bytes.
+`bench/train.py --device cuda [--model-shape 1b,8b,135m] [--model DIR] [--data DIR] [--budget S] [--only NAME,...]`
+comes here. The most telling figures come first, and each is printed to stderr as soon as it is known, so that a run
+that is cut off has told what it knew; what the budget left no time for is "not run: time". `--model` gives the
+tokenizer for the epochs of real text, without which it is read as bytes; `--data` is where banking77 lies.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import epochs
 import torch
 from epochs import SIDES, banking, encoded, ours
 from figures import Figure, age
@@ -337,6 +338,7 @@ def figures(options: Namespace) -> list[Figure]:
     if unknown := [name for name in names if name not in SHAPES]:
         raise SystemExit(f"no shape {unknown[0]}: one of {', '.join(SHAPES)}")
     tokenizer = Path(options.model) if options.model else None
+    epochs.BANKING = Path(options.data) / "train.csv" if options.data else epochs.BANKING
     bench = Bench(options.device, names, tokenizer, float(options.budget or 1e9), 3 if options.quick else 5)
     wanted = options.only.split(",") if options.only else None
     found = []
