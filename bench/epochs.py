@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from figures import ROOT
-from sides import Base, Ghost, Hooks, Ours, peft_model, stock_losses
+from sides import Base, Ghost, Hooks, Ours, as_engine, peft_model, stock_losses
 from torch import Tensor
 
 from appliance.jobs.record import Record
@@ -57,6 +57,7 @@ def encoded(pairs: Pairs, tokenizer: Any, max_tokens: int) -> list[Encoded]:
 
 def ours(base: Base, dtype: str, device: str, records: list[Encoded], tokens: int) -> Callable[[], None]:
     side = Ours(base, dtype, "all-linear", device, tokens)
+    side.prove(record.length for record in records)
     noise = DiscreteGaussian(Fraction(10**10))
     optimizer = ExactDPOptimizer(side.adapter, side.engine.sum, noise, plan(), 1e-6)
 
@@ -88,7 +89,12 @@ def trainer(base: Base, dtype: str, device: str, records: list[Encoded], tokens:
         **how,
     )
     made = Trainer(model=peft, args=arguments, train_dataset=[row(r) for r in records], data_collator=collated)
-    return lambda: made.train() and None
+
+    def epoch() -> None:
+        with as_engine(device, repeatable=False):
+            made.train()
+
+    return epoch
 
 
 def row(record: Encoded) -> dict[str, list[int]]:
@@ -127,9 +133,12 @@ def opacus(kind: type[Hooks] | type[Ghost], base: Base, dtype: str, device: str,
     )
 
     def epoch() -> None:
-        with BatchMemoryManager(
-            data_loader=loader, max_physical_batch_size=rows_for(records, tokens), optimizer=side.optimizer
-        ) as parts:
+        with (
+            as_engine(device, repeatable=False),
+            BatchMemoryManager(
+                data_loader=loader, max_physical_batch_size=rows_for(records, tokens), optimizer=side.optimizer
+            ) as parts,
+        ):
             for batch in parts:
                 side.loss(batch).backward()
                 side.optimizer.step()

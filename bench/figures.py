@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ class Report:
 
     def print(self, *, as_json: bool) -> None:
         if as_json:
-            print(json.dumps({"schema": "appliance.bench/1", **asdict(self)}))
+            print(json.dumps({"schema": "appliance.bench/1", "machine": _machine(), **asdict(self)}))
             return
         print(f"## {self.bench}\n\n{_machine()}\n")
         print("| figure | value | spread | bar | | repeats | note |\n|---|---|---|---|---|---|---|")
@@ -92,9 +93,17 @@ def _machine() -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
     )
+    cpu += _gpu()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores of {cpu}, "
         f"{memory} GiB, Python {platform.python_version()}, {libraries}"
     )
+
+
+def _gpu() -> str:
+    """The card, where torch is there and sees one."""
+    if not (torch := sys.modules.get("torch")) or not torch.cuda.is_available():
+        return ""
+    return f", {torch.cuda.get_device_name()} ({torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB)"

@@ -1,9 +1,9 @@
 """The training benchmark on a GPU: models of 135M, 1B and 8B with random weights, made on the device.
 
-`bench/train.py --device cuda [--model-shape 135m,1b,8b] [--model DIR] [--budget SECONDS] [--only NAME,...]` comes here.
-The most telling figures come first, and each is printed to stderr as soon as it is known, so that a run that is cut off
-has told what it knew; what the budget left no time for is "not run: time". `--model DIR` gives the tokenizer for the
-epochs of real text; without one the text is bytes.
+`bench/train.py --device cuda [--model-shape 1b,8b,135m] [--model DIR] [--data DIR] [--budget S] [--only NAME,...]`
+comes here. The most telling figures come first, and each is printed to stderr as soon as it is known, so that a run
+that is cut off has told what it knew; what the budget left no time for is "not run: time". `--model` gives the
+tokenizer for the epochs of real text, without which it is read as bytes; `--data` is where banking77 lies.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import epochs
 import torch
 from epochs import SIDES, banking, encoded, ours
 from figures import Figure, age
 from shapes import SHAPES, Built
 from sides import Ghost, Hooks, Ours, Plain
 
+from appliance.flows.run.hardware import DEFAULT_TOKENS, GRADIENT_SHARE
+from appliance.jobs.job import EngineOptions
 from appliance.models.loading import load_tokenizer
 from appliance.privacy.sampler import noise_variance
+from appliance.train.encode import buckets
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer
-from appliance.train.proofs import prove, reference_gradient
+from appliance.train.proofs import reference_gradient
 from tests.conftest import _byte_tokenizer
 from tests.unit.train.rig import NoNoise, plan
 
@@ -40,15 +44,26 @@ GIB = 2**30
 RANK = 8
 
 
+@dataclass(frozen=True)
+class Peak:
+    """GiB above the base's weights: what tensors took at most, and what the allocator held for them."""
+
+    allocated: float
+    reserved: float
+
+    def __str__(self) -> str:
+        return f"{self.allocated:.2f} (held {self.reserved:.2f})"
+
+
 @dataclass
 class Case:
-    """One micro-batch on both sides: seconds of neighbouring steps, and peaks above the base's weights in GiB."""
+    """One micro-batch on both sides: seconds of neighbouring steps, and peaks."""
 
     label: str
     flops: float
     tokens: int
     times: list[tuple[float, float]]
-    peaks: tuple[float, float] | None = None
+    peaks: tuple[Peak, Peak] | None = None
 
     @property
     def ratios(self) -> list[float]:
@@ -69,6 +84,13 @@ class Bench:
     budget: float
     repeats: int = 7
     kept: list[Built] = field(default_factory=list)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """As `train plan` chooses it for this card."""
+        if self.device == "cpu":
+            return EngineOptions().gradient_bytes
+        return int(torch.cuda.get_device_properties(0).total_memory) // GRADIENT_SHARE
 
     @property
     def late(self) -> bool:
@@ -115,18 +137,20 @@ class Bench:
         return 10 * 2 * size**3 / self.seconds(lambda: [a @ b for _ in range(10)])
 
 
-def measured(bench: Bench, side: Any, batch: Any, adapter_bytes: int) -> float:
-    """Peak of one step of a side above the base's weights, GiB: adapter, buffers and gradients count, the base not."""
+def measured(bench: Bench, side: Any, batch: Any) -> Peak:
+    """Of the first two steps of a side: its adapter, buffers and gradients count, the base's weights do not."""
     rows, tokens = len(batch), sum(record.length for record in batch)
     side.drop()
     bench.free()
-    before = torch.cuda.memory_allocated()
-    side.prepare(rows, tokens)
-    side.step(batch)
+    before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
+    side.prepare(rows, tokens)
+    side.step(batch)  # our engine records it in CUDA graphs
     side.step(batch)
     bench.wait()
-    return (torch.cuda.max_memory_allocated() - before + adapter_bytes) / GIB
+    most = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    allocated, reserved = ((high - low + size_of(side)) / GIB for high, low in zip(most, before, strict=True))
+    return Peak(allocated, reserved)
 
 
 def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | None = None, **mine: Any) -> list[Case]:
@@ -142,13 +166,15 @@ def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | N
             break
         batch = random_batch(rows, length, built.config.vocab_size)
         us.prepare(rows, rows * length)
+        us.prove([batch[0].length])
         times = bench.alternated(partial(us.step, batch), partial(them.step, batch))
         supervised = sum(len(record.positions) for record in batch)
         case = Case(f"({rows}, {length})", built.flops(rows, length, supervised, RANK), rows * length, times)
         if bench.device == "cuda" and peer is Plain:
-            case.peaks = measured(bench, us, batch, size_of(us)), measured(bench, them, batch, size_of(them))
+            case.peaks = measured(bench, us, batch), measured(bench, them, batch)
         cases.append(case)
-        said = f"{case.label} {median(case.ratios):.3f}, {case.tokens / case.seconds:.0f} tokens/s, peaks {case.peaks}"
+        peaks = f", GiB {case.peaks[0]} and {case.peaks[1]}" if case.peaks else ""
+        said = f"{case.label} {median(case.ratios):.3f}, {case.tokens / case.seconds:.0f} tokens/s{peaks}"
         print(f"  {name} {peer.__name__} {targets}: {said}", file=sys.stderr, flush=True)
     return cases
 
@@ -181,14 +207,13 @@ def steps(bench: Bench, name: str, targets: str, **mine: Any) -> Iterator[Figure
     note += f"; of {bench.peak_flops / 1e12:.0f} TFLOP/s in one bfloat16 product; padding would count, there is none"
     yield Figure(name=f"bf16_share{kind}_{name}", value=max(shares.values()), unit="share", better="higher",
                  repeats=bench.repeats, note=note)  # fmt: skip
-    peaks = {c.label: [c.peaks[0] / c.peaks[1]] for c in cases if c.peaks}
+    peaks = {c.label: [c.peaks[0].allocated / c.peaks[1].allocated] for c in cases if c.peaks}
     name, bar = f"peak_memory_ratio_plain{kind}_{name}", 1.0 if mine else 1.1
     if not peaks:
         yield Figure(name=name, value=None, unit="ratio", bar=bar, note="not run: only on a GPU")
         return
-    note = "above the base's weights; GiB of both: " + ", ".join(
-        f"{c.label} {c.peaks[0]:.2f} {c.peaks[1]:.2f}" for c in cases if c.peaks
-    )
+    note = "above the base's weights; GiB of both: "
+    note += ", ".join(f"{c.label} {c.peaks[0]} and {c.peaks[1]}" for c in cases if c.peaks)
     yield worst(name, peaks, bar=bar, peer=peer, note=note)
 
 
@@ -199,11 +224,14 @@ def opacus(bench: Bench, name: str, peer: type[Any], bar: float | None) -> Itera
 
 
 def proof(bench: Bench, name: str) -> Iterator[Figure]:
-    """The proofs of the start of a run, with the settings of a run."""
-    built = bench.built(name)
-    side = Ours(built, "bfloat16", "all-linear", bench.device, 8192)
-    taken = bench.seconds(lambda: prove(side.engine))
-    note = f"8192 tokens at once; rows fixed: {getattr(side.engine, 'fixed_rows', '?')}"
+    """The proofs of the start of a run of records up to 512 tokens, with the settings of a run."""
+    side = Ours(bench.built(name), "bfloat16", "all-linear", bench.device, DEFAULT_TOKENS[bench.device], freeze_a=True,
+                gradient_bytes=bench.gradient_bytes)  # fmt: skip
+    lengths = buckets(512 if bench.device == "cuda" else 64)
+    taken = bench.seconds(lambda: side.prove(lengths))
+    counts = side.engine.counts.proved
+    note = f"{len(lengths)} lengths, A frozen; rows proved at the shortest and longest: "
+    note += ", ".join(str(counts.get(side.engine.padded(length))) for length in (lengths[0], lengths[-1]))
     yield Figure(name=f"proof_s_{name}", value=taken, unit="s", note=note)
 
 
@@ -215,6 +243,7 @@ def noise(bench: Bench, name: str) -> Iterator[Figure]:
     rank = max(1, round(1e7 / sum(out + into for out, into in built.linear))) if bench.device == "cuda" else 2
     side = Ours(built, "bfloat16", "all-linear", bench.device, rows * 128, r=rank, rows=rows)
     batch = random_batch(rows, 128, built.config.vocab_size)
+    side.prove([batch[0].length])
     made = plan()
 
     def step(source: Any) -> Callable[[], None]:
@@ -309,7 +338,8 @@ def figures(options: Namespace) -> list[Figure]:
     if unknown := [name for name in names if name not in SHAPES]:
         raise SystemExit(f"no shape {unknown[0]}: one of {', '.join(SHAPES)}")
     tokenizer = Path(options.model) if options.model else None
-    bench = Bench(options.device, names, tokenizer, float(options.budget or 1e9), 3 if options.quick else 7)
+    epochs.BANKING = Path(options.data) / "train.csv" if options.data else epochs.BANKING
+    bench = Bench(options.device, names, tokenizer, float(options.budget or 1e9), 3 if options.quick else 5)
     wanted = options.only.split(",") if options.only else None
     found = []
     for title, job in jobs(bench):

@@ -55,6 +55,7 @@ class Case:
         options = EngineOptions(
             device=device, dtype=self.dtype, physical_tokens=self.tokens,  # type: ignore[arg-type]
             gradient_checkpointing=self.checkpointing, gradient_bytes=GRADIENT_BYTES,
+            cuda_graphs=not self.checkpointing and not self.model.startswith("deepseek"),
         )  # fmt: skip
         return Workload(shape=numbers(model), lora=LoraSpec(**self.lora), engine=options, max_tokens=self.max_tokens)
 

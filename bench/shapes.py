@@ -13,30 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.shapes import MODELS, llama
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Shape:
-    """A Llama: its configuration, and the micro-batches (rows, length) that are measured on it."""
+    """A configuration, and the micro-batches (rows, length) that are measured on it."""
 
     config: dict[str, Any]
     batches: tuple[tuple[int, int], ...]
 
 
-def llama(hidden: int, intermediate: int, layers: int, heads: int, kv: int, vocabulary: int) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocabulary,
-        "tie_word_embeddings": hidden < 4096, "max_position_embeddings": 2048,
-    }  # fmt: skip
-
-
 SMALL = ((8, 128), (32, 32), (2, 1024))
 LARGE = ((64, 128), (256, 32), (16, 1024))
 SHAPES = {
-    "tiny": Shape(config=llama(64, 128, 2, 4, 2, 512), batches=((4, 64), (8, 16))),
-    "135m": Shape(config=llama(576, 1536, 30, 9, 3, 49152), batches=LARGE + SMALL),  # SmolLM2
-    "1b": Shape(config=llama(2048, 8192, 16, 32, 8, 128256), batches=LARGE + SMALL),  # Llama 3.2
-    "8b": Shape(config=llama(4096, 14336, 32, 32, 8, 128256), batches=((16, 128), (4, 1024), (2, 1024))),
+    "tiny": Shape(llama(64, 2, 128, 512, 4, 2, tie_word_embeddings=True), ((4, 64), (8, 16))),
+    "135m": Shape(MODELS["135m"], LARGE + SMALL),  # SmolLM2
+    "1b": Shape(MODELS["1b"], LARGE + SMALL),  # Llama 3.2
+    "8b": Shape(MODELS["8b"], ((16, 128), (4, 1024), (2, 1024))),  # Llama 3.1
 }
 
 
@@ -49,10 +43,11 @@ class Built:
     """
 
     def __init__(self, name: str, device: str) -> None:
-        from transformers import LlamaConfig
+        from transformers import AutoConfig
 
         self.name, self.device, self.shape = name, device, SHAPES[name]
-        self.config: Any = LlamaConfig(**self.shape.config)
+        config = dict(self.shape.config)
+        self.config: Any = AutoConfig.for_model(config.pop("model_type"), **config)
         self._weights: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, dtype: str) -> Any:

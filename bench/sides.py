@@ -9,7 +9,8 @@ where a logical step would go on with the next micro-batch: no side's optimiser 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from appliance.models.loading import load
 from appliance.train.adapting import adapt, target_names
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
+from appliance.train.proofs import prove
 from tests.unit.train.rig import plan
 
 Batch = list[Encoded]
@@ -39,6 +41,23 @@ def opened(base: Base, dtype: str, device: str) -> Any:
     return model.to(device)
 
 
+@contextmanager
+def as_engine(device: str, repeatable: bool = True) -> Iterator[None]:
+    """Within the block a GPU computes as the engine sets it, or with `repeatable` false as torch's users have it."""
+    if device == "cpu":
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before = torch.are_deterministic_algorithms_enabled(), products.allow_bf16_reduced_precision_reduction
+    torch.use_deterministic_algorithms(repeatable)
+    products.allow_bf16_reduced_precision_reduction = not repeatable
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        products.allow_bf16_reduced_precision_reduction = before[1]
+
+
 class Ours:
     """The engine: forward, backward, norms, clip and exact sum."""
 
@@ -47,7 +66,12 @@ class Ours:
         self.adapter = adapt(opened(base, dtype, device), spec, 1)
         random_b(site.b for site in self.adapter.sites)
         rows = options.pop("rows", 256)
-        options |= {"physical_tokens": tokens, "gradient_bytes": ROOM[device]}
+        options = {
+            "physical_tokens": tokens,
+            "gradient_bytes": ROOM[device],
+            "cuda_graphs": device == "cuda",
+            **options,
+        }
         self.options = EngineOptions(dtype=dtype, device=device, **options)  # type: ignore[arg-type]
         self.prepare(rows, tokens)
 
@@ -63,8 +87,14 @@ class Ours:
         self.adapter.bind(None)
         self.engine: Any = None
 
+    def prove(self, lengths: Iterable[int]) -> None:
+        """Proves the row counts of these padded lengths, as at the start of a run; they are used from then on."""
+        prove(self.engine, sorted(set(lengths)))
+        random_b(site.b for site in self.adapter.sites)
+
     def step(self, batch: Batch) -> None:
-        self.engine.accumulate([[record] for record in batch])
+        with as_engine(self.options.device):
+            self.engine.accumulate([[record] for record in batch])
 
 
 class Plain:
@@ -81,7 +111,8 @@ class Plain:
         """Nothing depends on the sizes."""
 
     def step(self, batch: Batch) -> None:
-        record_losses(self.model, batch).mean().backward()
+        with as_engine(self.model.device.type, repeatable=False):
+            record_losses(self.model, batch).mean().backward()
 
 
 class Hooks:
@@ -98,8 +129,9 @@ class Hooks:
         return self.losses(self.model, batch).mean()
 
     def step(self, batch: Batch) -> None:
-        self.loss(batch).backward()
-        self.optimizer.clip_and_accumulate()
+        with as_engine(self.model.device.type, repeatable=False):
+            self.loss(batch).backward()
+            self.optimizer.clip_and_accumulate()
         for parameter in self.optimizer.params:
             parameter.grad_sample = None
 
@@ -117,9 +149,10 @@ class Ghost:
         return self.criterion(self.model, batch)
 
     def step(self, batch: Batch) -> None:
-        self.loss(batch).backward()
-        self.optimizer.accumulate()
-        self.optimizer.zero_grad()
+        with as_engine(self.model.device.type, repeatable=False):
+            self.loss(batch).backward()
+            self.optimizer.accumulate()
+            self.optimizer.zero_grad()
 
 
 def random_b(weights: Any) -> None:

@@ -114,7 +114,10 @@ def figures(sweep: Sweep, work: Path, processes: int, budget: float) -> list[Fig
     """Every figure that the budget left time for; each case is printed as soon as it is known."""
     (work / "sweep.json").write_text(json.dumps(asdict(sweep)))
     command = [sys.executable, __file__, str(work)]
+    from appliance.flows.launch import GPU_ENVIRONMENT
+
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= GPU_ENVIRONMENT
     children = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) for _ in range(processes)]
     found: dict[str, Any] = {}
     try:

@@ -28,6 +28,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+# As a worker has them; torch and transformers read them when they are loaded.
+os.environ |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
 
 import gpu
 import torch
@@ -259,6 +261,7 @@ def main() -> None:
         tokens="padded tokens that a side computes at once in an epoch",
         model_shape="135m, 1b, 8b or tiny, with commas: random weights, made on the device",
         model="a model directory whose tokenizer reads the epochs' text; only for --model-shape",
+        data="directory with train.csv of banking77; only for --model-shape",
         budget="seconds after which nothing new is begun; only for --model-shape",
     )
     wanted = options.only.split(",") if options.only else list(FIGURES)

@@ -47,7 +47,7 @@ def _memory(expected: Forecast) -> list[tuple[str, str]]:
     name = f" on {room.name}" if room.name else ""
     there = f"{_gib(room.gpu)} are available{name}" if room.gpu is not None else "how much there is is not known"
     return [
-        ("memory of the GPU", f"about {_gib(need.gpu)} at its peak (an estimate), {there}"),
+        ("memory of the GPU", f"about {_gib(need.gpu)} at its peak, {there}"),
         ("memory of the host", f"about {_gib(need.host)} (an estimate), {host}"),
     ]
 

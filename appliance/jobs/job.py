@@ -17,8 +17,11 @@ class EngineOptions(Value):
 
     Attributes:
       gradient_bytes: of per-record gradients that exist at once. It is public and stands in the job, so it is the same
-        whenever and wherever the run goes on: the row count of a micro-batch follows from it. Jobs and tickets that
-        were written before there was a choice do not state it; the default is not written, so their bytes hold.
+        whenever and wherever the run goes on: the row count of a micro-batch follows from it.
+      cuda_graphs: micro-batches whose shape comes again are replayed; more memory, less work for the host.
+
+    Jobs and tickets that were written before there was a choice do not state the last two; their defaults are not
+    written, so the old bytes hold.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -27,15 +30,16 @@ class EngineOptions(Value):
     gradient_checkpointing: bool = False
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_bytes: Count = 1 << 28
+    cuda_graphs: bool = False
     threads: Annotated[int, Field(ge=0)] = 0
     nproc: Count = 1
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        if written["gradient_bytes"] == type(self).model_fields["gradient_bytes"].default:
-            del written["gradient_bytes"]
-        return written
+        fields = type(self).model_fields
+        new = [name for name in ("gradient_bytes", "cuda_graphs") if written[name] == fields[name].default]
+        return {name: value for name, value in written.items() if name not in new}
 
 
 class IsolationSpec(Value):

@@ -11,7 +11,7 @@ from appliance.privacy.sampler import GUARD, grid
 from appliance.train.lora import BLOCK
 
 _COLUMNS = 16 * BLOCK  # a block of this many columns and some rows stays in a CPU's cache
-_VALUES = 1 << 23  # and so many float32 values in a GPU's
+_VALUES = 1 << 25  # so many float32 values at once are work enough for a GPU
 _STABILITY = 0.01  # of AUTO-S, Bu et al. 2023, "Automatic Clipping"
 
 

@@ -23,6 +23,7 @@ from appliance.train import device
 from appliance.train.adapting import body
 from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
+from appliance.train.experts import RoutedExperts
 from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import find_supervised, hidden_gradient
@@ -61,6 +62,7 @@ class Engine:
         self._tokens = options.physical_tokens
         self._limit = math.inf
         self._body = body(adapter.model)
+        self._experts = RoutedExperts(self._body)
         self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
         model: Any = adapter.model
         self._head = model.get_output_embeddings()
@@ -77,8 +79,7 @@ class Engine:
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
             _checkpoint(model)
-        plain = self._device.type == "cuda" and not options.gradient_checkpointing
-        self._graphs = Graphs(self._hidden) if plain else None
+        self._graphs = Graphs(self._hidden) if options.cuda_graphs and self._device.type == "cuda" else None
 
     @property
     def precision(self) -> torch.dtype:
@@ -164,14 +165,19 @@ class Engine:
         if graphs and found:
             graphs.replay(found, ids, gradient)
             return self.buffer.data[: len(ids)]
-        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
         with self._by_record(len(ids)), device.unpacked():
-            hidden = self._hidden(ids)
-            torch.autograd.backward(hidden, gradient(hidden))
-            rows = self.buffer.finish()
+            rows = self._call(ids, gradient)
             if graphs:
                 graphs.record(ids, gradient, rows)
         return rows
+
+    def _call(self, ids: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        """Forward and backward pass; what autograd held of them is gone when this returns."""
+        self.buffer.begin(len(ids), self.expected, len(self.adapter.sites))
+        self._experts.rows = len(ids)
+        hidden = self._hidden(ids)
+        torch.autograd.backward(hidden, gradient(hidden))
+        return self.buffer.finish()
 
     def _hidden(self, ids: Tensor) -> Tensor:
         hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state

@@ -3,7 +3,7 @@
 A small model's kernels take a GPU less time than its host needs to ask for them. Row counts are few (`train.rows`), so
 shapes repeat: what was asked once is recorded and asked again at one stroke. A recording is used only if it gives the
 bits of the calls that it was made of; where one cannot be made, the engine goes on without. Recordings hold memory of
-their own, so none is made once half of the GPU's memory is in use.
+their own (`estimate.gpu_memory`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Graphs:
     def __init__(self, body: Callable[[Tensor], Tensor]) -> None:
         self._body = body
         self._recordings: dict[tuple[int, ...], _Recording] = {}
+        self._tried: set[tuple[int, ...]] = set()
         self._pool: Any = None
         self.refused = False
 
@@ -64,14 +65,16 @@ class Graphs:
     def record(self, ids: Tensor, upstream: Callable[[Tensor], Tensor], gradients: Tensor) -> None:
         """Record a micro-batch that was just computed; from now on this shape is replayed if the bits are the same.
 
+        Nothing of what was computed may be held any more: a graph cannot depend on work outside of it.
+
         Args:
           ids: int64 [rows, length] on the GPU.
           upstream: from the hidden states to their gradient.
           gradients: what the calls themselves gave, a view of what the recording will write.
         """
-        free, total = torch.cuda.mem_get_info()
-        if self.refused or len(self._recordings) >= _MOST or 2 * free < total:
+        if self.refused or tuple(ids.shape) in self._tried or len(self._recordings) >= _MOST:
             return
+        self._tried.add(tuple(ids.shape))
         expected = gradients.clone()
         try:
             made = self._record(ids)
@@ -93,6 +96,7 @@ class Graphs:
         self._pool = None
 
     def _record(self, ids: Tensor) -> _Recording:
+        torch.cuda.empty_cache()  # the recording gets memory of its own
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         own = ids.clone()

@@ -53,7 +53,7 @@ def test_a_gpu_is_planned_for_by_what_its_driver_says(sealed: Appliance, tmp_pat
     sealed.environment = library(tmp_path, [H100, SMALL])
     said, shown = sealed.json(*CUDA), sealed(*CUDA).out
     assert said["memory_is_an_estimate_for_a_gpu"] is True
-    assert "(an estimate), 79.00 GiB are available on NVIDIA H100 80GB HBM3" in shown
+    assert " at its peak, 79.00 GiB are available on NVIDIA H100 80GB HBM3" in shown
     assert (said["gpu"], said["memory_available"]) == (H100.name, H100.free)
     assert said["host_memory_bytes"] > 1 << 30
     assert said["physical_tokens"] == 8192

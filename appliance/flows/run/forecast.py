@@ -71,7 +71,7 @@ def to_workload(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, 
 
 
 def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int | None = None) -> Forecast:
-    """Predict what the run needs, and check it against the memory there is.
+    """Predict what the run needs, checked against the memory there is; its engine uses what that memory allows.
 
     Args:
       home: the appliance's home.
@@ -86,9 +86,10 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
     wanted = to_workload(home, resolved.model, resolved.run, engine, unit.max_records > 1)
     there = room.here(engine, memory)
     room.require(wanted, there)
+    wanted = room.record_graphs(wanted, there)
     units = sum(phase.steps * phase.expected_batch_size for phase in resolved.plan.schedule)
     time = _time(home, wanted, units * unit.max_records, there.name)
-    return Forecast(engine=engine, memory=footprint(wanted), need=room.need(wanted), room=there, time=time)
+    return Forecast(engine=wanted.engine, memory=footprint(wanted), need=room.need(wanted), room=there, time=time)
 
 
 def _time(home: Home, wanted: Workload, records: int, gpu: str) -> Seconds | None:

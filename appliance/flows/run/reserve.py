@@ -46,7 +46,7 @@ def reserve(
             resolved = resolve(desk.ledger, run)
             afford(desk.ledger, resolved)
             _require_watermark_key(desk.ledger, resolved)
-            forecast.forecast(home, resolved, engine, memory)
+            engine = forecast.forecast(home, resolved, engine, memory).engine
             gpus.require(engine)
         require_unsealed(home)
         check_files(home, resolved.model)

@@ -77,6 +77,15 @@ def fits(wanted: Workload, room: Room) -> bool:
     return (room.gpu is None or needed.gpu * MARGIN <= room.gpu) and needed.host * MARGIN <= room.host
 
 
+def record_graphs(wanted: Workload, room: Room) -> Workload:
+    """Give the run CUDA graphs, if it computes on a GPU and its memory is known to hold them."""
+    engine, experts = wanted.engine, wanted.shape.experts
+    made = change_engine(
+        wanted, cuda_graphs=engine.device == "cuda" and not engine.gradient_checkpointing and not experts
+    )
+    return made if room.gpu is not None and fits(made, room) else wanted
+
+
 def fit(wanted: Workload, most: int, room: Room) -> Workload:
     """Give the run the largest physical batch up to `most` tokens that fits.
 
