@@ -39,7 +39,7 @@ def bundle(
         "bytes": sum(file.bytes for file in manifest.files),
     }
     lines = render.fields([("bundle", manifest.id), ("directory", out), ("ledger entry", sealed.index)])
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    lines.append(f"check it on another machine: python3 -I {out}/verify.py --trusted-key FINGERPRINT")
     render.result(chosen, "export.bundle", document, lines)
 
 

@@ -38,7 +38,7 @@ def build(
         "tree_size": sealed.head.size,
     }
     lines = render.fields([("report", manifest.id), ("page", out / "report.html"), ("ledger entry", sealed.index)])
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    lines.append(f"check it on another machine: python3 -I {out}/verify.py --trusted-key FINGERPRINT")
     render.result(chosen, "report.build", document, lines)
 
 

@@ -2,7 +2,7 @@
 # ruff: noqa: B905, SIM905 (made for Python 3.9, where zip takes no strict=; lists of words are split)
 """Verify a sealed directory (a bundle or a report) offline. One file, standard library only, Python 3.9 or newer.
 
-    python verify.py [DIR] --trusted-key KEY [--state FILE] [--json]
+    python3 -I verify.py [DIR] --trusted-key KEY [--state FILE] [--json]
 
 DIR is the directory to check; by default the one this file lies in. KEY is what you got from the appliance on another
 way than the directory: a file with its verifier keys, or the fingerprint that its `init` printed. FILE remembers the
@@ -16,7 +16,12 @@ Read it from the top: what is demanded, the command, the checks (methods of `Exa
 what they rest on: tree heads and proofs, text and JSON, two kinds of signature.
 """
 
-from __future__ import annotations
+import sys  # built in, so no file can stand in for it; __future__ could, and is not used
+
+if __name__ == "__main__":  # from here on only modules of this Python are found, not those beside this file
+    beside = [] if sys.flags.isolated else sys.path[:1]
+    roots = [home.rstrip("/\\") + end for home in (sys.base_prefix, sys.base_exec_prefix) for end in "/\\"]
+    sys.path[:] = [path for path in sys.path if path.startswith(tuple(roots)) and path not in beside]
 
 import argparse
 import base64
@@ -30,7 +35,6 @@ import operator
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -165,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     return seen.code
 
 
-def verify(directory: str, pin: Sequence[str], state: str = "") -> Examination:
+def verify(directory: str, pin: Sequence[str], state: str = "") -> "Examination":
     """Check a directory; after a good verdict the tree head is remembered. Raises `CannotRun` and `OSError`."""
     for path in (*filter(os.path.isfile, pin[:1]), state):
         if path and os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
@@ -180,7 +184,7 @@ def verify(directory: str, pin: Sequence[str], state: str = "") -> Examination:
     return seen
 
 
-def report(seen: Examination) -> Iterator[str]:
+def report(seen: "Examination") -> Iterator[str]:
     """The lines that are printed."""
     yield from (f"checked   {line}" for line in seen.checked)
     yield from (f"PROBLEM   {where}: {why}" for where, why in seen.problems)
@@ -193,7 +197,7 @@ def report(seen: Examination) -> Iterator[str]:
     yield f"verdict   {VERDICTS[seen.code]}: {seen.about or 'unknown'}; keys {seen.keys_sha256 or 'unknown'}"
 
 
-def document(seen: Examination) -> dict[str, Any]:
+def document(seen: "Examination") -> dict[str, Any]:
     """The JSON object that is printed."""
     head = {"origin": seen.head.origin, "size": seen.head.size, "root": seen.head.root.hex()} if seen.head else None
     return {
@@ -237,7 +241,7 @@ def read_memory(path: str) -> dict[str, Any]:
     return dict(logs)
 
 
-def remember(path: str, memory: dict[str, Any], seen: Examination) -> None:
+def remember(path: str, memory: dict[str, Any], seen: "Examination") -> None:
     """Keep the newest tree head of the log, and the roots of those that were seen or proven before it."""
     roots = {**memory.get(seen.head.origin, {}).get("roots", {}), **{str(at): root for at, root in seen.heads.items()}}
     known = {
@@ -285,7 +289,7 @@ class Examination:
             return INCOMPLETE
         return STALE if self.stale else OK
 
-    def run(self) -> Examination:
+    def run(self) -> "Examination":
         """Make every check, until one finds a problem. Raises `OSError`."""
         steps = (
             *(self.check_keys, self.check_manifest, self.check_payload, self.check_ledger, self.check_chain),
@@ -627,7 +631,7 @@ class Key:
         """Whether this key signed the message."""
         return (ed25519_accepts if self.type == 1 else mldsa44_accepts)(self.public, message, signature)
 
-    def accepts(self, head: Head, signature: bytes) -> bool:
+    def accepts(self, head: "Head", signature: bytes) -> bool:
         """Whether this key signed the tree head; an ML-DSA-44 line begins with the time of signing."""
         if self.type == 1:
             return self.signed(head.text.encode(), signature)
@@ -840,7 +844,7 @@ def point_multiply(n: int, p: Point) -> Point:
     return total
 
 
-def point_decode(data: bytes) -> Point | None:
+def point_decode(data: bytes) -> "Point | None":
     """The point in 32 bytes; None where they are not the one encoding of a point."""
     sign, y = data[31] >> 7, int.from_bytes(data, "little") & (2**255 - 1)
     u, v = (y * y - 1) % P, (D * y * y + 1) % P
@@ -930,7 +934,7 @@ def challenge(seed: bytes) -> Poly:
     return c
 
 
-def hints(data: bytes) -> list[set[int]] | None:
+def hints(data: bytes) -> "list[set[int]] | None":
     """Positions of the hints of each polynomial; None where they are not in the one encoding (algorithm 21)."""
     found: list[set[int]] = []
     start = 0
