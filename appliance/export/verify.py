@@ -46,12 +46,12 @@ VERDICTS = {OK: "intact", TAMPERED: "tampered", INCOMPLETE: "incomplete", STALE:
 NOT_SHOWN = (
     "that the appliance ran what it says it ran: the entries are its own word, signed for good",
     "privacy curves: epsilon for these steps, noise and sampling rate; recompute with the appliance",
-    "sentences and pictures in the documents: only values that point to a ledger entry were compared",
+    "that the documents choose well among the sentences that they may say; and what their drawings show",
     "that this is the newest directory of its log, beyond what --state remembers",
 )
+OLD = "what the documents say: they are of version 1, where only values that point to an entry are compared, not words"
 
-MAX_FILES, MAX_DEPTH = 20_000, 9
-MAX_TEXT, MAX_DOCUMENT, MAX_LEAF = 100_000, 16_000_000, 65_535  # bytes
+MAX_FILES, MAX_DEPTH, MAX_TEXT, MAX_DOCUMENT, MAX_LEAF = 20_000, 9, 100_000, 16_000_000, 65_535  # the last three bytes
 REMEMBERED = 5000  # earlier tree heads of one log that the state file keeps
 
 MANIFEST, KEYS, HEAD = "manifest.json", "ledger/keys.txt", "ledger/head.txt"
@@ -63,15 +63,31 @@ NEEDED = {"report": "ledger.created run.reserved report.html report.json verify.
 NEEDED["bundle"] = NEEDED["report"] + "policy.activated model.imported watermark.committed watermark.embedded".split()
 NEEDED["bundle"] += "run.started run.settled audit.selftest README.md privacy_statement.json".split()
 NEEDED["bundle"] += ["watermark_certificate.json", "adapter/adapter_config.json"]
-DOCUMENTS = ("report.json", "privacy_statement.json")
-PAGE, CERTIFICATE = "report.html", "watermark_certificate.json"
+PAGE, CARD, CERTIFICATE, WORDING = "report.html", "README.md", "watermark_certificate.json", "wording.txt"
+JSON = {"report.json": "appliance.report/1", "privacy_statement.json": "appliance.privacy/1"}  # schemas of version 1
+WORDINGS = {"9ffb161a8050aca1043a4affd36cd3460aba84c397ba4c12429f9aec2f419a2a"}  # SHA-256 of the lists that are known
+FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
+ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with
 
-SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?<!\.)")  # a part of a path in the payload
-RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # devices of Windows
 BASE64 = re.compile("([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)")
-ACTIVE = re.compile(r"<(script|iframe|object|embed|base|link|form)|\son[a-z]+\s*=|\ssrc=(?!\"data:image/)", re.I)
-FIGURE = re.compile(r"<data((?: [a-z-]+=\"[^\"<>]*\")+)>([^<>]*)</data>")
+ACTIVE = re.compile(
+    r"(?i)<(script|iframe|object|embed|base|link|form|animate|set|foreignobject)|[\s/\"']on[a-z]+\s*=|javascript:|"
+    r"srcset|@import|expression\(|url\((?!#)|http-equiv=\"?refresh|\ssrc=(?!\"data:image/)"
+)
+FIGURE = re.compile(
+    r'<data class="(figure|leaf|head|key)"(?: data-look="digest")?(?: data-entry="([0-9]+)")? data-(fact|field)='
+    r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)")? value="([^"<>]*)">\5</data>'
+)
+FIGURE_HAS = {"name", "entry", "fact", "field", "value"}  # members in a JSON document
+ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|phases|score_predicted|libraries)/)([^/]+)")
+SOURCE = re.compile("\1([0-9]+)[.]([0-9a-f]*)\1")  # entry and row of a place: not a part of what is said
+SHAPE = re.compile(  # a tag of a drawing, with attributes that load nothing
+    r"<svg role=\"img\" aria-labelledby=\"[\w -]+\" viewBox=\"[\d. ]+\">|</svg>|"
+    r"</?(?:g|path|use|defs|clipPath|rect|pattern|title|desc)(?:\s(?:xlink:href=\"#|style=\"(?:fill|stroke)|"
+    r"(?:id|d|transform|x|y|width|height|fill|clip-path|patternUnits)=\")"
+    r"(?:[\w\s.,:;#)-]|url\(#|translate\(|scale\(|rotate\()*\")*\s*/?>"
+)
 
 
 class Rule(NamedTuple):
@@ -121,16 +137,18 @@ RULES = (
     Rule("evaluation.reserved", "/delta", "=", "evaluation.settled", "/delta"),
     Rule("evaluation.reserved", "^/index", "<=", "evaluation.settled", "^/index"),
     Rule("evaluation.settled", "/epsilon_charged", "<=", "evaluation.reserved", "/epsilon"),
+    Rule("evaluation.settled", "^/index", "=", "evaluation.settled", "^/index"),
     Rule("evaluation.reserved", "/epsilon_before", "<=", "evaluation.reserved", "/epsilon_after"),
     Rule("evaluation.reserved", "/epsilon_after", "<=", "evaluation.reserved", "/cap"),
 )
 ROUNDING = Decimal("0.0001")  # by so much a charge, which is rounded up, may be above what it is held against
 
-CERTIFIED = (  # members of the watermark's certificate, and the fact of watermark.embedded that each must be
-    *(("run_id", "run_id"), ("key_id", "key_id"), ("commitment", "commitment"), ("base", "model_sha256")),
-    *(("algorithm", "algorithm_sha256"), ("escrow", "escrow_sha256"), ("suspect", "released_sha256")),
-    *(("statistic", "score"), ("p_bound", "p_bound"), ("predicted", "score_predicted")),
-)
+# Members of the watermark's certificate, and the fact of watermark.embedded that each must be.
+CERTIFIED = {
+    name: name for name in "run_id key_id commitment p_bound model_sha256 algorithm_sha256 escrow_sha256".split()
+}
+CERTIFIED.update(suspect_sha256="released_sha256", statistic="score", predicted="score_predicted", base="model_sha256")
+CERTIFIED.update(algorithm="algorithm_sha256", escrow="escrow_sha256", suspect="released_sha256")
 
 
 class Bad(Exception):
@@ -148,8 +166,6 @@ def refuse_if(wrong: Any, where: str, why: str) -> None:
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str]) -> int:
     """Check a directory, print what was found, and return the exit status."""
     parser = argparse.ArgumentParser(description="Verify a sealed directory (bundle or report) offline.")
@@ -193,7 +209,7 @@ def report(seen: "Examination") -> Iterator[str]:
         yield "unpinned  the directory carries its own key, so all of this proves nothing; give --trusted-key"
     if seen.stale:
         yield f"stale     {seen.stale}"
-    yield from (f"not shown {line}" for line in NOT_SHOWN)
+    yield from (f"not shown {line}" for line in seen.not_shown)
     yield f"verdict   {VERDICTS[seen.code]}: {seen.about or 'unknown'}; keys {seen.keys_sha256 or 'unknown'}"
 
 
@@ -212,7 +228,7 @@ def document(seen: "Examination") -> dict[str, Any]:
         "checked": seen.checked,
         "missing": seen.missing,
         "stale": seen.stale,
-        "not_shown": NOT_SHOWN,
+        "not_shown": seen.not_shown,
     }
 
 
@@ -259,8 +275,6 @@ def remember(path: str, memory: dict[str, Any], seen: "Examination") -> None:
 
 
 # --- the checks ------------------------------------------------------------------------------------------------------
-
-
 class Examination:
     """The checks of one directory, each relying on those before it, and what they found."""
 
@@ -275,7 +289,8 @@ class Examination:
         self.heads: dict[int, str] = {}  # root of each tree head that is signed or proven, by size
         self.named: dict[int, str] = {}  # those of them that documents name
         self.sets: dict[int, list[str]] = {}  # the log's keys, by the first size that they sign
-        self.keys_sha256, self.about, self.stale = "", "", ""
+        self.page_head, self.wording = "", set[str]()  # what documents of version 2 may say
+        self.keys_sha256, self.about, self.stale, self.not_shown = "", "", "", [*NOT_SHOWN]
         self.problems: list[tuple[str, str]] = []
         self.missing: list[str] = []
         self.checked: list[str] = []
@@ -283,11 +298,8 @@ class Examination:
     @property
     def code(self) -> int:
         """The exit status."""
-        if self.problems:
-            return TAMPERED
-        if self.missing or not self.pin:
-            return INCOMPLETE
-        return STALE if self.stale else OK
+        incomplete = self.missing or not self.pin
+        return TAMPERED if self.problems else INCOMPLETE if incomplete else STALE if self.stale else OK
 
     def run(self) -> "Examination":
         """Make every check, until one finds a problem. Raises `OSError`."""
@@ -296,7 +308,7 @@ class Examination:
             *(self.check_facts, self.check_adapter, self.check_documents, self.check_memory),
         )
         try:
-            self.sizes = list_files(self.root)
+            self.list_files()
             for step in steps:
                 if not self.problems:
                     step()
@@ -305,6 +317,23 @@ class Examination:
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as odd:
             self.wrong(step.__name__, f"met something that nobody writes: {type(odd).__name__}")
         return self
+
+    def list_files(self) -> None:
+        """Every file below the directory with its size; links are not followed."""
+        todo = [""]
+        while todo:
+            prefix = todo.pop()
+            names = [prefix + name for name in sorted(os.listdir(os.path.join(self.root, prefix)))]
+            refuse_if(prefix and not names, show(prefix), "an empty directory does not belong here")
+            for name in names:
+                info = os.lstat(os.path.join(self.root, name))
+                link = stat.S_ISLNK(info.st_mode) or getattr(info, "st_file_attributes", 0) & 0x400  # Windows junctions
+                if not link and stat.S_ISDIR(info.st_mode) and name.count("/") < MAX_DEPTH:
+                    todo.append(name + "/")
+                elif link or not stat.S_ISREG(info.st_mode) or len(self.sizes) >= MAX_FILES:
+                    raise Bad(show(name), "is a link, a device, nested too deeply or one file too many")
+                else:
+                    self.sizes[name] = info.st_size
 
     def wrong(self, where: str, why: str) -> None:
         """Note a problem and go on."""
@@ -338,30 +367,24 @@ class Examination:
         wrong = hashlib.sha256(data).hexdigest() != event["facts"].get("manifest_sha256")
         refuse_if(wrong, MANIFEST, f"is not the one that entry {self.index} of the ledger vouches for")
         self.manifest = parse_json(data, MANIFEST)
-        self.check_members()
-        self.check_subject(event)
-        self.checked.append(f"manifest: the one that entry {self.index} vouches for, written {show(event['time'])}")
-
-    def check_members(self) -> None:
-        """The members of the manifest: those of version 1, and lists where lists belong."""
         good = set(self.manifest) == MANIFEST_MEMBERS and self.manifest["schema"] == "appliance.manifest/1"
         refuse_if(not good, MANIFEST, "is not a manifest of version 1")
-        for name in ("entries", "earlier", "files"):
-            listed = self.manifest[name] if isinstance(self.manifest[name], list) else [None]
-            wrong = None in listed if name == "files" else any(type(n) is not int or n < 0 for n in listed)
-            refuse_if(wrong, MANIFEST, "has lists that cannot be")
-
-    def check_subject(self, event: Any) -> None:
-        """Manifest and entry are about the same directory, run and log."""
         kind, facts = str(self.manifest["kind"]), event["facts"]
         named = (EVENTS.get(kind), *(self.manifest[name] for name in ("id", "run_id", "origin")))
-        stated = (event["type"], facts.get(f"{kind}_id"), facts.get("run_id"), self.head.origin)
-        refuse_if(named != stated, MANIFEST, f"is about something else than entry {self.index} of the ledger")
+        own = (event["type"], facts.get(f"{kind}_id"), facts.get("run_id"), self.head.origin)
+        refuse_if(named != own, MANIFEST, f"is about something else than entry {self.index} of the ledger")
         self.about = f"{kind} {show(self.manifest['id'])} of run {show(self.manifest['run_id'])}"
+        self.checked.append(f"manifest: the one that entry {self.index} vouches for, written {show(event['time'])}")
 
     def check_payload(self) -> None:
-        """Every file that the manifest lists, byte for byte, and none besides."""
-        self.list_payload()
+        """The manifest lists what such a directory may hold; every listed file is here, byte for byte, and no other."""
+        for row in self.manifest["files"]:
+            path = str(row["path"]) if isinstance(row, dict) and set(row) == {"path", "bytes", "sha256"} else ""
+            good = path in FILES or ADAPTER.fullmatch(path)
+            refuse_if(not good, MANIFEST, f"lists a file that does not belong in such a directory: {show(path)}")
+            self.files[path] = row
+        names = {name.lower() for name in self.files}
+        refuse_if(len(names) != len(self.manifest["files"]), MANIFEST, "lists a file twice")
         present = {name for name in self.sizes if not name.startswith("ledger/") and name != MANIFEST}
         for name in sorted({*present, *self.files}):
             row = self.files.get(name, {})
@@ -370,18 +393,6 @@ class Examination:
             elif self.sizes[name] != row["bytes"] or self.digest(name) != row["sha256"]:
                 self.wrong(name, "was altered: it is not the file that the manifest lists")
         self.checked.append(f"payload: size and SHA-256 of the {len(self.files)} listed files, and if there are others")
-
-    def list_payload(self) -> None:
-        """The files that the manifest lists, under names that every file system takes for what they are."""
-        for row in self.manifest["files"]:
-            path = row["path"] if isinstance(row, dict) and set(row) == {"path", "bytes", "sha256"} else ""
-            parts = str(path).split("/")
-            odd = any(not SAFE.fullmatch(part) or RESERVED.fullmatch(part) for part in parts)
-            odd = odd or parts[0].lower() in ("ledger", MANIFEST) or len(self.files) >= MAX_FILES
-            refuse_if(odd, MANIFEST, f"lists a file name that cannot be: {show(path)}")
-            self.files[path] = row
-        names = {name.lower() for name in self.files}
-        refuse_if(len(names) != len(self.manifest["files"]), MANIFEST, "lists a file twice")
 
     def digest(self, name: str) -> str:
         """The SHA-256 of a file."""
@@ -402,7 +413,8 @@ class Examination:
             for index in entries:
                 self.open_leaf(index)
             for size in earlier:
-                self.open_earlier(size)
+                name = f"ledger/consistency/{size}.txt"
+                self.heads[size] = check_consistency(utf8(self.read(name), name), size, self.head, name).hex()
         self.checked.append(f"ledger: {len(self.leaves)} entries under this head, {len(earlier)} earlier heads")
 
     def open_leaf(self, index: int) -> None:
@@ -415,11 +427,6 @@ class Examination:
         good = good and (leaf["index"], leaf["origin"]) == (index, self.head.origin)
         refuse_if(not good, stem + ".leaf", "is not the leaf of this place in this log")
         self.leaves[index] = leaf
-
-    def open_earlier(self, size: int) -> None:
-        """Read the proof that the tree head continues an earlier one."""
-        name = f"ledger/consistency/{size}.txt"
-        self.heads[size] = check_consistency(utf8(self.read(name), name), size, self.head, name).hex()
 
     def check_chain(self) -> None:
         """The keys of the log from its first entry on: each set hands over to the next in an entry that both sign."""
@@ -456,6 +463,10 @@ class Examination:
                 for right in mine.get(rule.right, ()):
                     self.check_rule(rule, left, right)
         self.missing += [name for name in NEEDED[self.manifest["kind"]] if name not in {**mine, **self.files}]
+        for types in (["run.reserved"], ["run.settled", "run.failed", "run.aborted"]):
+            twice = [leaf for type_ in types for leaf in mine.get(type_, ())][1:]
+            if twice:
+                self.wrong(place(twice[0]), "the run was reserved, or ended, a second time")
         if any(leaf["facts"].get("passed") is not True for leaf in mine.get("audit.selftest", ())):
             self.wrong(place(mine["audit.selftest"][0]), "the self-test before the run did not pass")
         self.checked.append(f"facts: {len(RULES)} rules between entries of the run")
@@ -474,7 +485,7 @@ class Examination:
         """One rule between two entries; entries about two evaluations have nothing to do with each other."""
         if left["facts"].get("evaluation_id") != right["facts"].get("evaluation_id"):
             return
-        x, y = look_up(left, rule.a), look_up(right, rule.b)
+        x, y = look_up(left, rule.a, place(left)), look_up(right, rule.b, place(right))
         if rule.relation == "=" and canonical(x) != canonical(y):
             self.wrong(place(right), f"{rule.b} is not {rule.a} of entry {left['index']}")
         if rule.relation == "<=":
@@ -499,7 +510,7 @@ class Examination:
         digests = [leaf["facts"].get("certificate_sha256") for leaf in marks]
         unknown = certificate and self.files[CERTIFICATE]["sha256"] not in digests
         refuse_if(unknown, CERTIFICATE, "is not the one in the ledger")
-        for own, fact in CERTIFIED:
+        for own, fact in CERTIFIED.items():
             if own in certificate and canonical(certificate[own]) != canonical(marks[-1]["facts"].get(fact)):
                 self.wrong(CERTIFICATE, f"{own} is not {fact} of entry {marks[-1]['index']}")
         bound = re.fullmatch(r"2\^-([0-9]{1,4})", str(certificate.get("p_bound")))
@@ -509,60 +520,114 @@ class Examination:
                 self.wrong(CERTIFICATE, "claims more than its score shows")
 
     def check_documents(self) -> None:
-        """Every value in the documents that says where in the ledger it stands."""
-        count = 0
-        for name in DOCUMENTS:
-            if name in self.files:
-                count += self.check_values(parse_json(self.read(name, MAX_DOCUMENT), name), name)
-        if PAGE in self.files:
-            count += self.check_page(utf8(self.read(PAGE, MAX_DOCUMENT), PAGE))
+        """Every figure in the documents, and in those of version 2 every word."""
+        documents = {name: parse_json(self.read(name, MAX_DOCUMENT), name) for name in JSON if name in self.files}
+        if WORDING in self.files:
+            digest = self.files[WORDING]["sha256"]
+            refuse_if(digest not in WORDINGS, WORDING, "is not a list that this verifier knows")
+            self.page_head, _, lines = utf8(self.read(WORDING, MAX_DOCUMENT), WORDING).partition("</head>\n")
+            self.wording = {*lines.split("\n")}
+        else:
+            newer = [name for name, value in documents.items() if value.get("schema") != JSON[name]]
+            refuse_if(newer, ", ".join(newer), "is not of version 1, and its list of words is missing")
+            self.not_shown.append(OLD)
+        count = sum(self.check_value(value, name) for name, value in documents.items())
+        count += self.check_page() if PAGE in self.files else 0
+        if self.wording and CARD in self.files:
+            self.check_card(documents["privacy_statement.json"]["values"])
+        if self.wording and CERTIFICATE in self.files:
+            for key, item in parse_json(self.read(CERTIFICATE), CERTIFICATE).items():
+                said = f"{key}: {canonical(item)}".replace(str(self.manifest["run_id"]), "{run_id}")
+                refuse_if(key not in CERTIFIED and said not in self.wording, CERTIFICATE, f"says {show(said)}")
         self.checked.append(f"documents: {count} values are those of the entries that they point to")
 
-    def check_values(self, value: Any, name: str) -> int:
-        """Values in a JSON document: objects with `entry`, `fact` or `field`, and `value`; and tree heads."""
+    def check_value(self, value: Any, name: str) -> int:
+        """A part of a JSON document: tree heads and figures are what the ledger states, and texts are listed."""
         if isinstance(value, list):
-            return sum(self.check_values(item, name) for item in value)
+            return sum(self.check_value(item, name) for item in value)
         if not isinstance(value, dict):
+            refuse_if(self.wording and value not in self.wording, name, f"says what is not listed: {show(value)}")
             return 0
-        if "tree_size" in value:
-            known = self.heads.get(whole(str(value["tree_size"]), name))
+        if "tree_size" in value or (self.wording and "root" in value):
+            known = self.heads.get(whole(str(value.get("tree_size")), name))
             refuse_if(known != value.get("root"), name, "names a tree head that this log did not have")
             self.named[value["tree_size"]] = value["root"]
-        refuse_if(value.get("run_id", self.manifest["run_id"]) != self.manifest["run_id"], name, "is about another run")
-        if "value" not in value or not ("fact" in value or "field" in value):
-            return sum(self.check_values(item, name) for item in value.values())
-        pointer, same = value.get("fact", value.get("field")), canonical(self.stated(value, name))
-        wrong = same != canonical(value["value"])
-        refuse_if(wrong, name, f"{show(pointer)} is not what entry {value.get('entry')} states")
-        return 1
+        about = {"run_id": self.manifest["run_id"], "origin": self.head.origin}
+        refuse_if(any(value.get(key, own) != own for key, own in about.items()), name, "is about another run or log")
+        if "value" in value and ("fact" in value or "field" in value):
+            self.check_named(value, name)
+            return 1
+        rest = [[key, item] for key, item in value.items() if key not in ("tree_size", "root", *about)]
+        return sum(self.check_value(item, name) for item in rest)
 
-    def check_page(self, text: str) -> int:
-        """Each `data` element of the page must have exactly this form, and nothing in the page may run or load."""
+    def check_named(self, figure: dict[str, Any], name: str) -> None:
+        """A figure of a JSON document: what its entry states, under a name for its place (in version 1 one like it)."""
+        value, place = self.stated(figure, name)
+        wrong = canonical(value) != canonical(figure["value"])
+        refuse_if(wrong, name, f"{show(place)} is not what entry {figure.get('entry')} states")
+        named, pointer = f"{figure.get('name')} = {SOURCE.sub('', place)}", str(figure.get("fact", figure.get("field")))
+        alike = {*re.findall("[a-z]+", str(figure.get("name")))} & {*re.findall("[a-z]+", pointer)}
+        listed = set(figure) <= FIGURE_HAS and ("name" not in figure or named in self.wording)
+        refuse_if(not (listed if self.wording else alike), name, f"gives a figure another name: {show(named)}")
+
+    def check_page(self) -> int:
+        """The page: its figures are what they say, nothing in it runs or loads, and its lines are listed."""
+        text = utf8(self.read(PAGE, MAX_DOCUMENT), PAGE)
+        refuse_if("\1" in text, PAGE, "has a control character")
+        text, count = FIGURE.subn(self.check_figure, text)
+        refuse_if(re.search("</?data", text, re.I), PAGE, "has a malformed figure")
         refuse_if(ACTIVE.search(text), PAGE, "has an element that runs or loads something")
-        found = FIGURE.findall(text)
-        refuse_if(len(found) != len(re.findall("</?data", text, re.I)) / 2, PAGE, "has a malformed figure")
-        for attributes, shown in found:
-            self.check_figure(attributes, html.unescape(shown))
-        return len(found)
+        if self.wording:
+            head, _, body = text.partition("</head>\n")
+            refuse_if(head != self.page_head, PAGE, "does not begin as every report does")
+            self.check_lines(SHAPE.sub("", body).split("\n"))
+        return count
 
-    def check_figure(self, attributes: str, shown: str) -> None:
-        """One `data` element: its text and its attribute `value` are what its place states."""
-        at = {key: html.unescape(value) for key, value in re.findall(r'([a-z-]+)="([^"]*)"', attributes)}
-        spot: dict[str, Any] = {key: at["data-" + key] for key in ("fact", "field") if "data-" + key in at}
-        entry = {"entry": whole(at["data-entry"], PAGE)} if "data-entry" in at else {}
-        value = self.stated({**spot, **entry, "value": at.get("value")}, PAGE)
-        same = (value if isinstance(value, str) else canonical(value)) == at.get("value") == shown
-        refuse_if(not same or attributes.count('="') != len(at), PAGE, f"{show(at)} is not stated there")
+    def check_figure(self, found: "re.Match[str]") -> str:
+        """One figure of the page, or the name under which one stands, is what its place states. Returns the place."""
+        look, entry, kind, pointer, shown = map(html.unescape, found.groups(""))
+        at: dict[str, Any] = {kind: pointer, "value": shown}
+        at.update({"entry": whole(entry, PAGE)} if entry else {})
+        value, place = self.stated(at, PAGE)
+        if look == "key":
+            value, place = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~"), f"name of {place}"
+        same = (value if isinstance(value, str) else canonical(value)) == shown
+        refuse_if(not same, PAGE, f"{show(at)} is not stated there")
+        return f"{{{place}}}"
 
-    def stated(self, at: dict[str, Any], name: str) -> Any:
-        """What the ledger states at a place: a fact of an entry, a field of its leaf, or a field of a tree head."""
+    def check_lines(self, lines: Sequence[str]) -> None:
+        """Each line of the page is listed, a row of a table with its caption, and takes its figures from one place."""
+        caption = ""
+        for line in lines:
+            caption = line if line.startswith("<caption>") else caption
+            said = SOURCE.sub("", caption + line if line.startswith(("<tr>", "<thead>")) else line)
+            refuse_if(said.strip() and said not in self.wording, PAGE, f"says what is not listed: {show(said)}")
+            entries, rows = ({found[i] for found in SOURCE.findall(line)} - {""} for i in (0, 1))
+            mixed = len(rows) > 1 or len({self.leaves[int(entry)]["type"] for entry in entries}) < len(entries)
+            refuse_if(mixed, PAGE, f"mixes entries or rows: {show(said)}")
+
+    def check_card(self, values: Any) -> None:
+        """Each line of the model card is listed, or states a value of the privacy statement under its name."""
+        stated = {f"| {row['name']} | `{row['value']}` |" for row in values}
+        stated |= {f'{row["name"]}{more}: "{row["value"]}"' for row in values for more in ("", "_name")}
+        for line in utf8(self.read(CARD), CARD).split("\n"):
+            text = re.sub(r"\\u(.{4})|\\U(.{8})", lambda code: chr(int(code[1] or code[2], 16)), line)
+            plain = re.fullmatch(r"[\w \"\\:.|`^/+-]*", line, re.ASCII) and text in stated
+            refuse_if(not plain and line not in self.wording, CARD, f"says what is not listed: {show(line)}")
+
+    def stated(self, at: dict[str, Any], name: str) -> "tuple[Any, str]":
+        """What the ledger states at a place, and the place as wording.txt names it, followed by entry and row."""
+        pointer = str(at["fact"] if "fact" in at else f"^{at.get('field')}")
         if at.get("entry") in (None, -1):
-            fields = {"origin": [self.head.origin], "size": list(self.named), "root": list(self.named.values())}
-            known = fields.get(str(at.get("field")).lstrip("/"), [])
-            return next((value for value in known if str(value) == str(at["value"])), None)
+            known: Any = {"^/origin": [self.head.origin], "^/size": [*self.named], "^/root": [*self.named.values()]}
+            found = [value for value in known.get(pointer, []) if str(value) == str(at["value"])]
+            return (found or [None])[0], f"tree head {pointer}"
         leaf = self.leaves.get(at["entry"], {})
         refuse_if(not leaf, name, f"points to entry {show(at['entry'])}, which is not here")
-        return pointed(leaf["facts"] if "fact" in at else leaf, at.get("fact", at.get("field")), name)
+        other = leaf["facts"].get("run_id", self.manifest["run_id"]) != self.manifest["run_id"]
+        row, general = ROW.search(pointer), ROW.sub(r"\1*", pointer, 1)
+        source = f"\1{at['entry']}.{row[2].encode().hex() if row else ''}\1"
+        return look_up(leaf, pointer, name), f"{'other ' * other}{leaf['type']} {general}{source}"
 
     def check_memory(self) -> None:
         """The tree head against the newest one of this log that was seen before."""
@@ -582,29 +647,9 @@ class Examination:
         self.checked.append(f"memory: a tree head of {size} entries was seen before")
 
 
-def list_files(root: str) -> dict[str, int]:
-    """Every file below a directory with its size; links are not followed."""
-    sizes: dict[str, int] = {}
-    todo = [""]
-    while todo:
-        prefix = todo.pop()
-        names = [prefix + name for name in sorted(os.listdir(os.path.join(root, prefix)))]
-        refuse_if(prefix and not names, show(prefix), "an empty directory does not belong here")
-        for name in names:
-            info = os.lstat(os.path.join(root, name))
-            link = stat.S_ISLNK(info.st_mode) or getattr(info, "st_file_attributes", 0) & 0x400  # a Windows junction
-            if not link and stat.S_ISDIR(info.st_mode) and name.count("/") < MAX_DEPTH:
-                todo.append(name + "/")
-            elif link or not stat.S_ISREG(info.st_mode) or len(sizes) >= MAX_FILES:
-                raise Bad(show(name), "is a link, a device, nested too deeply or one file too many")
-            else:
-                sizes[name] = info.st_size
-    return sizes
-
-
-def look_up(leaf: Any, pointer: str) -> Any:
-    """What a leaf states at the pointer of a rule."""
-    return pointed(leaf if pointer[0] == "^" else leaf["facts"], pointer.lstrip("^"), place(leaf))
+def look_up(leaf: Any, pointer: str, where: str) -> Any:
+    """What a leaf states: a fact, or with ^ before the pointer another field."""
+    return pointed(leaf if pointer[0] == "^" else leaf["facts"], pointer.lstrip("^"), where)
 
 
 def place(leaf: Any) -> str:
@@ -613,8 +658,6 @@ def place(leaf: Any) -> str:
 
 
 # --- tree heads and Merkle proofs (C2SP signed-note, tlog-checkpoint, tlog-cosignature, tlog-proof; RFC 6962) --------
-
-
 class Key:
     """A C2SP verifier key: name+id+base64(type || public key)."""
 
@@ -742,8 +785,6 @@ def roots_of(old: int, size: int, old_root: bytes, path: list[bytes], left: bool
 
 
 # --- text, numbers and JSON ------------------------------------------------------------------------------------------
-
-
 def show(text: Any) -> str:
     """Foreign text, safe and short enough to print."""
     return ascii(str(text)[:200])[1:-1]
@@ -891,12 +932,8 @@ def mldsa44_accepts(public: bytes, message: bytes, signature: bytes, context: by
 @functools.cache
 def powers() -> list[Poly]:
     """The powers 0 to 256 of the 256 roots at which the transform evaluates a polynomial, in the transform's order."""
-    rows = [[1] for _ in range(256)]
-    for i, row in enumerate(rows):
-        root = pow(1753, 2 * int(f"{i:08b}"[::-1], 2) + 1, Q)
-        for _ in range(256):
-            row.append(row[-1] * root % Q)
-    return rows
+    roots = [pow(1753, 2 * int(f"{i:08b}"[::-1], 2) + 1, Q) for i in range(256)]
+    return [[pow(root, power, Q) for power in range(257)] for root in roots]
 
 
 def ntt(w: Poly) -> Poly:
@@ -936,8 +973,7 @@ def challenge(seed: bytes) -> Poly:
 
 def hints(data: bytes) -> "list[set[int]] | None":
     """Positions of the hints of each polynomial; None where they are not in the one encoding (algorithm 21)."""
-    found: list[set[int]] = []
-    start = 0
+    found, start = list[set[int]](), 0
     for end in data[OMEGA:]:
         places = list(data[start:end])
         if not start <= end <= OMEGA or places != sorted(set(places)):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import __version__
 from appliance.errors import (
     ApplianceError,
     ArtefactMissing,
@@ -66,7 +65,7 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
             release = _release(ledger, home, run_id)
         head = ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
-        written = documents(run_id, release.events, signed, version=__version__)
+        written = documents(run_id, release.events, signed)
         contents = Contents(
             kind="bundle",
             id=new_id("bundle"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance import __version__
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.sealing import Contents, Sealed, logged, seal_directory
 from appliance.ledger.leaf import Actor
@@ -13,7 +12,7 @@ from appliance.records import LoggedEvent
 from appliance.report.documents import cited, documents
 from appliance.report.evidence import WANTED, SignedHead
 
-DOCUMENTS = ("report.html", "report.json", "privacy_statement.json")
+DOCUMENTS = ("report.html", "report.json", "privacy_statement.json", "wording.txt")
 
 
 def build(home: Home, run_id: str, out: Path, operator: Operator) -> Sealed:
@@ -33,7 +32,7 @@ def write(ledger: Ledger, actor: Actor, run_id: str, out: Path, reason: str = ""
     origin = ledger.entry(0).leaf["origin"]
     signed = SignedHead(origin=origin, size=head.size, root=head.root.hex(), note=head.note)
     events = citable(ledger)
-    written = documents(run_id, events, signed, version=__version__)
+    written = documents(run_id, events, signed)
     reserved = next(e for e in events if e.type == "run.reserved" and e.facts["run_id"] == run_id)
     contents = Contents(
         kind="report",

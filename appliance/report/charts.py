@@ -187,14 +187,16 @@ def _svg(name: str, title: str, description: str, size: tuple[float, float], dra
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:
-    """The `svg` element alone, with a title, and ids that no other chart of the page has."""
+    """The `svg` element alone, with a title, and ids that no other chart of the page has.
+
+    Only tags and attributes that the verifier takes for shapes come out; title and description on lines of their own.
+    """
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = _ID.sub(rf"\g<1>{name}-", svg)
-    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)
-    labels = f'role="img" aria-labelledby="{name}-title {name}-desc"'
-    inside = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
-    opening = re.sub(r"<svg\b", f"<svg {labels}", svg, count=1)
-    return re.sub(r">", lambda _: f">{inside}", opening, count=1)
+    (box,) = re.findall(r'^<svg[^>]* viewBox="([0-9. ]+)"', svg)
+    opening = f'<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="{box}">'
+    inside = f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>'
+    return f"{opening}\n{inside}\n{svg.partition('>')[2]}"

@@ -8,7 +8,7 @@ from appliance.records import LoggedEvent
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, Key, Sentence, fact, items, leaf_field, states
+from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
 WHAT_IT_COSTS = {
@@ -40,7 +40,7 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
         return _no_guarantee(evidence)
     return say(
         "The adapter of this run was made by DP-SGD on LoRA parameters: ",
-        *(fact(ending, "/attempts"), " Poisson-sampled steps with sample rate ", *_rates(ending)),
+        *(fact(ending, "/attempts"), " Poisson-sampled steps with ", *_rate(ending)),
         *(", clip norm ", fact(reserved, "/plan/max_grad_norm"), " (", fact(reserved, "/plan/clipping")),
         *(") and Gaussian noise of multiplier ", fact(ending, "/noise_multiplier"), ". It is (epsilon = "),
         *(fact(ending, "/epsilon_charged"), ", delta = ", fact(ending, "/delta")),
@@ -52,16 +52,22 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
     )
 
 
-def _rates(ending: LoggedEvent) -> Sentence:
-    """The sample rate, or that of every phase of a curriculum."""
-    if not states(ending, "/phases"):
-        return (fact(ending, "/sample_rate"),)
-    found: list[str | Figure | Key] = []
-    for place, _ in items(ending, "/phases"):
-        phase = f"/phases/{place}"
-        found += [", then " if found else "", fact(ending, f"{phase}/sample_rate"), " ("]
-        found += [fact(ending, f"{phase}/attempts"), " in phase ", fact(ending, f"{phase}/name"), ")"]
-    return tuple(found)
+def _rate(ending: LoggedEvent) -> Sentence:
+    """The sample rate; that of every phase of a curriculum is said by `_phases`."""
+    if states(ending, "/phases"):
+        return words("the sample rate of each phase")
+    return say("sample rate ", fact(ending, "/sample_rate"))
+
+
+def _phases(ending: LoggedEvent | None) -> list[Block]:
+    """What each phase of a curriculum sampled; they followed each other in this order."""
+    if ending is None or not states(ending, "/phases"):
+        return []
+    rows = tuple(
+        tuple(say(fact(ending, f"{phase.pointer}/{key}")) for key in ("name", "attempts", "sample_rate"))
+        for _, phase in items(ending, "/phases")
+    )
+    return [Table("Phases of the curriculum, in order", ("Phase", "Sampled steps", "Sample rate"), rows)]
 
 
 def _no_guarantee(evidence: Evidence) -> Sentence:
@@ -84,7 +90,12 @@ def guarantee_section(evidence: Evidence) -> Section:
     return Section(
         "guarantee",
         "The guarantee",
-        (Paragraph(guarantee_sentence(evidence)), *_meaning(evidence), _nist_table(evidence)),
+        (
+            Paragraph(guarantee_sentence(evidence)),
+            *_phases(evidence.settled),
+            *_meaning(evidence),
+            _nist_table(evidence),
+        ),
     )
 
 
@@ -148,10 +159,8 @@ def _phase_rows(plan: LoggedEvent) -> list[tuple[str, Sentence]]:
 def _filter(plan: LoggedEvent, phase: str) -> Sentence:
     if not states(plan, f"{phase}/field"):
         return ()
-    values: list[str | Figure | Key] = []
-    for _, value in items(plan, f"{phase}/values"):
-        values += [" or " if values else "", value]
-    return (" that have a record whose ", fact(plan, f"{phase}/field"), " is ", *values)
+    values = fact(plan, f"{phase}/values")
+    return (" that have a record whose ", fact(plan, f"{phase}/field"), " is one of ", values)
 
 
 def _relation(plan: LoggedEvent) -> str:

@@ -34,11 +34,11 @@ def headline(evidence: Evidence, found: tuple[Finding, ...]) -> tuple[Tone, Sent
     missing = [topic.lower() for topic, tone in tones.items() if tone == "open" and topic != ATTACKS]
     careful = [topic.lower() for topic, tone in tones.items() if tone == "caution"]
     if bad:
-        return "bad", words(f"Do not rely on this adapter as it is. What is wrong: {_list(bad)}.")
+        return "bad", words(f"Do not rely on this adapter as it is. What is wrong:\n{_list(bad)}.")
     if missing:
-        return "caution", words(f"The adapter has a privacy guarantee. Nothing is known about: {_list(missing)}.")
+        return "caution", words(f"The adapter has a privacy guarantee. Nothing is known about:\n{_list(missing)}.")
     if careful:
-        return "caution", words(f"The adapter has a privacy guarantee. Read these lines with care: {_list(careful)}.")
+        return "caution", words(f"The adapter has a privacy guarantee. Read these lines with care:\n{_list(careful)}.")
     return "good", words(
         "The adapter has a privacy guarantee, and every check that was made came out well. No attack was run on it."
     )
@@ -198,4 +198,5 @@ def attacks() -> Finding:
 
 
 def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    """Names, each on a line of its own, so that `wording.txt` need not list every combination of them."""
+    return names[0] if len(names) == 1 else ",\n".join(names[:-1]) + " and\n" + names[-1]
