@@ -64,7 +64,10 @@ NEEDED["bundle"] = NEEDED["report"] + "policy.activated model.imported watermark
 NEEDED["bundle"] += "run.started run.settled audit.selftest README.md privacy_statement.json".split()
 NEEDED["bundle"] += ["watermark_certificate.json", "adapter/adapter_config.json"]
 PAGE, CARD, CERTIFICATE, WORDING = "report.html", "README.md", "watermark_certificate.json", "wording.txt"
-JSON = {"report.json": "appliance.report/1", "privacy_statement.json": "appliance.privacy/1"}  # schemas of version 1
+JSON = {
+    "report.json": "appliance.report/",
+    "privacy_statement.json": "appliance.privacy/",
+}  # and schemas, then a version
 WORDINGS = {"9ffb161a8050aca1043a4affd36cd3460aba84c397ba4c12429f9aec2f419a2a"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
@@ -79,7 +82,6 @@ FIGURE = re.compile(
     r'<data class="(figure|leaf|head|key)"(?: data-look="digest")?(?: data-entry="([0-9]+)")? data-(fact|field)='
     r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)")? value="([^"<>]*)">\5</data>'
 )
-FIGURE_HAS = {"name", "entry", "fact", "field", "value"}  # members in a JSON document
 ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|phases|score_predicted|libraries)/)([^/]+)")
 SOURCE = re.compile("\1([0-9]+)[.]([0-9a-f]*)\1")  # entry and row of a place: not a part of what is said
 SHAPE = re.compile(  # a tag of a drawing, with attributes that load nothing
@@ -488,10 +490,9 @@ class Examination:
         x, y = look_up(left, rule.a, place(left)), look_up(right, rule.b, place(right))
         if rule.relation == "=" and canonical(x) != canonical(y):
             self.wrong(place(right), f"{rule.b} is not {rule.a} of entry {left['index']}")
-        if rule.relation == "<=":
-            slack = ROUNDING if "charged" in rule.a else 0
-            if decimal(x, place(left)) > decimal(y, place(right)) + slack:
-                self.wrong(place(left), f"{rule.a} is above {rule.b} of entry {right['index']}")
+        slack = ROUNDING if "charged" in rule.a else 0
+        if rule.relation == "<=" and decimal(x, place(left)) > decimal(y, place(right)) + slack:
+            self.wrong(place(left), f"{rule.a} is above {rule.b} of entry {right['index']}")
 
     def check_adapter(self) -> None:
         """The adapter and the watermark's certificate: those whose digests the ledger records."""
@@ -508,8 +509,7 @@ class Examination:
         marks = [leaf for leaf in self.leaves.values() if leaf["type"] == "watermark.embedded"]
         certificate = parse_json(self.read(CERTIFICATE), CERTIFICATE)
         digests = [leaf["facts"].get("certificate_sha256") for leaf in marks]
-        unknown = certificate and self.files[CERTIFICATE]["sha256"] not in digests
-        refuse_if(unknown, CERTIFICATE, "is not the one in the ledger")
+        refuse_if(self.files[CERTIFICATE]["sha256"] not in digests, CERTIFICATE, "is not the one in the ledger")
         for own, fact in CERTIFIED.items():
             if own in certificate and canonical(certificate[own]) != canonical(marks[-1]["facts"].get(fact)):
                 self.wrong(CERTIFICATE, f"{own} is not {fact} of entry {marks[-1]['index']}")
@@ -522,14 +522,14 @@ class Examination:
     def check_documents(self) -> None:
         """Every figure in the documents, and in those of version 2 every word."""
         documents = {name: parse_json(self.read(name, MAX_DOCUMENT), name) for name in JSON if name in self.files}
-        if WORDING in self.files:
-            digest = self.files[WORDING]["sha256"]
-            refuse_if(digest not in WORDINGS, WORDING, "is not a list that this verifier knows")
+        version = "2" if WORDING in self.files else "1"
+        for name, value in documents.items():
+            refuse_if(value.get("schema") != JSON[name] + version, name, f"is not of version {version}")
+        if version == "2":
+            refuse_if(self.files[WORDING]["sha256"] not in WORDINGS, WORDING, "is not a list that this verifier knows")
             self.page_head, _, lines = utf8(self.read(WORDING, MAX_DOCUMENT), WORDING).partition("</head>\n")
             self.wording = {*lines.split("\n")}
         else:
-            newer = [name for name, value in documents.items() if value.get("schema") != JSON[name]]
-            refuse_if(newer, ", ".join(newer), "is not of version 1, and its list of words is missing")
             self.not_shown.append(OLD)
         count = sum(self.check_value(value, name) for name, value in documents.items())
         count += self.check_page() if PAGE in self.files else 0
@@ -567,7 +567,8 @@ class Examination:
         refuse_if(wrong, name, f"{show(place)} is not what entry {figure.get('entry')} states")
         named, pointer = f"{figure.get('name')} = {SOURCE.sub('', place)}", str(figure.get("fact", figure.get("field")))
         alike = {*re.findall("[a-z]+", str(figure.get("name")))} & {*re.findall("[a-z]+", pointer)}
-        listed = set(figure) <= FIGURE_HAS and ("name" not in figure or named in self.wording)
+        listed = set(figure) <= {"name", "entry", "fact", "field", "value"}
+        listed = listed and ("name" not in figure or named in self.wording)
         refuse_if(not (listed if self.wording else alike), name, f"gives a figure another name: {show(named)}")
 
     def check_page(self) -> int:
@@ -586,8 +587,7 @@ class Examination:
     def check_figure(self, found: "re.Match[str]") -> str:
         """One figure of the page, or the name under which one stands, is what its place states. Returns the place."""
         look, entry, kind, pointer, shown = map(html.unescape, found.groups(""))
-        at: dict[str, Any] = {kind: pointer, "value": shown}
-        at.update({"entry": whole(entry, PAGE)} if entry else {})
+        at: dict[str, Any] = {kind: pointer, "value": shown, "entry": whole(entry, PAGE) if entry else None}
         value, place = self.stated(at, PAGE)
         if look == "key":
             value, place = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~"), f"name of {place}"
@@ -621,7 +621,8 @@ class Examination:
         if at.get("entry") in (None, -1):
             known: Any = {"^/origin": [self.head.origin], "^/size": [*self.named], "^/root": [*self.named.values()]}
             found = [value for value in known.get(pointer, []) if str(value) == str(at["value"])]
-            return (found or [None])[0], f"tree head {pointer}"
+            refuse_if(not found, name, f"names a tree head that this log did not have: {show(at)}")
+            return found[0], f"tree head {pointer}"
         leaf = self.leaves.get(at["entry"], {})
         refuse_if(not leaf, name, f"points to entry {show(at['entry'])}, which is not here")
         other = leaf["facts"].get("run_id", self.manifest["run_id"]) != self.manifest["run_id"]
