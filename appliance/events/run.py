@@ -73,6 +73,9 @@ class RunReserved(Event):
     epsilon_before: Number
     epsilon_after: Number
     cap: Number
+    lifetime_delta: Number = optional()
+    filter_order: Number = optional()
+    counted_by: Text = optional()
 
 
 class CheckFacts(Facts):
