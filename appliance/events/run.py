@@ -105,6 +105,12 @@ class SelfTested(Event):
 
 
 class _Start(Event):
+    """A worker is about to start.
+
+    Attributes:
+      unseen: how many attempts beyond those recorded it may make before the next are recorded.
+    """
+
     about: ClassVar[str] = "run_id"
     told: ClassVar[Told] = OUTSIDE
     opens: ClassVar[str] = "dataset_id"
@@ -113,6 +119,7 @@ class _Start(Event):
     dataset_id: Id
     attempts_left: Whole
     nonce: Nonce
+    unseen: Whole = optional()
     ranks: Whole = optional()
     nnodes: Whole = optional()
     nodes: list[Digest] = optional()
@@ -131,7 +138,11 @@ class RunResumed(_Start):
 
 
 class RunCheckpointed(Event):
-    """The journal had come so far: whoever rolls it back further is noticed."""
+    """The journal had come so far: whoever rolls it back further is noticed.
+
+    Attributes:
+      unseen: how many attempts more may be made before the next are recorded; 0 once the worker has ended.
+    """
 
     type: ClassVar[str] = "run.checkpointed"
     about: ClassVar[str] = "run_id"
@@ -139,6 +150,7 @@ class RunCheckpointed(Event):
     run_id: Id
     attempts: Whole
     journal_sha256: Digest
+    unseen: Whole = optional()
 
 
 class PhaseSpent(Facts):

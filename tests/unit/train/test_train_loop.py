@@ -14,11 +14,12 @@ from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.rundir import SNAPSHOT_EVERY, release_name
 from appliance.privacy.accounting import composition
 from appliance.privacy.journal import Journal
 from appliance.train.accounting import epsilon_prv, epsilon_rdp, spent
 from appliance.train.loop import Trainer, train
-from appliance.train.snapshot import EVERY, State, decode_release, decode_state, encode_state, release_name
+from appliance.train.snapshot import State, decode_release, decode_state, encode_state
 from appliance.train.trained import save_adapter
 from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
@@ -66,14 +67,14 @@ def test_order_of_a_step_and_what_is_kept(tiny_model_dir: Path, tokenizer: Any) 
     trainer = fixed(tiny_model_dir, tokenizer, journal, snapshots)
     for owner, name in (
         (journal, "attempt"), (trainer._samplers[0], "draw"), (trainer._engine, "accumulate"),
-        (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "released"),
-        (trainer._optimizer, "apply"), (journal, "checkpointed"), (snapshots, "delete"),
+        (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "record_release"),
+        (trainer._optimizer, "apply"), (journal, "record_checkpoint"), (snapshots, "delete"),
     ):  # fmt: skip
         record_calls(owner, name, order)
     trainer.run()
-    step = ["attempt", "draw", "accumulate", "draw", "save", "released", "apply"]
+    step = ["attempt", "draw", "accumulate", "draw", "save", "record_release", "apply"]
     assert order[:7] == step
-    assert order[7 * EVERY :][:2] == ["save", "checkpointed"]
+    assert order[7 * SNAPSHOT_EVERY :][:2] == ["save", "record_checkpoint"]
     assert set(snapshots.stored) == {"snapshot"}
 
 
@@ -87,7 +88,7 @@ def record_calls(owner: Any, name: str, order: list[str]) -> None:
     setattr(owner, name, called)
 
 
-MOMENTS = ("draw", "accumulate", "save", "released", "apply", "checkpointed", "delete")
+MOMENTS = ("draw", "accumulate", "save", "record_release", "apply", "record_checkpoint", "delete")
 KILLS = [(moment, (12, 10, 1)[(i + shift) % 3]) for shift in range(3) for i, moment in enumerate(MOMENTS)]
 
 
@@ -107,7 +108,7 @@ def resume_after(directory: Path, tokenizer: Any, moment: str, at: int) -> None:
         "apply": trainer._optimizer,
     }
     owner = owners.get(moment, snapshots if moment == "delete" else journal)
-    kill_at(owner, moment, 1 if moment in ("checkpointed", "delete") else at)
+    kill_at(owner, moment, 1 if moment in ("record_checkpoint", "delete") else at)
     with pytest.raises(Killed):
         trainer.run()
     owner.__dict__.pop(moment)
