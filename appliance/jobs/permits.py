@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from appliance.errors import Interrupted
 
 VARIABLE = "APPLIANCE_PERMITS"
 _BYTES = 8
+_MOMENT_S = 0.02  # between the end of a worker's pipes and that of its process
 
 
 @dataclass(slots=True)
@@ -31,7 +33,9 @@ class Permits:
     inherited: tuple[int, int]
     _asks: int
     _answers: int
-    _asked: int = field(default=0)
+    _asked: int = 0
+    _permitted: int = 0
+    _ended: bool = False
 
     def environment(self) -> dict[str, str]:
         """Say in the environment of a worker which of its descriptors the pipes are."""
@@ -45,19 +49,28 @@ class Permits:
 
     def permit(self, attempts: int) -> None:
         """Let the worker go up to this attempt. One that has ended needs no permit."""
+        self._permitted = attempts
         with suppress(BrokenPipeError):
             os.write(self._answers, attempts.to_bytes(_BYTES, "big"))
 
     def asked(self) -> int:
         """Say the highest attempt that the worker ever asked for; what it asked before it died is read too."""
         with suppress(BlockingIOError):
-            while len(message := os.read(self._asks, _BYTES)) == _BYTES:
+            while message := os.read(self._asks, _BYTES):
                 self._asked = max(self._asked, int.from_bytes(message, "big"))
+            self._ended = True
         return self._asked
 
     def wait(self, seconds: float) -> None:
-        """Wait until the worker asks, or so long."""
-        select.select([self._asks], [], [], seconds)
+        """Wait until the worker has come as far as it is permitted, or so long."""
+        deadline = time.monotonic() + seconds
+        while not self._stands() and (left := deadline - time.monotonic()) > 0:
+            select.select([self._asks], [], [], left)
+        time.sleep(min(seconds, _MOMENT_S) if self._ended else 0)
+
+    def _stands(self) -> bool:
+        """Tell whether the worker goes no further: it waits for a permit, or has ended."""
+        return self.asked() >= self._permitted or self._ended
 
     def _close(self) -> None:
         for descriptor in (self._asks, self._answers, *self.inherited):

@@ -19,7 +19,7 @@ from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import RankResult, Ticket
 from appliance.jobs.train import TrainJob, TrainResult
 from appliance.privacy.accounting import charged_epsilon
-from appliance.privacy.journal import Journal, JournalState
+from appliance.privacy.journal import Journal, JournalState, read
 from appliance.privacy.sampler import sampler_delta
 from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
@@ -54,11 +54,12 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     from appliance.train.accounting import spent
 
     digest, _ = tree_digest(run_dir.adapter)
+    made = read(run_dir.journal, job.run_id)
     return TrainResult(
         run_id=job.run_id,
         attempts=trained.attempts,
         steps=trained.steps,
-        spent=spent(job.plan, trained.attempts),
+        spent=spent(job.plan, trained.attempts, made.made if made else None),
         adapter_sha256=digest,
         trainable_parameters=trained.trainable_parameters,
         isolation=isolation,

@@ -86,7 +86,7 @@ class Follower:
             self.size = size
             self._show()
         if self.permits.asked() >= self.row.recorded_attempts + max(1, self.window // 2):
-            with suppress(Busy):  # the worker waits, and so does this
+            with suppress(Busy):  # the worker waits meanwhile; the ledger has waited for its lock already
                 self._record(self._sound(), self.window)
                 self.permits.permit(self.row.recorded_attempts + self.window)
 

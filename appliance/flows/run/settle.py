@@ -27,6 +27,7 @@ from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.privacy.course import epsilon_curve, odds_bound
+from appliance.privacy.schedule import follows
 from appliance.store.trees import tree_digest
 from appliance.values import decimal, round_up
 
@@ -89,12 +90,12 @@ def _attempts(desk: Desk, run: RunRow, asked: int | None) -> int:
 def is_undamaged(run_dir: RunDir, run: RunRow) -> bool:
     """Tell whether the job is the reserved one, and the journal whole, a continuation of the recorded one, and true.
 
-    A journal is not true if other files of the run prove more steps than it has attempts.
+    A journal is not true if it tells of other steps than the plan has, or other files of the run prove more of them.
     """
-    state = journal.read(run_dir.journal, run.id)
+    state, plan = journal.read(run_dir.journal, run.id), plan_of(run)
     if state is None or not journal.continues(state, recorded(run)) or not run_dir.holds_job(run.spec_sha256):
         return False
-    return state.attempts >= run_dir.proven_steps(plan_of(run).steps)
+    return follows(plan, state.made) and state.attempts >= run_dir.proven_steps(plan.steps)
 
 
 def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
