@@ -41,7 +41,7 @@ class Killed(Exception):
 
 def fixed(directory: Path, tokenizer: Any, journal: Any, snapshots: Any, start: int = 0, **changes: Any) -> Trainer:
     values = plan(**({"steps": 13, "spare_steps": 4} | changes))
-    return Trainer(
+    return rig.trainer(
         job(values), load(directory), tokenizer, people(30), journal, snapshots, ignore,
         sampler=FixedSampler(30, start=start), noise=NoNoise(),
     )  # fmt: skip
@@ -198,7 +198,7 @@ def test_subject_plan_with_checkpointing(tiny_model_dir: Path, tokenizer: Any, d
     options = EngineOptions(physical_tokens=256, gradient_checkpointing=True, dtype=dtype)
     records = people(60, units=15)
     model = load(tiny_model_dir, getattr(torch, dtype))
-    trainer = Trainer(
+    trainer = rig.trainer(
         job(values, options=options), model, tokenizer, records, MemoryJournal(), MemorySnapshots(), ignore
     )
     (units,) = trainer._units
