@@ -48,7 +48,7 @@ from appliance.files import write_all, write_atomic
 
 SCHEMA = "appliance.journal/1"
 _START = bytes(32)
-_RATE = re.compile("([0-9]{1,18})/([0-9]{1,18})", re.ASCII)
+_RATE = re.compile("([0-9]{1,40})/([0-9]{1,40})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
