@@ -392,17 +392,16 @@ def test_a_journal_that_other_files_of_the_run_belie_is_charged_in_full(hidden: 
     assert aborted["charged_attempts"] == aborted["reserved_attempts"] == FEW + FEW_SPARE
 
 
-def test_a_journal_cut_to_its_first_line_is_resumed_with_what_was_made_counted(hidden: Interrupted) -> None:
-    cut_to_the_first_line(hidden.directory / "journal.jsonl")
-    shutil.rmtree(hidden.directory / "snapshots")
-    hidden.appliance("key", "unlock")
-    try:
-        done = hidden.appliance.json("train", "resume", hidden.run)
-    finally:
-        hidden.appliance("key", "lock")
+def test_a_journal_cut_to_its_first_line_is_resumed_with_what_was_made_counted(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    directory = hide(appliance, write_run_file(appliance, tmp_path / "run.yaml", FEW, FEW_SPARE), 1)
+    cut_to_the_first_line(directory / "journal.jsonl")
+    shutil.rmtree(directory / "snapshots")
+    done = appliance.json("train", "resume", directory.name)
     assert (done["state"], done["charged_attempts"]) == ("finished", 1 + FEW)
-    assert [f["attempts_left"] for f in facts(hidden.appliance, "run.resumed")] == [FEW + FEW_SPARE - 1]
-    hidden.appliance("ledger", "verify")
+    assert [f["attempts_left"] for f in facts(appliance, "run.resumed")] == [FEW + FEW_SPARE - 1]
+    appliance("ledger", "verify")
 
 
 def test_forty_five_resumes_from_a_journal_that_was_cut_back_are_charged(appliance: Appliance, tmp_path: Path) -> None:
