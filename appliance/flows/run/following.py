@@ -107,7 +107,8 @@ class Follower:
 
     def _sound(self) -> journal.JournalState:
         """Read a journal that holds all that was recorded and all that was asked for."""
-        state, asked = journal.read(self.path, self.row.id), self.permits.asked()
+        asked = self.permits.asked()  # before the journal is read: the worker goes on meanwhile
+        state = journal.read(self.path, self.row.id)
         if state is None or not journal.continues(state, recorded(self.row)) or state.attempts < asked:
             raise IntegrityError(f"the journal of run {self.row.id} was altered while it trained")
         return state
