@@ -25,6 +25,7 @@ import appliance.errors
 from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted
 from appliance.files import lock
 from appliance.jobs.job import Failure
+from appliance.jobs.permits import Permits
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.values import Value, to_json
@@ -104,6 +105,7 @@ def run_worker(
     poll_s: float = 0.1,
     ranks: int = 1,
     rendezvous: Rendezvous | None = None,
+    permits: Permits | None = None,
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
@@ -114,6 +116,7 @@ def run_worker(
       poll_s: seconds between polls.
       ranks: how many processes on this machine work on the job together.
       rendezvous: where they meet those on other machines.
+      permits: for a worker that samples, through which it asks for each attempt.
 
     Raises:
       ApplianceError: what the worker refused with, under its own class.
@@ -123,12 +126,13 @@ def run_worker(
     """
     require_compute()
     run_dir.result.unlink(missing_ok=True)
-    process = _spawn(run_dir, ranks, rendezvous)
+    process = _spawn(run_dir, ranks, rendezvous, permits)
+    pause = permits.wait if permits else time.sleep
     try:
         with _interrupts_noted() as noted:
             while process.poll() is None:
                 watch()
-                time.sleep(poll_s)
+                pause(poll_s)
                 if noted():
                     raise KeyboardInterrupt
             watch()
@@ -190,19 +194,25 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
+def _spawn(
+    run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None, permits: Permits | None
+) -> subprocess.Popen[bytes]:
     run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=run_dir.path,
-        env=environment(run_dir.path),
+        env=environment(run_dir.path) | (permits.environment() if permits else {}),
         close_fds=True,
+        pass_fds=permits.inherited if permits else (),
     )
+    if permits:
+        permits.hand_over()
+    return process
 
 
 def wait_for_workers(run_dir: RunDir, wait_s: float = 60.0) -> None:

@@ -17,6 +17,8 @@ worker.lock         held by the worker, supervisor.lock by who started it; super
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,15 @@ from appliance.values import to_json
 
 J = TypeVar("J", bound=Job)
 CERTIFICATE = "watermark_certificate.json"
+
+SNAPSHOT, SNAPSHOT_EVERY = "snapshot", 10
+"""Name of the training state in `snapshots`, and after how many steps it is written; and after the last."""
+_RELEASE = re.compile(r"release-([0-9]{6,9})", re.ASCII)
+
+
+def release_name(step: int) -> str:
+    """Name the file in `snapshots` in which the noised sum of a step is kept."""
+    return f"release-{step:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,14 @@ class RunDir:
     def supervisor_log(self) -> Path:
         """What a detached supervisor says."""
         return self.path / "supervisor.log"
+
+    def proven_steps(self, steps: int) -> int:
+        """Say how many of so many planned steps are proven by what they left: adapter, training state, noised sums."""
+        if self.adapter.exists():
+            return steps
+        names = os.listdir(self.snapshots) if self.snapshots.is_dir() else []
+        found = [int(match[1]) for match in map(_RELEASE.fullmatch, names) if match]
+        return max([*found, min(SNAPSHOT_EVERY, steps) if SNAPSHOT in names else 0])
 
     def write_job(self, job: Job) -> str:
         """Write `job.json`; its SHA-256 (hex)."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from appliance.errors import GateFailed, IntegrityError
 from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.rundir import SNAPSHOT, SNAPSHOT_EVERY, release_name
 from appliance.jobs.train import TrainJob
 from appliance.train.engine import Engine
 from appliance.train.engines import Alone, Ranks, Several
@@ -25,8 +26,6 @@ from appliance.train.proofs import prove, prove_moved
 from appliance.train.rows import RowCounts
 from appliance.train.sampler import PoissonSampler
 from appliance.train.snapshot import (
-    EVERY,
-    STATE,
     Release,
     Snapshots,
     State,
@@ -35,7 +34,6 @@ from appliance.train.snapshot import (
     digest,
     encode_release,
     encode_state,
-    release_name,
 )
 from appliance.train.trained import Trained, collect
 from appliance.values import to_json
@@ -209,7 +207,7 @@ class Trainer:
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
         self._apply(self._release(attempt), attempt)
-        if self._step % EVERY == 0 or self._step == self._plan.steps:
+        if self._step % SNAPSHOT_EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
 
@@ -263,17 +261,17 @@ class Trainer:
             second_moment=self._adapter.flatten([m["exp_avg_sq"] for m in moments]),
         )
         data = encode_state(state)
-        self._snapshots.save(STATE, data)
+        self._snapshots.save(SNAPSHOT, data)
         self._journal.record_checkpoint(self._step, digest(data))
         self._ranks.agree(state.weights, "the same weights")
         self._forget_releases()
 
     def _forget_releases(self) -> None:
-        for step in range(max(1, self._step - EVERY + 1), self._step + 1):
+        for step in range(max(1, self._step - SNAPSHOT_EVERY + 1), self._step + 1):
             self._snapshots.delete(release_name(step))
 
     def _resume(self) -> None:
-        stored = self._snapshots.load(STATE)
+        stored = self._snapshots.load(SNAPSHOT)
         if stored is not None:
             self._restore(decode_state(stored, self._adapter.parameters))
             self._forget_releases()

@@ -22,6 +22,7 @@ import orjson
 from appliance.errors import ApplianceError, Busy, IsolationViolated
 from appliance.files import lock, write_atomic
 from appliance.isolation import loopback, process, tunnel
+from appliance.jobs import permits
 from appliance.jobs.job import Failure, IsolationSpec
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
@@ -93,7 +94,7 @@ def _start(run_dir: RunDir, place: Place, count: int, held: int) -> subprocess.P
         stderr=subprocess.DEVNULL,
         cwd=run_dir.path,
         env=environment,
-        pass_fds=(held,),
+        pass_fds=(held, *(permits.descriptors() if place.main else ())),
     )
 
 
