@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from pydantic import ValidationError
 import appliance.errors
 from appliance.errors import ApplianceError, Busy, IntegrityError, Interrupted
 from appliance.files import lock
+from appliance.isolation import interpreter
 from appliance.jobs.job import Failure
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
@@ -164,7 +164,6 @@ def environment(directory: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
@@ -177,15 +176,15 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
-    run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
+    run_dir.renew(run_dir.tmp)  # compiled kernels of an earlier worker lie there, who may have been taken over
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
     return subprocess.Popen(
-        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])],
+        interpreter.module(*(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir.path,
+        cwd=interpreter.DIRECTORY,
         env=environment(run_dir.path),
         close_fds=True,
     )

@@ -202,7 +202,7 @@ def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_pa
 
 
 def hand_over_again(home: Path) -> None:
-    appliance = Appliance(home)
+    appliance = Appliance(home, options=())  # the altered software, in whose directory this runs
     appliance("key", "unlock")
     hand_over(appliance, next((home / "runs").glob("run_*")).name, home.with_name("out"))
     appliance("key", "lock")

@@ -37,16 +37,17 @@ class Done:
 
 @dataclass
 class Appliance:
-    """`appliance --home HOME ...` as a subprocess."""
+    """`appliance --home HOME ...` as a subprocess; `options` are those of the interpreter."""
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("-I",)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "APPLIANCE_PASSPHRASE_FILE": str(self.passphrase), **self.environment}
         return subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "appliance", "--home", str(self.home), *words],
+            [*self.prefix, sys.executable, *self.options, "-m", "appliance", "--home", str(self.home), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
