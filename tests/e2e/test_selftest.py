@@ -27,7 +27,7 @@ BROKEN = {
     ),
     "no clip": (
         "train/clipping.py",
-        "return (scale / self.grid).float()",
+        "return torch.where(torch.isfinite(found), scale / self.grid, 0.0).float()",
         "return torch.full_like(scale, 1 / self.grid).float()",
         {"replay.directions", "replay.dense"},
     ),
