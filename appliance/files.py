@@ -59,9 +59,7 @@ def staged(path: Path, mode: int = 0o600, *, replace: bool = True) -> Iterator[i
         fd = _open_locked(temporary, mode)
         try:
             os.ftruncate(fd, 0)
-            if (
-                stat.S_IMODE(os.fstat(fd).st_mode) != mode
-            ):  # the umask, or an old leftover; a worker may change no modes
+            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # the umask, or a leftover; a worker may change no modes
                 os.fchmod(fd, mode)
             yield fd
             os.fsync(fd)

@@ -36,6 +36,7 @@ def main() -> None:
     report.figures.append(figure("help_s", ["--help"], 0.3, repeats))
     with tempfile.TemporaryDirectory() as directory:
         home, secret = f"{directory}/home", Path(directory) / "passphrase"
+        secret.touch(mode=0o600)
         secret.write_text("a passphrase for a benchmark\n")
         init = [sys.executable, "-I", "-m", "appliance", "--home", home, "init", "--passphrase-file", str(secret)]
         subprocess.run(init, capture_output=True, check=True)

@@ -69,6 +69,7 @@ class Journey:
         return {name: step for name, step in every.items() if name not in self.wanted.without}
 
     def init(self) -> str:
+        (self.work / "passphrase").touch(mode=0o600)
         (self.work / "passphrase").write_text("a passphrase for an examination\n")
         self.known["fingerprint"] = self.run("init", "--policy", "default")["fingerprint"]
         return "policy default"

@@ -1,6 +1,7 @@
 """The passphrase on its way in: from a file or a terminal into a buffer that is wiped. It never becomes a string.
 
-What Python once held as a string stays in memory for as long as the process lives, in copies that nothing reaches.
+What Python once held as a string stays in memory for as long as the process lives, in copies that nothing reaches. So
+no slice of the buffer is taken either, and it is made as large as it may become before anything is read into it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 import typer
 
 from appliance.errors import IsolationViolated, UsageError
+from appliance.store.wrapping import wipe
 
 VARIABLE = "APPLIANCE_PASSPHRASE_FILE"
-_LONGEST, _SHORTEST = 4096, 12  # bytes, as a line of a terminal has at most; characters
-_OTHERS, _OTHERS_WRITE, _GROUP_WRITES = 0o077, stat.S_IWOTH, stat.S_IWGRP
-_LINE_ENDS = b"\r\n"
+_LONGEST, _SHORTEST = 4095, 12  # bytes, as a line of a terminal has at most; characters
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_NEWLINE, _LINE_ENDS = ord("\n"), b"\r\n"
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def passphrase(file: Path | None, *, new: bool = False) -> Iterator[bytearray]:
 
     Raises:
       UsageError: there is no terminal and no file, the file cannot be read, or a new passphrase is too short.
-      IsolationViolated: others can read the file or put another in its place.
+      IsolationViolated: others may read or change the file.
     """
     if file is None and (named := os.environ.get(VARIABLE)):
         file = Path(named)
@@ -39,20 +41,14 @@ def passphrase(file: Path | None, *, new: bool = False) -> Iterator[bytearray]:
             _read_file(file, secret)
         else:
             _ask(secret, new=new)
-        if new and _characters(secret) < _SHORTEST:
+        if new and _count_characters(secret) < _SHORTEST:
             raise UsageError("a passphrase has at least 12 characters", hint="six random words are a good one")
         yield secret
     finally:
         wipe(secret)
 
 
-def wipe(secret: bytearray) -> None:
-    """Overwrite a buffer with zeros, in place."""
-    for index in range(len(secret)):
-        secret[index] = 0
-
-
-def _characters(secret: bytearray) -> int:
+def _count_characters(secret: bytearray) -> int:
     """Count the characters of UTF-8: the bytes that begin one."""
     return sum(byte & 0xC0 != 0x80 for byte in secret)
 
@@ -67,7 +63,7 @@ def _read_file(path: Path, secret: bytearray) -> None:
         raise UsageError(f"cannot read a passphrase from {path}") from None
     try:
         _require_private(path, os.fstat(descriptor))
-        _fill(descriptor, secret)
+        _read(descriptor, secret)
     except OSError:
         raise UsageError(f"cannot read a passphrase from {path}") from None
     finally:
@@ -75,31 +71,10 @@ def _read_file(path: Path, secret: bytearray) -> None:
 
 
 def _require_private(path: Path, found: os.stat_result) -> None:
-    """Refuse a file that others can read, or whose name others can give to another file; a pipe has no name."""
-    if stat.S_IMODE(found.st_mode) & _OTHERS or found.st_uid not in (os.geteuid(), 0):
-        raise IsolationViolated("others can read the passphrase", hint=f"chown and chmod 600 {path}", where=str(path))
-    if not stat.S_ISREG(found.st_mode):
-        return
-    for directory in {*path.absolute().parents, *path.resolve().parents}:
-        if _others_write(directory.stat()):
-            hint = f"chmod go-w {directory}, or keep the file elsewhere"
-            raise IsolationViolated("others can replace the passphrase file", hint=hint, where=str(directory))
-
-
-def _others_write(found: os.stat_result) -> bool:
-    """Tell whether somebody else may rename what is in a directory. A group of this user alone is he himself."""
-    if found.st_uid not in (os.geteuid(), 0):
-        return True
-    if found.st_mode & stat.S_ISVTX:  # everybody's directory, where each owner keeps his own names
-        return False
-    own_group = found.st_gid == os.getegid() == os.geteuid()
-    return bool(found.st_mode & (_OTHERS_WRITE if own_group else _OTHERS_WRITE | _GROUP_WRITES))
-
-
-def _fill(descriptor: int, secret: bytearray) -> None:
-    """Read to the end, into the buffer itself; line ends at the end do not belong to a passphrase."""
-    _read(descriptor, secret, until=b"")
-    _cut(secret, len(secret.rstrip(_LINE_ENDS)))
+    """Refuse a file that is another user's or that others may open. What is opened is asked, not what has the name."""
+    if found.st_mode & _OTHERS or found.st_uid not in (os.geteuid(), 0):
+        hint = f"it must be yours, and yours alone: chmod 600 {path}"
+        raise IsolationViolated("others may read or change the passphrase file", hint=hint, where=str(path))
 
 
 # --- a terminal -----------------------------------------------------------------------------------------------------
@@ -110,22 +85,23 @@ def _ask(secret: bytearray, *, new: bool) -> None:
     with _terminal() as terminal:
         while True:
             _prompt(terminal, b"passphrase: ", secret)
-            if not new:
+            if not new or _is_repeated(terminal, secret):
                 return
-            again = bytearray()
-            try:
-                _prompt(terminal, b"the same again: ", again)
-                if again == secret:
-                    return
-            finally:
-                wipe(again)
             os.write(terminal, b"these are not the same\n")
-            _cut(secret, 0)
+
+
+def _is_repeated(terminal: int, secret: bytearray) -> bool:
+    again = bytearray()
+    try:
+        _prompt(terminal, b"the same again: ", again)
+        return again == secret
+    finally:
+        wipe(again)
 
 
 @contextmanager
 def _terminal() -> Iterator[int]:
-    """Open the terminal of this process; whatever standard error is."""
+    """Open the terminal of this process, whatever its standard error is."""
     if not os.isatty(0):
         raise UsageError("a passphrase is needed and there is no terminal", hint="give --passphrase-file FILE")
     try:
@@ -139,40 +115,42 @@ def _terminal() -> Iterator[int]:
 
 
 def _prompt(terminal: int, question: bytes, secret: bytearray) -> None:
-    """Read one line that is not shown. Ctrl-C interrupts, Ctrl-D gives up, and the terminal shows what is typed again."""
+    """Read one line that is not shown. Ctrl-C interrupts; nothing gives up; the terminal is left as it was."""
     before = termios.tcgetattr(terminal)
     silent = [*before[:3], before[3] & ~termios.ECHO | termios.ICANON | termios.ISIG, *before[4:]]
     sys.stderr.flush()
     os.write(terminal, question)
     try:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)  # what was typed before the question is dropped
-        _read(terminal, secret, until=b"\n")
+        _read(terminal, secret, line=True)
     finally:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
         os.write(terminal, b"\n")
     if not secret:
         raise typer.Abort
-    _cut(secret, len(secret.rstrip(_LINE_ENDS)))
 
 
 # --- the buffer -----------------------------------------------------------------------------------------------------
 
 
-def _read(descriptor: int, secret: bytearray, *, until: bytes) -> None:
-    """Read into the buffer, which is first made as large as it may become: it never moves and leaves no copy behind."""
+def _read(descriptor: int, secret: bytearray, *, line: bool = False) -> None:
+    """Read to the end, or to the end of a line, into the buffer itself. Line ends do not belong to a passphrase."""
+    wipe(secret)
     secret[:] = bytes(_LONGEST + 1)
     size = 0
     try:
-        while size <= _LONGEST and not (until and secret[:size].endswith(until)):
+        while size <= _LONGEST and not (line and size and secret[size - 1] == _NEWLINE):
             with memoryview(secret) as view:
-                read = os.readv(descriptor, [view[size:]])
-            if not read:
+                count = os.readv(descriptor, [view[size:]])
+            if not count:
                 break
-            size += read
+            size += count
+        if size > _LONGEST:
+            raise UsageError(f"a passphrase has at most {_LONGEST} bytes")
     finally:
+        while size and secret[size - 1] in _LINE_ENDS:
+            size -= 1
         _cut(secret, size)
-    if size > _LONGEST:
-        raise UsageError(f"a passphrase has at most {_LONGEST} bytes")
 
 
 def _cut(secret: bytearray, size: int) -> None:

@@ -19,7 +19,7 @@ from appliance.store.client import AgentStatus
 from appliance.store.keys import RootKey, body_public_key, read_body_public_key
 
 
-def unlock(home: Home, passphrase: str, operator: Operator, *, ttl_s: int) -> AgentStatus:
+def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int) -> AgentStatus:
     """Open a keyslot and start the key agent for `ttl_s` seconds.
 
     Raises:

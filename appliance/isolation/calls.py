@@ -1,8 +1,8 @@
 """Every system call of Linux 6.18, by what a job may do with it: name, number on x86_64, number on aarch64.
 
-Each call stands in one table, and none by chance: `tests/adversarial/test_isolation_calls.py` makes every one that takes
-a path or an identifier, in the sandbox, and looks what changed outside. A call that is newer than this list does not
-exist in the sandbox (ENOSYS), so that libraries do what they did before there was one. Sources: asm/unistd_64.h of
+Each call stands in one table, and none by chance: `tests/adversarial/test_isolation_calls.py` makes every one that
+takes a path or an identifier, in the sandbox, and looks what changed outside. A call that is newer than this list does
+not exist in the sandbox (ENOSYS), so that libraries do what they did before there was one. Sources: asm/unistd_64.h of
 x86_64, asm-generic/unistd.h, which aarch64 uses.
 """
 

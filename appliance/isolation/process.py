@@ -38,7 +38,9 @@ def deny_core_dumps() -> None:
     The limit is 1 byte, not 0: both prevent a core file, but for core handlers behind a pipe the kernel ignores 0
     and honours only 1 (fs/coredump.c). Programs that are executed inherit the limit, but not the dumpable flag.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 0 if most == 0 else 1  # who may not raise it to 1 again
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from tests.adversarial.tracing import ROOT, SECRET, leaks, streams, traced, unseen
-from tests.e2e.conftest import PASSPHRASE, Appliance
+from tests.e2e.conftest import Appliance, write_passphrase
 from tests.e2e.test_selftest import altered, replace
 
 RECORDS = 600
@@ -145,7 +145,7 @@ def lived(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_
         write_input(directory / "input")
         scanned = directory / "scanned"
         (scanned / "tmp").mkdir(parents=True)
-        (scanned / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        write_passphrase(scanned / "passphrase.txt")
         words = (str(scanned / "home"), str(directory / "input"), str(tiny_model_dir))
         traced_here("live", directory / "traces", scanned / "tmp", *words)
 

@@ -72,6 +72,11 @@ class Appliance:
         return self.home.with_name("passphrase.txt")
 
 
+def write_passphrase(path: Path) -> None:
+    path.touch(mode=0o600)
+    path.write_text(PASSPHRASE + "\n")
+
+
 def write_notes(path: Path, records: int = RECORDS) -> None:
     lines = ["patient,question,answer"]
     lines += [f"p{i // 2},how is patient {i}?,{TOKEN} number {i} feels well today" for i in range(records)]
@@ -83,7 +88,7 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_mod
     """A directory with a sealed home (policy default, tiny model, dataset `notes`), notes.csv and passphrase.txt."""
 
     def build(directory: Path) -> None:
-        (directory / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        write_passphrase(directory / "passphrase.txt")
         write_notes(directory / "notes.csv")
         appliance = Appliance(directory / "home")
         appliance("init", "--policy", "default")

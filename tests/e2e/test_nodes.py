@@ -110,7 +110,7 @@ def carried(control: Appliance, ticket: Path, directory: Path) -> tuple[str, ...
 
 
 def data_key(appliance: Appliance) -> bytes:
-    root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE)
+    root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE.encode())
     home = Home.open(appliance.home)
     with home.rows() as rows:
         (row,) = rows.datasets.list()
