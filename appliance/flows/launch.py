@@ -21,7 +21,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 import appliance.errors
-from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted, WillNotFit
 from appliance.files import lock
 from appliance.isolation import interpreter
 from appliance.jobs.job import Failure
@@ -104,6 +104,7 @@ def run_worker(
     poll_s: float = 0.1,
     ranks: int = 1,
     rendezvous: Rendezvous | None = None,
+    within_s: float = float("inf"),
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
@@ -114,8 +115,10 @@ def run_worker(
       poll_s: seconds between polls.
       ranks: how many processes on this machine work on the job together.
       rendezvous: where they meet those on other machines.
+      within_s: seconds after which it is stopped.
 
     Raises:
+      WillNotFit: it took longer than `within_s`.
       ApplianceError: what the worker refused with, under its own class.
       Interrupted: the user interrupted, or the worker was killed.
       IntegrityError: the worker left something that is not a result.
@@ -124,6 +127,7 @@ def run_worker(
     require_compute()
     run_dir.result.unlink(missing_ok=True)
     process = _spawn(run_dir, ranks, rendezvous)
+    deadline = time.monotonic() + within_s
     try:
         with _interrupts_noted() as noted:
             while process.poll() is None:
@@ -131,6 +135,8 @@ def run_worker(
                 time.sleep(poll_s)
                 if noted():
                     raise KeyboardInterrupt
+                if time.monotonic() > deadline:
+                    raise WillNotFit(f"the worker was stopped after {within_s:.0f} s")
             watch()
     except BaseException:
         _stop(process)

@@ -44,6 +44,13 @@ def deny_core_dumps() -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
+def limit_memory(most: int) -> None:
+    """Limit what this process may hold of its own, in bytes; files that it maps do not count. Raises OSError."""
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = most if limit == resource.RLIM_INFINITY else min(most, limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def deny_new_privileges() -> None:
     """Keep setuid programs and file capabilities from raising privileges; needed by seccomp and Landlock."""
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models.extent import check_extent
 from appliance.models.gguf_file import GgufHeader, read_header
 from appliance.models.loading import HERE_ONLY, check_complete
 from appliance.models.offline import strict
@@ -43,6 +44,7 @@ def convert(source: Path, output: Path) -> GgufHeader:
       WillNotFit: memory or disk does not suffice.
     """
     header = read_header(source)
+    check_extent(header.metadata, len(header.tensors), source.name)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise ArtefactMissing("one part of a GGUF that was split", hint="merge the parts first", where=source.name)
     if "tokenizer.ggml.tokens" not in header.metadata:

@@ -283,6 +283,19 @@ def test_an_unknown_machine_is_refused(run: Script) -> None:
     assert run(body) == "no filter of system calls for riscv64"
 
 
+def test_a_process_with_a_limit_of_memory_gets_no_more(run: Script) -> None:
+    body = """
+    process.limit_memory(256 << 20)
+    process.limit_memory(512 << 20)  # cannot be raised again
+    kept = bytearray(64 << 20)
+    try:
+        bytearray(384 << 20)
+    except MemoryError:
+        print("refused")
+    """
+    assert run(body) == "refused"
+
+
 # --- landlock -------------------------------------------------------------------------------------------------------
 
 FILES = """
