@@ -10,7 +10,6 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 import appliance.errors
-from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted, WillNotFit
 from appliance.files import lock
+from appliance.isolation import interpreter
 from appliance.jobs.job import Failure
 from appliance.jobs.permits import Permits
 from appliance.jobs.rundir import RunDir
@@ -106,6 +106,7 @@ def run_worker(
     ranks: int = 1,
     rendezvous: Rendezvous | None = None,
     permits: Permits | None = None,
+    within_s: float = float("inf"),
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
@@ -117,8 +118,10 @@ def run_worker(
       ranks: how many processes on this machine work on the job together.
       rendezvous: where they meet those on other machines.
       permits: for a worker that samples, through which it asks for each attempt.
+      within_s: seconds after which it is stopped.
 
     Raises:
+      WillNotFit: it took longer than `within_s`.
       ApplianceError: what the worker refused with, under its own class.
       Interrupted: the user interrupted, or the worker was killed.
       IntegrityError: the worker left something that is not a result.
@@ -128,6 +131,7 @@ def run_worker(
     run_dir.result.unlink(missing_ok=True)
     process = _spawn(run_dir, ranks, rendezvous, permits)
     pause = permits.wait if permits else time.sleep
+    deadline = time.monotonic() + within_s
     try:
         with _interrupts_noted() as noted:
             while process.poll() is None:
@@ -135,6 +139,8 @@ def run_worker(
                 pause(poll_s)
                 if noted():
                     raise KeyboardInterrupt
+                if time.monotonic() > deadline:
+                    raise WillNotFit(f"the worker was stopped after {within_s:.0f} s")
             watch()
     except BaseException:
         _stop(process)
@@ -182,7 +188,6 @@ def environment(directory: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
@@ -197,15 +202,15 @@ def environment(directory: Path) -> dict[str, str]:
 def _spawn(
     run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None, permits: Permits | None
 ) -> subprocess.Popen[bytes]:
-    run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
+    run_dir.renew(run_dir.tmp)  # compiled kernels of an earlier worker lie there, who may have been taken over
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
     process = subprocess.Popen(
-        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])],
+        interpreter.module(*(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir.path,
+        cwd=interpreter.DIRECTORY,
         env=environment(run_dir.path) | (permits.environment() if permits else {}),
         close_fds=True,
         pass_fds=permits.inherited if permits else (),
