@@ -81,7 +81,7 @@ def _key(job: TrainJob, run_dir: RunDir, place: Place) -> bytes:
 
 
 def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
-    from appliance.train.loop import prepare, train_prepared
+    from appliance.train.running import prepare, train_prepared
 
     if place.main:
         _confirm(job.plan)

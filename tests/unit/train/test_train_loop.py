@@ -18,7 +18,8 @@ from appliance.jobs.rundir import SNAPSHOT_EVERY, release_name
 from appliance.privacy.accounting import composition
 from appliance.privacy.journal import Journal
 from appliance.train.accounting import epsilon_prv, epsilon_rdp, spent
-from appliance.train.loop import Trainer, train
+from appliance.train.loop import Trainer
+from appliance.train.running import train
 from appliance.train.snapshot import State, decode_release, decode_state, encode_state
 from appliance.train.trained import save_adapter
 from tests.unit.train import rig
