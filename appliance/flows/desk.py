@@ -71,6 +71,17 @@ class Desk:
             yield tx
         self.ledger.sign()
 
+    @contextmanager
+    def decide(self, policy: Policy) -> Iterator[Transaction]:
+        """Transact by a policy that was looked at before: nothing is written unless it is still in force.
+
+        Raises:
+          Busy: another one came into force meanwhile.
+        """
+        with self.transact(policy.digest) as tx:
+            catalog.require_in_force(tx, policy)
+            yield tx
+
     def record(self, event: Event, policy_sha256: str | None = None) -> int:
         """Write one entry, signed; its index."""
         with self.transact(policy_sha256) as tx:

@@ -5,6 +5,7 @@ HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/
                     witnesses.txt (verifier keys of trusted witnesses, put there by hand)
 HOME/ledger.db      the database, unless `init --db` named another
 HOME/anchor/        the anchor, unless `init --anchor` named another volume
+HOME/register       what the log says of every row, as far as it was read; signed, and made again where it is missing
 HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
 HOME/models/        base models, named by the SHA-256 of their file list
 HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
@@ -20,14 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, ConfigInvalid
+from appliance.events.home import HomeConfigured
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
+from appliance.ledger.canonical import canonical
 from appliance.ledger.config import LedgerConfig
+from appliance.ledger.database import place_of
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.reading import LedgerReader
@@ -35,6 +39,8 @@ from appliance.ledger.transaction import Reading
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
 from appliance.values import Value
+
+_CONFIGURED = b"appliance/home/v1\n"
 
 
 class HomeConfig(Value):
@@ -113,6 +119,16 @@ class Home:
         return bool(self.config.anchor)
 
     @property
+    def configuration(self) -> HomeConfigured:
+        """What the ledger is told of the configuration; of the paths only a digest, without the database's password."""
+        config = self.config
+        database = place_of(config.database_url) if config.database_url else ""
+        places = {"database": database, "anchor": config.anchor, "epoch_keys": config.epoch_keys}
+        told = canonical({"origin": config.origin, **places})
+        where: dict[str, Any] = {name: "outside" if place else "home" for name, place in places.items()}
+        return HomeConfigured(origin=config.origin, **where, sha256=hashlib.sha256(_CONFIGURED + told).hexdigest())
+
+    @property
     def objects(self) -> Path:
         """Directory of sealed objects."""
         return self.root / "objects"
@@ -155,6 +171,8 @@ class Home:
             owner_url=owner_url,
             eraser_url=eraser_url,
             witnesses=self.root / "keys" / "witnesses.txt",
+            register=self.root / "register",
+            configuration=self.configuration,
         )
 
     @contextmanager

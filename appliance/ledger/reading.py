@@ -11,9 +11,9 @@ from typing import Self
 
 from sqlalchemy import Connection, select
 
-from appliance.errors import ArtefactMissing, IntegrityError, Stale, UsageError
+from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, Stale, UsageError
 from appliance.events.event import Event
-from appliance.ledger import merkle, proof, schema, witness
+from appliance.ledger import merkle, proof, schema, stated, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
 from appliance.ledger.config import LedgerConfig
@@ -24,11 +24,13 @@ from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_ov
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
-from appliance.ledger.note import VerifierKey
+from appliance.ledger.note import Checkpoint, VerifierKey
+from appliance.ledger.proving import Prover, Snapshot
+from appliance.ledger.register import Register, registered
 from appliance.ledger.signing import load_verifiers
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
-from appliance.ledger.verify import Verification, read_stated, verify_ledger
+from appliance.ledger.verify import Verification, verify_ledger
 
 FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
@@ -46,22 +48,26 @@ class LedgerReader:
         self._local = load_verifiers(config.signing_dir)
         self._built: tuple[tuple[bytes, ...], Keyring] | None = None
         self._anchor = Anchor(config.anchor)
+        self._prover: Prover | None = Prover(self._anchor, config.register, self._local[0])
 
     @classmethod
     def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> LedgerReader:
         """Open a ledger for reading.
 
         It is checked first: its tables and guards must be those that it states, and it must continue what was
-        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+        anchored. Then what is read of it is proved. Only a reader that wants to say what is wrong with it, as `verify`
+        does, leaves `checked` out.
 
         Raises:
           ArtefactMissing: there is no ledger.
           IntegrityError: it is damaged, was altered or is behind its anchor.
         """
         ledger = LedgerReader(config, Database(config.url, writable=False), clock)
-        if checked:
-            with ledger._closed_on_error(), ledger._database.read() as connection:
-                ledger._check(connection)
+        if not checked:
+            ledger._prover = None
+            return ledger
+        with ledger._closed_on_error(), ledger._snapshot() as (connection, snapshot):
+            ledger._check(connection, snapshot.anchored)
         return ledger
 
     def __enter__(self) -> Self:
@@ -97,9 +103,9 @@ class LedgerReader:
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """Read the catalog in one snapshot."""
-        with self._database.read() as connection:
-            yield Reading(connection)
+        """Read the catalog in one snapshot. What is read is proved, unless the ledger was opened unchecked."""
+        with self._snapshot() as (connection, snapshot):
+            yield Reading(connection, None if self._prover is None else snapshot.rows)
 
     def findings(self) -> list[Finding]:
         """Say how the database is set up, for people."""
@@ -126,6 +132,8 @@ class LedgerReader:
     ) -> Iterator[Entry]:
         """Read entries in order, those that match every given filter.
 
+        Where a type is given, it is proved that they are these and no others, unless the ledger was opened unchecked.
+
         Args:
           type: the event, or the name of its type.
           subject: what the event is about.
@@ -138,8 +146,10 @@ class LedgerReader:
         """
         name = type if type is None or isinstance(type, str) else type.type
         wanted = Filter(name, subject, actor, since, until, limit, newest_first, facts or {})
-        with self._database.read() as connection:
-            yield from read_entries(connection, wanted)
+        with self._snapshot() as (connection, snapshot):
+            proved = self._prover is not None and name is not None and registered(name)
+            found = snapshot.register().entries(name) if proved and name is not None else None
+            yield from read_entries(connection, wanted, found)
 
     def entry(self, index: int) -> Entry:
         """Read one entry. Raises `ArtefactMissing`."""
@@ -252,14 +262,28 @@ class LedgerReader:
             self._database.close()
             raise
 
-    def _check(self, connection: Connection) -> Keyring:
-        """Check that the ledger is what it states and continues its anchor; its keys."""
-        problems = schema.schema_problems(connection, self._read_stated(connection))
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[Connection, Snapshot]]:
+        """Open a snapshot; the anchor is read before it, since others may write and anchor while it is being read."""
+        anchored = None if self._prover is None else self._anchor.text()
+        with self._database.read() as connection:
+            yield connection, Snapshot(anchored, lambda: self._prove(connection, anchored)[0])
+
+    def _prove(self, connection: Connection, anchored: str | None) -> tuple[Register, Checkpoint]:
+        if self._prover is None:
+            raise ApplianceError("a ledger that was opened unchecked proves nothing")
+        return self._prover.prove(connection, self._keyring(connection), anchored)
+
+    def _check(self, connection: Connection, anchored: str | None) -> dict[str, str]:
+        """Check that the ledger is what it states and continues its anchor; what it states of its definitions."""
+        definitions = stated.read_definitions(connection)
+        problems = schema.schema_problems(connection, definitions)
         if problems:
             raise IntegrityError(problems[0], where=self._database.where)
         ring = build(leaves_about_keys(connection), self._local)
-        check_against_anchor(connection, self._anchor, ring)
-        return self._keyring(connection)
+        check_against_anchor(connection, self._anchor, ring, anchored)
+        self._keyring(connection)
+        return definitions
 
     def _keyring(self, connection: Connection) -> Keyring:
         """Read the keys of the log as this transaction sees it; ours must be among them."""
@@ -269,15 +293,6 @@ class LedgerReader:
         if not self._built[1].has(self._local):
             raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
         return self._built[1]
-
-    def _read_stated(self, connection: Connection) -> dict[str, str]:
-        try:
-            return read_stated(connection)
-        except (StopIteration, KeyError, TypeError, ValueError):
-            raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
-
-    def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._read_stated(connection))
 
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses

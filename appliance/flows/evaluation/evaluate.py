@@ -168,7 +168,7 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tu
     index = None
     while index is None:
         snapshot, before, after = budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(row))
-        with desk.transact(row.policy_sha256) as tx:
+        with desk.decide(found.policy) as tx:
             if budget.BudgetSnapshot.read(tx) == snapshot:
                 tx.evaluations.add(row)
                 tx.append(_state_reservation(row, found, spec_sha256, before, after))
@@ -251,7 +251,7 @@ def _fail(desk: Desk, evaluation_id: str, failure: ApplianceError) -> None:
         row = tx.evaluations.get(evaluation_id)
         if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
-        tx.evaluations.update(row.id, state=EvaluationState.FAILED)
+        tx.evaluations.update(row, state=EvaluationState.FAILED)
         tx.append(EvaluationFailed(**_state_charge(row), **error_facts(failure)))
 
 
@@ -269,7 +269,7 @@ def _settle(desk: Desk, run_dir: RunDir, found: Evaluable, result: EvaluateResul
         for name, gain in zip(found.names, gains, strict=True)
     ]
     with desk.transact(found.policy.digest) as tx:
-        row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
+        row = tx.evaluations.update(tx.evaluations.get(run_dir.name), state=EvaluationState.SETTLED)
         settled = EvaluationSettled(
             **_state_charge(row),
             declared_units=row.declared_units,

@@ -61,7 +61,7 @@ class Follower:
 
     def _append(self, state: journal.JournalState) -> None:
         with self.desk.transact(self.row.policy_sha256) as tx:
-            tx.runs.update(self.row.id, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
+            tx.runs.update(self.row, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
             journal_sha256 = state.head_sha256
             tx.append(RunCheckpointed(run_id=self.row.id, attempts=state.attempts, journal_sha256=journal_sha256))
         self.row = find_run(self.desk.ledger, self.row.id)

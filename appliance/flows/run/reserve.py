@@ -92,7 +92,7 @@ def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     """Write the reservation. The budget was checked outside the transaction; what came since sends us back."""
     while True:
         seen, before, after = afford(desk.ledger, resolved)
-        with desk.transact(row.policy_sha256) as tx:
+        with desk.decide(resolved.policy) as tx:
             if BudgetSnapshot.read(tx) == seen:
                 tx.runs.add(row)
                 tx.append(_state_reservation(row, resolved, before, after))

@@ -179,9 +179,7 @@ def _mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) 
     kind = RunStarted if first else RunResumed
     started = kind(run_id=row.id, dataset_id=row.dataset_id, attempts_left=left, nonce=nonce, **several)
     with desk.transact(row.policy_sha256) as tx:
-        tx.runs.update(
-            row.id, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256
-        )
+        tx.runs.update(row, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append(started)
     write_atomic(run_dir.evidence, desk.prove(index))
     return find_run(desk.ledger, row.id), _Start(ranks, nonce)

@@ -94,7 +94,7 @@ def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:
         row = WatermarkKeyRow(id=name, commitment="1" * 64, wrapped_key="w", key_epoch=1, state="current")
         with ledger.transaction(actor) as tx:
             for old in tx.watermark_keys.list():
-                tx.watermark_keys.update(old.id, state="retired")
+                tx.watermark_keys.update(old, state="retired")
             tx.watermark_keys.add(row)
             facts = {"key_id": name, "commitment": row.commitment, "key_epoch": 1}
             tx.append(event("watermark.keyed", facts))
