@@ -1,4 +1,4 @@
-"""`appliance ledger`: log, show, prove, verify, head, sign, witness, export, erase, upgrade."""
+"""`appliance ledger`: log, show, prove, verify, head, sign, witness, export, erase, upgrade, relocate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from appliance.errors import UsageError
 from appliance.flows import ledger as flow
 from appliance.flows.home import fingerprint as fingerprint_of
 from appliance.flows.ledger import VerifyOptions, Wanted
+from appliance.flows.relocate import Move
+from appliance.flows.relocate import relocate as relocate_flow
 from appliance.ledger.entries import Entry
 
 app = typer.Typer()
@@ -207,6 +209,24 @@ def upgrade(
     chosen = settings.writing(context)
     size = flow.upgrade(chosen.home(), db_owner, db_eraser)
     render.result(chosen, "ledger.upgrade", {"size": size}, [f"the database is up to date; {size} entries"])
+
+
+@app.command()
+def relocate(
+    context: typer.Context,
+    db: Annotated[str | None, typer.Option(help="Database URL; bring the database there first.")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="Directory on another volume for the anchor; it is copied.")
+    ] = None,
+    epoch_keys: Annotated[
+        Path | None, typer.Option(help="Directory of the key-encryption keys; bring them there first.")
+    ] = None,
+) -> None:
+    """State in the ledger that database, anchor or epoch keys lie elsewhere from now on, and write home.json."""
+    chosen = settings.writing(context)
+    move = Move(database_url=db, anchor_dir=anchor, epoch_keys=epoch_keys)
+    facts = relocate_flow(chosen.home(), chosen.operator(), move).facts()
+    render.result(chosen, "ledger.relocate", facts, render.fields(facts.items()))
 
 
 @app.command()

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from appliance.errors import ArtefactMissing, ConfigInvalid
+from appliance.errors import ArtefactMissing, ConfigInvalid, UsageError
 from appliance.events.home import HomeConfigured
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
@@ -41,6 +41,7 @@ from appliance.store.keys import read_body_public_key
 from appliance.values import Value
 
 _CONFIGURED = b"appliance/home/v1\n"
+_PLACES = b"appliance/places/v1\n"
 
 
 class HomeConfig(Value):
@@ -129,6 +130,16 @@ class Home:
         return HomeConfigured(origin=config.origin, **where, sha256=hashlib.sha256(_CONFIGURED + told).hexdigest())
 
     @property
+    def places(self) -> str:
+        """Digest of where database and anchor lie, wherever that is: the key agent serves no home but its own."""
+        where = {"database": place_of(self._database_url), "anchor": str(self.anchor)}
+        return hashlib.sha256(_PLACES + canonical(where)).hexdigest()
+
+    @property
+    def _database_url(self) -> str:
+        return self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}"
+
+    @property
     def objects(self) -> Path:
         """Directory of sealed objects."""
         return self.root / "objects"
@@ -163,7 +174,7 @@ class Home:
     def ledger_config(self, owner_url: str = "", eraser_url: str = "") -> LedgerConfig:
         """Say how the ledger of this home is opened; the other roles' URLs are given when needed, and not kept."""
         return LedgerConfig(
-            url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
+            url=self._database_url,
             origin=self.config.origin,
             signing_dir=self.root / "keys" / "signing",
             anchor=self.anchor,
@@ -204,6 +215,14 @@ class Home:
         """Find the ledger's actor for an operator, known by a random pseudonym."""
         person: Person = recognise(self.roster, operator.name or login_name())
         return Actor(pseudonym=person.pseudonym, name=person.name, auth="asserted")
+
+
+def anchor_file(directory: Path, origin: str, root: Path) -> Path:
+    """Name the anchor's file in a directory outside the home. Raises `UsageError` for one inside it."""
+    directory = directory.absolute()
+    if directory.is_relative_to(root):
+        raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
+    return directory / f"{origin.rsplit('/', 1)[-1]}.anchor"
 
 
 def fingerprint(verifier_keys: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
 from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head
+from appliance.ledger.heads import TreeHead, anchored_checkpoint, check_against_anchor, first_head_over, last_tree_head
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
@@ -117,6 +117,13 @@ class LedgerReader:
             if covering is not None:
                 return first_head_over(connection, covering, self._keyring(connection))
             return last_tree_head(connection, self._keyring(connection))
+
+    def anchored(self) -> TreeHead:
+        """Read the tree head that the anchor holds. Raises `IntegrityError` without one, or when it does not verify."""
+        text = self._anchor.text()
+        with self._database.read() as connection:
+            checkpoint = anchored_checkpoint(text, self._anchor, self._keyring(connection))
+        return TreeHead(checkpoint.size, checkpoint.root, text or "")
 
     def entries(
         self,

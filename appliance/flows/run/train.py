@@ -49,9 +49,10 @@ Tell = Callable[[list[Path], TrainJob], None]
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """One start of a run: how many ranks this machine runs, and the nonce of its entry."""
+    """One start of a run: how many ranks this machine runs, the index of its entry, and the nonce in it."""
 
     ranks: int
+    entry: int
     nonce: str
 
 
@@ -93,6 +94,7 @@ def resume(
             row, start = _mark_started(desk, row, nproc or job.engine.nproc, others)
             follower = Follower(desk, row, watch)
             try:
+                write_atomic(run_dir.evidence, desk.prove(start.entry))
                 rendezvous = _invite(home, run_dir, job, start, others, tell) if others else None
                 result = launch.run_worker(
                     run_dir, TrainResult, watch=follower.poll, ranks=start.ranks, rendezvous=rendezvous
@@ -162,7 +164,7 @@ def find_open_run(ledger: LedgerReader, run_id: str) -> RunRow:
 
 
 def _mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) -> tuple[RunRow, _Start]:
-    """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
+    """Record and sign that so many workers are about to start."""
     run_dir = desk.home.run(row.id)
     plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
     first = row.state == RunState.RESERVED
@@ -181,5 +183,4 @@ def _mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) 
     with desk.transact(row.policy_sha256) as tx:
         tx.runs.update(row, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append(started)
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return find_run(desk.ledger, row.id), _Start(ranks, nonce)
+    return find_run(desk.ledger, row.id), _Start(ranks, index, nonce)
