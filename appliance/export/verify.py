@@ -203,7 +203,7 @@ def verify(directory: str, pin: Sequence[str], state: str = "") -> "Examination"
 
 
 def report(seen: "Examination") -> Iterator[str]:
-    """The lines that are printed."""
+    """Write the lines that are printed."""
     yield from (f"checked   {line}" for line in seen.checked)
     yield from (f"PROBLEM   {where}: {why}" for where, why in seen.problems)
     yield from (f"missing   {name}" for name in seen.missing)
@@ -216,7 +216,7 @@ def report(seen: "Examination") -> Iterator[str]:
 
 
 def document(seen: "Examination") -> dict[str, Any]:
-    """The JSON object that is printed."""
+    """Make the JSON object that is printed."""
     head = {"origin": seen.head.origin, "size": seen.head.size, "root": seen.head.root.hex()} if seen.head else None
     return {
         "schema": "appliance.verification/1",
@@ -235,7 +235,7 @@ def document(seen: "Examination") -> dict[str, Any]:
 
 
 def read_pin(words: Sequence[str]) -> list[str]:
-    """The trusted keys in a file, or the one fingerprint given in words. Empty where there are none."""
+    """Read the trusted keys in a file, or the one fingerprint given in words. Empty where there are none."""
     text = "".join("".join(words).split()).lower()
     if re.fullmatch("([0-9a-f]{64})?", text):
         return [text] if words else []
@@ -246,7 +246,7 @@ def read_pin(words: Sequence[str]) -> list[str]:
 
 
 def read_memory(path: str) -> dict[str, Any]:
-    """What the state file remembers, by origin of the log: `size`, `root`, `note`, `keys` and `roots`."""
+    """Read what the state file remembers, by origin of the log: `size`, `root`, `note`, `keys` and `roots`."""
     if not path or not os.path.exists(path):
         return {}
     with open(path, "rb") as file:
@@ -299,7 +299,7 @@ class Examination:
 
     @property
     def code(self) -> int:
-        """The exit status."""
+        """Give the exit status."""
         incomplete = self.missing or not self.pin
         return TAMPERED if self.problems else INCOMPLETE if incomplete else STALE if self.stale else OK
 
@@ -321,7 +321,7 @@ class Examination:
         return self
 
     def list_files(self) -> None:
-        """Every file below the directory with its size; links are not followed."""
+        """List every file below the directory with its size; links are not followed."""
         todo = [""]
         while todo:
             prefix = todo.pop()
@@ -342,14 +342,14 @@ class Examination:
         self.problems.append((show(where), why))
 
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
-        """The bytes of a file, which must be there and not larger than this."""
+        """Read the bytes of a file, which must be there and not larger than this."""
         there = name in self.sizes
         refuse_if(self.sizes.get(name, limit + 1) > limit, show(name), "is too large" if there else "is missing")
         with open(os.path.join(self.root, name), "rb") as file:
             return file.read(limit + 1)
 
     def check_keys(self) -> None:
-        """The keys, pinned or not, and the tree head that they signed."""
+        """Check the keys, pinned or not, and the tree head that they signed."""
         lines = utf8(self.read(KEYS), KEYS).split("\n")
         keys = [Key(line, KEYS) for line in lines[:-1]]
         distinct = len({key.text for key in keys})
@@ -361,7 +361,7 @@ class Examination:
         self.checked.append(f"tree head of {show(self.head.origin)}, {self.head.size} entries: signed with {by}")
 
     def check_manifest(self) -> None:
-        """The entry that hands the directory out, the newest one here, and the manifest that it vouches for."""
+        """Check the entry that hands the directory out, the newest one here, and the manifest that it vouches for."""
         found = (re.fullmatch(r"ledger/([0-9]{8,18})\.leaf", name, re.ASCII) for name in self.sizes)
         self.index = max((int(match[1]) for match in found if match), default=0)
         self.open_leaf(self.index)
@@ -379,7 +379,7 @@ class Examination:
         self.checked.append(f"manifest: the one that entry {self.index} vouches for, written {show(event['time'])}")
 
     def check_payload(self) -> None:
-        """The manifest lists what such a directory may hold; every listed file is here, byte for byte, and no other."""
+        """Check that the manifest lists what may be here, and that all of it is here, byte for byte, and no more."""
         for row in self.manifest["files"]:
             path = str(row["path"]) if isinstance(row, dict) and set(row) == {"path", "bytes", "sha256"} else ""
             good = path in FILES or ADAPTER.fullmatch(path)
@@ -397,7 +397,7 @@ class Examination:
         self.checked.append(f"payload: size and SHA-256 of the {len(self.files)} listed files, and if there are others")
 
     def digest(self, name: str) -> str:
-        """The SHA-256 of a file."""
+        """Take the SHA-256 of a file."""
         digest = hashlib.sha256()
         with open(os.path.join(self.root, name), "rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
@@ -405,7 +405,7 @@ class Examination:
         return digest.hexdigest()
 
     def check_ledger(self) -> None:
-        """Every entry and earlier tree head that the manifest lists, and none besides."""
+        """Check every entry and earlier tree head that the manifest lists, and that there are none besides."""
         entries, earlier = self.manifest["entries"], self.manifest["earlier"]
         names = {KEYS, HEAD, *(f"ledger/consistency/{size}.txt" for size in earlier)}
         names |= {f"ledger/{i:08d}.{end}" for i in (*entries, self.index) for end in ("leaf", "proof")}
@@ -431,7 +431,7 @@ class Examination:
         self.leaves[index] = leaf
 
     def check_chain(self) -> None:
-        """The keys of the log from its first entry on: each set hands over to the next in an entry that both sign."""
+        """Follow the keys of the log from its first entry on: each set hands over in an entry that both sign."""
         if 0 in self.leaves:
             self.sets = {0: [key["vkey"] for key in self.leaves[0]["facts"]["keys"]]}
         for _, leaf in sorted(self.leaves.items()):
@@ -445,7 +445,7 @@ class Examination:
         self.checked += [summary] if len(sets) > 1 else []
 
     def check_rotation(self, leaf: Any) -> None:
-        """One change of keys: the old keys and the new, two of each, signed the same statement."""
+        """Check one change of keys: the old keys and the new, two of each, signed the same statement."""
         where, facts, old = place(leaf), leaf["facts"], [*self.sets.values()][-1]
         new = [key["vkey"] for key in facts["keys"]]
         said = {"index": leaf["index"], "new": new, "old": old, "origin": self.head.origin, "root": facts["root"]}
@@ -458,7 +458,7 @@ class Examination:
         self.sets[leaf["index"] + 1] = new
 
     def check_facts(self) -> None:
-        """What entries about the run, and the first entry of the log, say of each other."""
+        """Compare what entries about the run, and the first entry of the log, say of each other."""
         mine = self.sort_entries()
         for rule in RULES:
             for left in mine.get(rule.left, ()):
@@ -474,7 +474,7 @@ class Examination:
         self.checked.append(f"facts: {len(RULES)} rules between entries of the run")
 
     def sort_entries(self) -> dict[str, list[Any]]:
-        """The entries that are about no other run, by type. A bundle has none about another."""
+        """Sort the entries that are about no other run by type. A bundle has none about another."""
         mine: dict[str, list[Any]] = {}
         for leaf in self.leaves.values():
             if leaf["facts"].get("run_id", self.manifest["run_id"]) == self.manifest["run_id"]:
@@ -484,7 +484,7 @@ class Examination:
         return mine
 
     def check_rule(self, rule: Rule, left: Any, right: Any) -> None:
-        """One rule between two entries; entries about two evaluations have nothing to do with each other."""
+        """Check one rule between two entries; entries about two evaluations have nothing to do with each other."""
         if left["facts"].get("evaluation_id") != right["facts"].get("evaluation_id"):
             return
         x, y = look_up(left, rule.a, place(left)), look_up(right, rule.b, place(right))
@@ -495,7 +495,7 @@ class Examination:
             self.wrong(place(left), f"{rule.a} is above {rule.b} of entry {right['index']}")
 
     def check_adapter(self) -> None:
-        """The adapter and the watermark's certificate: those whose digests the ledger records."""
+        """Check the adapter and the watermark's certificate: those whose digests the ledger records."""
         adapter = {name[8:]: row for name, row in self.files.items() if name[:8] == "adapter/"}
         rows = sorted([name, row["bytes"], row["sha256"]] for name, row in adapter.items())
         released = hashlib.sha256(canonical(rows).encode()).hexdigest() if rows else None
@@ -505,7 +505,7 @@ class Examination:
             self.check_certificate()
 
     def check_certificate(self) -> None:
-        """The certificate, its members, and that it claims no more than its score shows."""
+        """Check the certificate, its members, and that it claims no more than its score shows."""
         marks = [leaf for leaf in self.leaves.values() if leaf["type"] == "watermark.embedded"]
         certificate = parse_json(self.read(CERTIFICATE), CERTIFICATE)
         digests = [leaf["facts"].get("certificate_sha256") for leaf in marks]
@@ -520,7 +520,7 @@ class Examination:
                 self.wrong(CERTIFICATE, "claims more than its score shows")
 
     def check_documents(self) -> None:
-        """Every figure in the documents, and in those of version 2 every word."""
+        """Check every figure in the documents, and in those of version 2 every word."""
         documents = {name: parse_json(self.read(name, MAX_DOCUMENT), name) for name in JSON if name in self.files}
         version = "2" if WORDING in self.files else "1"
         for name, value in documents.items():
@@ -542,7 +542,7 @@ class Examination:
         self.checked.append(f"documents: {count} values are those of the entries that they point to")
 
     def check_value(self, value: Any, name: str) -> int:
-        """A part of a JSON document: tree heads and figures are what the ledger states, and texts are listed."""
+        """Check a part of a JSON document: tree heads and figures are what the ledger states, and texts are listed."""
         if isinstance(value, list):
             return sum(self.check_value(item, name) for item in value)
         if not isinstance(value, dict):
@@ -561,7 +561,7 @@ class Examination:
         return sum(self.check_value(item, name) for item in rest)
 
     def check_named(self, figure: dict[str, Any], name: str) -> None:
-        """A figure of a JSON document: what its entry states, under a name for its place (in version 1 one like it)."""
+        """Check a figure: what its entry states, under a name for its place (in version 1 one like it)."""
         value, place = self.stated(figure, name)
         wrong = canonical(value) != canonical(figure["value"])
         refuse_if(wrong, name, f"{show(place)} is not what entry {figure.get('entry')} states")
@@ -572,7 +572,7 @@ class Examination:
         refuse_if(not (listed if self.wording else alike), name, f"gives a figure another name: {show(named)}")
 
     def check_page(self) -> int:
-        """The page: its figures are what they say, nothing in it runs or loads, and its lines are listed."""
+        """Check the page: its figures are what they say, nothing in it runs or loads, and its lines are listed."""
         text = utf8(self.read(PAGE, MAX_DOCUMENT), PAGE)
         refuse_if("\1" in text, PAGE, "has a control character")
         text, count = FIGURE.subn(self.check_figure, text)
@@ -585,7 +585,7 @@ class Examination:
         return count
 
     def check_figure(self, found: "re.Match[str]") -> str:
-        """One figure of the page, or the name under which one stands, is what its place states. Returns the place."""
+        """Compare one figure of the page, or the name under which one stands, with its place. Returns the place."""
         look, entry, kind, pointer, shown = map(html.unescape, found.groups(""))
         at: dict[str, Any] = {kind: pointer, "value": shown, "entry": whole(entry, PAGE) if entry else None}
         value, place = self.stated(at, PAGE)
@@ -596,7 +596,7 @@ class Examination:
         return f"{{{place}}}"
 
     def check_lines(self, lines: Sequence[str]) -> None:
-        """Each line of the page is listed, a row of a table with its caption, and takes its figures from one place."""
+        """Check that each line of the page is listed, a row with its caption, and takes its figures from one place."""
         caption = ""
         for line in lines:
             caption = line if line.startswith("<caption>") else caption
@@ -607,7 +607,7 @@ class Examination:
             refuse_if(mixed, PAGE, f"mixes entries or rows: {show(said)}")
 
     def check_card(self, values: Any) -> None:
-        """Each line of the model card is listed, or states a value of the privacy statement under its name."""
+        """Check that each line of the model card is listed, or states a value of the statement under its name."""
         stated = {f"| {row['name']} | `{row['value']}` |" for row in values}
         stated |= {f'{row["name"]}{more}: "{row["value"]}"' for row in values for more in ("", "_name")}
         for line in utf8(self.read(CARD), CARD).split("\n"):
@@ -616,7 +616,7 @@ class Examination:
             refuse_if(not plain and line not in self.wording, CARD, f"says what is not listed: {show(line)}")
 
     def stated(self, at: dict[str, Any], name: str) -> "tuple[Any, str]":
-        """What the ledger states at a place, and the place as wording.txt names it, followed by entry and row."""
+        """Find what the ledger states at a place, and the place as wording.txt names it, followed by entry and row."""
         pointer = str(at["fact"] if "fact" in at else f"^{at.get('field')}")
         if at.get("entry") in (None, -1):
             known: Any = {"^/origin": [self.head.origin], "^/size": [*self.named], "^/root": [*self.named.values()]}
@@ -631,7 +631,7 @@ class Examination:
         return look_up(leaf, pointer, name), f"{'other ' * other}{leaf['type']} {general}{source}"
 
     def check_memory(self) -> None:
-        """The tree head against the newest one of this log that was seen before."""
+        """Compare the tree head with the newest one of this log that was seen before."""
         known = self.memory.get(self.head.origin)
         if known is None:
             return
@@ -649,12 +649,12 @@ class Examination:
 
 
 def look_up(leaf: Any, pointer: str, where: str) -> Any:
-    """What a leaf states: a fact, or with ^ before the pointer another field."""
+    """Find what a leaf states: a fact, or with ^ before the pointer another field."""
     return pointed(leaf if pointer[0] == "^" else leaf["facts"], pointer.lstrip("^"), where)
 
 
 def place(leaf: Any) -> str:
-    """The file that a leaf lies in."""
+    """Name the file that a leaf lies in."""
     return f"ledger/{leaf['index']:08d}.leaf"
 
 
@@ -672,11 +672,11 @@ class Key:
         refuse_if(self.id.hex() != hexid, where, "a verifier key does not have its own id")
 
     def signed(self, message: bytes, signature: bytes) -> bool:
-        """Whether this key signed the message."""
+        """Tell whether this key signed the message."""
         return (ed25519_accepts if self.type == 1 else mldsa44_accepts)(self.public, message, signature)
 
     def accepts(self, head: "Head", signature: bytes) -> bool:
-        """Whether this key signed the tree head; an ML-DSA-44 line begins with the time of signing."""
+        """Tell whether this key signed the tree head; an ML-DSA-44 line begins with the time of signing."""
         if self.type == 1:
             return self.signed(head.text.encode(), signature)
         name, origin = (bytes([len(text.encode())]) + text.encode() for text in (self.name, head.origin))
@@ -699,23 +699,23 @@ class Head:
 
 
 def valid_name(name: str) -> bool:
-    """Whether a key or a log may have this name."""
+    """Tell whether a key or a log may have this name."""
     return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
 
 
 def fingerprint(keys: Sequence[str]) -> str:
-    """The SHA-256 of keys, each on a line of its own."""
+    """Take the SHA-256 of keys, each on a line of its own."""
     return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
 
 
 def trusts(pin: Sequence[str], keys: Sequence[str]) -> bool:
-    """Whether these keys are pinned, by their fingerprint or by name."""
+    """Tell whether these keys are pinned, by their fingerprint or by name."""
     mine = {line for line in pin if line.partition("+")[0] == keys[0].partition("+")[0]}
     return [*pin] == [fingerprint(keys)] or bool(mine and mine <= set(keys))
 
 
 def open_head(note: str, keys: Sequence[Key], where: str) -> Head:
-    """The tree head in a note that every key signed, once, and nobody else."""
+    """Open the tree head in a note that every key signed, once, and nobody else."""
     head, seen = Head(note, where), set()
     mine = keys and all(key.name == head.origin for key in keys)
     refuse_if(not mine, where, "the tree head is of another log than the keys")
@@ -733,7 +733,7 @@ def open_head(note: str, keys: Sequence[Key], where: str) -> Head:
 
 
 def check_inclusion(text: str, leaf: bytes, index: int, head: Head, where: str) -> None:
-    """A tlog-proof that the leaf stands at `index` under exactly this signed tree head."""
+    """Check a tlog-proof that the leaf stands at `index` under exactly this signed tree head."""
     top, _, note = text.partition("\n\n")
     lines = top.split("\n")
     good = lines[:2] == ["c2sp.org/tlog-proof@v1", f"index {index}"] and index < head.size and note == head.note
@@ -746,7 +746,7 @@ def check_inclusion(text: str, leaf: bytes, index: int, head: Head, where: str) 
 
 
 def check_consistency(text: str, old: int, head: Head, where: str) -> bytes:
-    """A proof that the log continues its first `old` entries; the root that these had."""
+    """Check a proof that the log continues its first `old` entries; the root that these had."""
     lines = text.split("\n")
     good = lines[:2] == ["appliance.consistency/1", f"old {old}"] and len(lines) >= 4 and not lines[-1]
     refuse_if(not good or not 0 < old <= head.size, where, "the consistency proof is malformed")
@@ -759,12 +759,12 @@ def check_consistency(text: str, old: int, head: Head, where: str) -> bytes:
 
 
 def node(left: bytes, right: bytes) -> bytes:
-    """The hash of an inner node of the tree."""
+    """Take the hash of an inner node of the tree."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def root_of(index: int, size: int, digest: bytes, path: list[bytes]) -> bytes:
-    """Root that an audit path leads to (RFC 6962, 2.1.1); uses the path up from its end."""
+    """Follow an audit path to its root (RFC 6962, 2.1.1); uses the path up from its end."""
     if size == 1:
         return digest
     k, sibling = 1 << (size - 1).bit_length() - 1, path.pop()
@@ -774,7 +774,7 @@ def root_of(index: int, size: int, digest: bytes, path: list[bytes]) -> bytes:
 
 
 def roots_of(old: int, size: int, old_root: bytes, path: list[bytes], left: bool = True) -> tuple[bytes, bytes]:
-    """Old and new root that a consistency proof leads to (RFC 6962, 2.1.2); uses the path up from its end."""
+    """Find the old and new root that a consistency proof leads to (RFC 6962, 2.1.2); uses the path up from its end."""
     if old == size:
         return (old_root, old_root) if left else (path[-1], path.pop())
     k, sibling = 1 << (size - 1).bit_length() - 1, path.pop()
@@ -787,19 +787,19 @@ def roots_of(old: int, size: int, old_root: bytes, path: list[bytes], left: bool
 
 # --- text, numbers and JSON ------------------------------------------------------------------------------------------
 def show(text: Any) -> str:
-    """Foreign text, safe and short enough to print."""
+    """Show foreign text, safe and short enough to print."""
     return ascii(str(text)[:200])[1:-1]
 
 
 def utf8(data: bytes, where: str) -> str:
-    """The text in bytes."""
+    """Decode the text in bytes."""
     text = data.decode("utf-8", "replace")
     refuse_if(text.encode() != data, where, "is not UTF-8")
     return text
 
 
 def decode64(text: str, where: str, size: int = 0) -> bytes:
-    """Bytes of base64 in its one canonical form; `size` of them, if it is given."""
+    """Decode base64 in its one canonical form; `size` bytes of it, if it is given."""
     data = base64.b64decode(text) if BASE64.fullmatch(text) else b""
     wrong = not data or base64.b64encode(data).decode() != text or len(data) != (size or len(data))
     refuse_if(wrong, where, "base64 is malformed")
@@ -807,25 +807,25 @@ def decode64(text: str, where: str, size: int = 0) -> bytes:
 
 
 def whole(text: str, where: str) -> int:
-    """A whole number in its one form."""
+    """Read a whole number in its one form."""
     refuse_if(not re.fullmatch(r"0|[1-9][0-9]{0,17}", text, re.ASCII), where, "a number is malformed")
     return int(text)
 
 
 def decimal(value: Any, where: str) -> Decimal:
-    """A number as the ledger writes it: whole, or a decimal text."""
+    """Read a number as the ledger writes it: whole, or a decimal text."""
     good = type(value) is not bool and re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]{1,60})?", str(value), re.ASCII)
     refuse_if(not good, where, f"{show(value)} is not a number")
     return Decimal(str(value))
 
 
 def canonical(value: Any) -> str:
-    """Canonical JSON (RFC 8785) of a value without floats, whose names are ASCII."""
+    """Write canonical JSON (RFC 8785) of a value without floats, whose names are ASCII."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def parse_json(data: bytes, where: str, end: str = "\n") -> Any:
-    """The object in canonical JSON bytes, which end in `end`. What is cut here does not come out as it went in."""
+    """Parse canonical JSON bytes, an object that ends in `end`. What is cut here does not come out as it went in."""
     text, cut = utf8(data, where), {"parse_float": lambda _: 0, "parse_constant": lambda _: 0}
     try:
         value = json.loads(text, parse_int=lambda digits: int(digits[:16]), **cut)  # type: ignore[arg-type]
@@ -837,7 +837,7 @@ def parse_json(data: bytes, where: str, end: str = "\n") -> Any:
 
 
 def pointed(value: Any, pointer: Any, where: str) -> Any:
-    """The part of a JSON value that an RFC 6901 pointer names."""
+    """Find the part of a JSON value that an RFC 6901 pointer names."""
     refuse_if(not isinstance(pointer, str) or not pointer.startswith("/"), where, "a pointer is malformed")
     for token in pointer.split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
@@ -858,7 +858,7 @@ Point = tuple[int, int, int, int]
 
 
 def ed25519_accepts(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether a signature holds; S, R and the key must be in canonical form, and the key not of small order."""
+    """Tell whether a signature holds; S, R and the key must be in canonical form, and the key not of small order."""
     key = point_decode(public) if len(public) == 32 and len(signature) == 64 else None
     base = point_decode((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
     s = int.from_bytes(signature[32:], "little")
@@ -870,7 +870,7 @@ def ed25519_accepts(public: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def point_add(p: Point, q: Point) -> Point:
-    """The sum of two points."""
+    """Add two points."""
     a, b = (p[1] - p[0]) * (q[1] - q[0]) % P, (p[1] + p[0]) * (q[1] + q[0]) % P
     c, d = 2 * p[3] * q[3] * D % P, 2 * p[2] * q[2] % P
     e, f, g, h = b - a, d - c, d + c, b + a
@@ -878,7 +878,7 @@ def point_add(p: Point, q: Point) -> Point:
 
 
 def point_multiply(n: int, p: Point) -> Point:
-    """A point, n times."""
+    """Multiply a point by n."""
     total = ZERO
     while n:
         total = point_add(total, p) if n & 1 else total
@@ -887,7 +887,7 @@ def point_multiply(n: int, p: Point) -> Point:
 
 
 def point_decode(data: bytes) -> "Point | None":
-    """The point in 32 bytes; None where they are not the one encoding of a point."""
+    """Decode the point in 32 bytes; None where they are not the one encoding of a point."""
     sign, y = data[31] >> 7, int.from_bytes(data, "little") & (2**255 - 1)
     u, v = (y * y - 1) % P, (D * y * y + 1) % P
     x = u * pow(v, 3, P) * pow(u * pow(v, 7, P), (P - 5) // 8, P) % P
@@ -900,7 +900,7 @@ def point_decode(data: bytes) -> "Point | None":
 
 
 def point_encode(p: Point) -> bytes:
-    """The 32 bytes of a point."""
+    """Encode a point in 32 bytes."""
     inverse = pow(p[2], -1, P)
     return (p[1] * inverse % P | (p[0] * inverse % P & 1) << 255).to_bytes(32, "little")
 
@@ -912,7 +912,7 @@ Poly = list[int]
 
 
 def mldsa44_accepts(public: bytes, message: bytes, signature: bytes, context: bytes = b"") -> bool:
-    """Whether a signature holds; it must be in its one encoding."""
+    """Tell whether a signature holds; it must be in its one encoding."""
     if len(public) != 1312 or len(signature) != 2420:
         return False
     z = [[GAMMA1 - x for x in unpack(signature[i : i + 576], 18)] for i in range(32, 2336, 576)]
@@ -932,37 +932,37 @@ def mldsa44_accepts(public: bytes, message: bytes, signature: bytes, context: by
 
 @functools.cache
 def powers() -> list[Poly]:
-    """The powers 0 to 256 of the 256 roots at which the transform evaluates a polynomial, in the transform's order."""
+    """List the powers 0 to 256 of the 256 roots at which the transform evaluates, in the transform's order."""
     roots = [pow(1753, 2 * int(f"{i:08b}"[::-1], 2) + 1, Q) for i in range(256)]
     return [[pow(root, power, Q) for power in range(257)] for root in roots]
 
 
 def ntt(w: Poly) -> Poly:
-    """The transform by its definition: slower than algorithm 41, but plain, and one signature is checked."""
+    """Transform by the definition: slower than algorithm 41, but plain, and one signature is checked."""
     return [sum(map(operator.mul, w, row)) % Q for row in powers()]
 
 
 def ntt_inverse(values: Poly) -> Poly:
-    """The inverse transform; a root's power -j is minus its power 256 - j, and -1/256 is 32736 mod Q."""
+    """Transform back; a root's power -j is minus its power 256 - j, and -1/256 is 32736 mod Q."""
     columns = list(zip(*powers()))[:0:-1]
     return [sum(map(operator.mul, values, column)) * 32736 % Q for column in columns]
 
 
 def unpack(data: bytes, bits: int) -> Poly:
-    """256 little-endian numbers of so many bits."""
+    """Unpack 256 little-endian numbers of so many bits."""
     number = int.from_bytes(data, "little")
     return [number >> bits * i & (1 << bits) - 1 for i in range(256)]
 
 
 def expand(seed: bytes) -> Poly:
-    """A polynomial of the matrix, transformed already (algorithm 30)."""
+    """Expand a polynomial of the matrix, transformed already (algorithm 30)."""
     stream = hashlib.shake_128(seed).digest(3072)  # 1024 numbers, of which one in a thousand is too large
     numbers = (int.from_bytes(stream[i : i + 3], "little") & 0x7FFFFF for i in range(0, 3072, 3))
     return [number for number in numbers if number < Q][:256]
 
 
 def challenge(seed: bytes) -> Poly:
-    """A polynomial with 39 coefficients of 1 or -1 (algorithm 29)."""
+    """Draw a polynomial with 39 coefficients of 1 or -1 (algorithm 29)."""
     stream, c, at = hashlib.shake_256(seed).digest(8192), [0] * 256, 8
     signs = int.from_bytes(stream[:8], "little")
     for i in range(256 - TAU, 256):
@@ -973,7 +973,7 @@ def challenge(seed: bytes) -> Poly:
 
 
 def hints(data: bytes) -> "list[set[int]] | None":
-    """Positions of the hints of each polynomial; None where they are not in the one encoding (algorithm 21)."""
+    """Find the places of the hints of each polynomial; None where they are not in the one encoding (algorithm 21)."""
     found, start = list[set[int]](), 0
     for end in data[OMEGA:]:
         places = list(data[start:end])
@@ -985,7 +985,7 @@ def hints(data: bytes) -> "list[set[int]] | None":
 
 
 def use_hint(r: int, hinted: bool) -> int:
-    """High bits of r, moved by a hint (algorithms 36 and 40)."""
+    """Take the high bits of r, moved by a hint (algorithms 36 and 40)."""
     low = r % (2 * GAMMA2)
     low -= 2 * GAMMA2 if low > GAMMA2 else 0
     high, low = (0, low - 1) if r - low == Q - 1 else ((r - low) // (2 * GAMMA2), low)

@@ -72,11 +72,6 @@ Sentence = tuple["str | Figure | Key", ...]
 """Words and figures in order. Plain words hold no value."""
 
 
-def plain(sentence: Sentence) -> str:
-    """Write a sentence as text."""
-    return "".join(str(part) for part in sentence)
-
-
 def text(value: Any) -> str:
     """Say how a value is shown: text as it is, whole numbers in decimal, everything else as canonical JSON."""
     if isinstance(value, str):

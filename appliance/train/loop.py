@@ -13,13 +13,13 @@ from opacus.accountants import PRVAccountant
 from torch import Tensor
 
 from appliance.errors import GateFailed, IntegrityError
+from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.train import TrainJob
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.journaling import Journal
-from appliance.train.mechanism import assemble
+from appliance.train.mechanism import Assembled, assemble
 from appliance.train.members import Records, members
-from appliance.train.optimizer import Noise
 from appliance.train.proofs import prove, prove_moved
 from appliance.train.sampler import PoissonSampler
 from appliance.train.snapshot import (
@@ -83,23 +83,33 @@ def train(
       IntegrityError: when snapshot, releases and journal contradict each other.
       Interrupted: another rank has ended.
     """
-    trainer = Trainer(job, model, tokenizer, records, journal, snapshots, progress, unit_of, ranks=ranks)
-    confirm(trainer.parameters)
-    return trainer.run()
+    ranks = ranks or Alone()
+    mechanism = assemble(job.plan, job.lora, job.train, job.engine, model, tokenizer, None if ranks.main else NotHere())
+    confirm(mechanism.adapter.parameters)
+    settings = _settings_digest(job)
+    return Trainer(mechanism, job.plan, settings, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
 
 
 class Trainer:
-    """One training run. Call `train` instead; tests alone pass `sampler` and `noise`.
+    """One training run on one mechanism: what `train` runs, and what the self-test drives with records of its own.
 
-    `sampler` and `noise` have no counterpart in `TrainJob`, which forbids unknown keys, and `train` does not take
-    them, so no job can reach them; whoever passes one gets an adapter that `save_adapter` refuses.
+    Tests alone pass `sampler`, or a mechanism with a noise source of theirs. Neither has a counterpart in `TrainJob`,
+    which forbids unknown keys, and `train` takes neither, so no job can reach them; whoever passes one gets an adapter
+    that `save_adapter` refuses.
+
+    Args:
+      mechanism: adapter, encoder, engine, noise and optimiser, as `assemble` put them together.
+      plan: what the mechanism was assembled for.
+      settings: digest of what a stored state must have been trained with to be continued.
+      records: as of `train`, like all that follow.
+      sampler: in place of Poisson sampling.
     """
 
     def __init__(
         self,
-        job: TrainJob,
-        model: Any,
-        tokenizer: Any,
+        mechanism: Assembled,
+        plan: PrivacyPlan,
+        settings: str,
         records: Records,
         journal: Journal | None,
         snapshots: Snapshots | None,
@@ -108,34 +118,27 @@ class Trainer:
         *,
         ranks: Ranks | None = None,
         sampler: Sampler | None = None,
-        noise: Noise | None = None,
     ) -> None:
-        plan = job.plan
-        self._plan, self._records, self._progress = plan, records, progress
+        self._plan, self._settings = plan, settings
+        self._records, self._progress = records, progress
         self._ranks = ranks = ranks or Alone()
-        self._private = sampler is None and noise is None
-        if not ranks.main:
-            sampler = noise = NotHere()
-        mechanism = assemble(plan, job.lora, job.train, job.engine, model, tokenizer, noise)
         self._adapter, self._encoder = mechanism.adapter, mechanism.encoder
         self._engine, self._optimizer = mechanism.engine, mechanism.optimizer
-        self._units = [members(job.plan.unit, records, unit_of, phase.where) for phase in plan.schedule]
+        self._private = sampler is None and mechanism.private
+        if not ranks.main:
+            sampler = NotHere()
+        self._units = [members(plan.unit, records, unit_of, phase.where) for phase in plan.schedule]
         rates = zip(self._units, plan.schedule, strict=True)
         self._samplers = [sampler or PoissonSampler(len(units), phase.sample_rate) for units, phase in rates]
         self._accountant = PRVAccountant()
         self._enter(0)
-        self._settings = _settings_digest(job)
         self._journal, self._snapshots = _keep(ranks, journal, snapshots)
         self._step = 0
 
-    @property
-    def parameters(self) -> int:
-        """Size of the adapter."""
-        return self._adapter.parameters
-
     def run(self) -> Trained:
-        """Prove the engine, resume, and step until the plan's steps are applied or its attempts are used up."""
-        prove(self._engine, self._encoder.buckets)
+        """Prove the engine unless it is proved, resume, and step until the plan's steps or attempts are used up."""
+        if self._engine.counts is None:
+            prove(self._engine, self._encoder.buckets)
         self._resume()
         self._ranks.agree(self._weights())
         before = self._journal.state.attempts
@@ -151,13 +154,17 @@ class Trainer:
             self._enter(phase)
         self._journal.attempt(self._plan.schedule[phase].sample_rate, self._plan.noise_multiplier)
         members = self._units[phase]
-        dealt = self._ranks.deal(self._samplers[phase].draw, len(members))
+        dealt = self._deal(phase)
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
         self._apply(self._release(attempt), attempt)
         if self._step % EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
+
+    def _deal(self, phase: int) -> NDArray[np.int64]:
+        """Deal this rank its part of a fresh logical batch, as positions in the units of the phase."""
+        return self._ranks.deal(self._samplers[phase].draw, len(self._units[phase]))
 
     def _enter(self, phase: int) -> None:
         # Opacus' hook carries one rate; from here on it accounts at that of this phase.

@@ -16,6 +16,7 @@ from appliance.privacy.sampler import noise_variance
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoder
 from appliance.train.engine import Engine
+from appliance.train.following import NotHere
 from appliance.train.lora import Adapter
 from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer, Noise
@@ -29,6 +30,11 @@ class Assembled:
     encoder: Encoder
     engine: Engine
     optimizer: ExactDPOptimizer
+
+    @property
+    def private(self) -> bool:
+        """Whether the noise is the plan's own, or another rank's: nobody has put a source of his in its place."""
+        return isinstance(self.optimizer._noise, DiscreteGaussian | NotHere)
 
 
 def assemble(
@@ -49,7 +55,7 @@ def assemble(
       options: how the engine computes.
       model: a loaded causal language model in the engine's dtype.
       tokenizer: its tokenizer.
-      noise: tests alone pass one; None is the plan's discrete Gaussian.
+      noise: None is the plan's discrete Gaussian; ranks that draw none pass what refuses to. Tests alone pass others.
 
     Raises:
       ConfigInvalid: for a model or targets that cannot be trained exactly.

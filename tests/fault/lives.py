@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from appliance.privacy import journal
-from appliance.train.loop import Trainer
 from appliance.worker.train import _SealedSnapshots
+from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, NoNoise, job, load, people, plan
 
 STEPS, SPARE, UNITS = 37, 60, 30  # 37: the end lies between two snapshots
@@ -51,7 +51,7 @@ def drawn(counter: mmap.mmap) -> int:
 def live(directory: Path, model: Any, tokenizer: Any, counter: mmap.mmap) -> None:
     """One life, in the child: trains until it is killed or done; leaves the digest of the weights when done."""
     with journal.Journal.open(directory / "journal.jsonl", "run-1", "0" * 64) as kept:
-        trainer = Trainer(
+        trainer = rig.trainer(
             job(PLAN), model, tokenizer, people(UNITS), kept, _SealedSnapshots(directory / "snapshots", bytes(32), "r"),
             lambda public: None, sampler=Counting(kept.state.steps, counter), noise=NoNoise(),
         )  # fmt: skip

@@ -20,7 +20,6 @@ from appliance.report import card, page, statement, wording
 from appliance.report.blocks import Finding, Tone
 from appliance.report.compose import compose
 from appliance.report.evidence import Evidence, gather
-from appliance.report.figures import plain
 from appliance.report.verdict import headline
 from appliance.watermark.certificate import certificate
 from tests.unit.report.story import (
@@ -201,7 +200,7 @@ def _headlines(evidence: Evidence) -> Iterator[str]:
         for count in range(len(topics) + 1):
             for some in combinations(topics, count):
                 said = headline(evidence, tuple(Finding(topic, tone, ()) for topic in some))[1]
-                yield from f'<p class="headline">{plain(said)}</p>'.split("\n")
+                yield from f'<p class="headline">{"".join(map(str, said))}</p>'.split("\n")
 
 
 def _card(evidence: Evidence) -> list[str]:

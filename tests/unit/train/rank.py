@@ -26,6 +26,7 @@ from appliance.jobs.ticket import Rendezvous
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.loop import Trainer
 from appliance.worker import meeting
+from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
 
@@ -38,7 +39,7 @@ def trainer(spec: dict[str, Any], ranks: Ranks) -> Trainer:
 
     units = spec["units"]
     phases = tuple(Phase(**phase) for phase in spec.get("phases", ()))
-    return Trainer(
+    made: Trainer = rig.trainer(
         job(plan(steps=spec["steps"], spare_steps=4, phases=phases)),
         load(spec["model"]),
         AutoTokenizer.from_pretrained(spec["model"]),
@@ -50,6 +51,7 @@ def trainer(spec: dict[str, Any], ranks: Ranks) -> Trainer:
         sampler=FixedSampler(units, seed=spec.get("seed", 0)),
         noise=NoNoise(),
     )
+    return made
 
 
 def observed(made: Trainer, ranks: Ranks) -> dict[str, Any]:

@@ -17,6 +17,11 @@ from appliance.models.quantising import load_quantised
 from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded, buckets
 from appliance.train.engine import Engine
+from appliance.train.engines import Ranks
+from appliance.train.following import NotHere
+from appliance.train.loop import Trainer
+from appliance.train.mechanism import assemble
+from appliance.train.optimizer import Noise
 
 
 def load(directory: Any, dtype: torch.dtype = torch.float32) -> Any:
@@ -56,6 +61,23 @@ def job(plan: PrivacyPlan, *, spec: TrainSpec | None = None, options: EngineOpti
         dataset=SealedObject(dataset_id="d", path="p", blake3="1" * 64, wrapped_key="w", key_epoch=1),
         agent_socket="s",
     )
+
+
+def trainer(
+    job: TrainJob,
+    model: Any,
+    tokenizer: Any,
+    *kept: Any,
+    ranks: Ranks | None = None,
+    noise: Noise | None = None,
+    kind: type[Trainer] = Trainer,
+    **parts: Any,
+) -> Any:
+    """A trainer as `train` makes it, with a sampler or a noise source of the test. `kept` is what follows the
+    tokenizer in `train`: records, journal, snapshots, progress."""
+    noise = noise if ranks is None or ranks.main else NotHere()
+    made = assemble(job.plan, job.lora, job.train, job.engine, model, tokenizer, noise)
+    return kind(made, job.plan, job.model_dump_json(), *kept, ranks=ranks, **parts)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

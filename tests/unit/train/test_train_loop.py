@@ -40,7 +40,7 @@ class Killed(Exception):
 
 def fixed(directory: Path, tokenizer: Any, journal: Any, snapshots: Any, start: int = 0, **changes: Any) -> Trainer:
     values = plan(**({"steps": 13, "spare_steps": 4} | changes))
-    return Trainer(
+    return rig.trainer(
         job(values), load(directory), tokenizer, people(30), journal, snapshots, ignore,
         sampler=FixedSampler(30, start=start), noise=NoNoise(),
     )  # fmt: skip
@@ -66,14 +66,14 @@ def test_order_of_a_step_and_what_is_kept(tiny_model_dir: Path, tokenizer: Any) 
     trainer = fixed(tiny_model_dir, tokenizer, journal, snapshots)
     for owner, name in (
         (journal, "attempt"), (trainer._samplers[0], "draw"), (trainer._engine, "accumulate"),
-        (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "released"),
-        (trainer._optimizer, "apply"), (journal, "checkpointed"), (snapshots, "delete"),
+        (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "record_release"),
+        (trainer._optimizer, "apply"), (journal, "record_checkpoint"), (snapshots, "delete"),
     ):  # fmt: skip
         record_calls(owner, name, order)
     trainer.run()
-    step = ["attempt", "draw", "accumulate", "draw", "save", "released", "apply"]
+    step = ["attempt", "draw", "accumulate", "draw", "save", "record_release", "apply"]
     assert order[:7] == step
-    assert order[7 * EVERY :][:2] == ["save", "checkpointed"]
+    assert order[7 * EVERY :][:2] == ["save", "record_checkpoint"]
     assert set(snapshots.stored) == {"snapshot"}
 
 
@@ -87,7 +87,7 @@ def record_calls(owner: Any, name: str, order: list[str]) -> None:
     setattr(owner, name, called)
 
 
-MOMENTS = ("draw", "accumulate", "save", "released", "apply", "checkpointed", "delete")
+MOMENTS = ("draw", "accumulate", "save", "record_release", "apply", "record_checkpoint", "delete")
 KILLS = [(moment, (12, 10, 1)[(i + shift) % 3]) for shift in range(3) for i, moment in enumerate(MOMENTS)]
 
 
@@ -107,7 +107,7 @@ def resume_after(directory: Path, tokenizer: Any, moment: str, at: int) -> None:
         "apply": trainer._optimizer,
     }
     owner = owners.get(moment, snapshots if moment == "delete" else journal)
-    kill_at(owner, moment, 1 if moment in ("checkpointed", "delete") else at)
+    kill_at(owner, moment, 1 if moment in ("record_checkpoint", "delete") else at)
     with pytest.raises(Killed):
         trainer.run()
     owner.__dict__.pop(moment)
@@ -197,7 +197,7 @@ def test_subject_plan_with_checkpointing(tiny_model_dir: Path, tokenizer: Any, d
     options = EngineOptions(physical_tokens=256, gradient_checkpointing=True, dtype=dtype)
     records = people(60, units=15)
     model = load(tiny_model_dir, getattr(torch, dtype))
-    trainer = Trainer(
+    trainer = rig.trainer(
         job(values, options=options), model, tokenizer, records, MemoryJournal(), MemorySnapshots(), ignore
     )
     (units,) = trainer._units

@@ -15,7 +15,6 @@ import torch
 from appliance.errors import WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
 from appliance.train import engine as engine_module
-from appliance.train.loop import Trainer
 from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
@@ -105,10 +104,10 @@ def test_another_error_is_not_taken_for_memory(tiny_model_dir: Path, monkeypatch
         rig.total(engine, [[rig.encoded(12, 1)]])
 
 
-def trainer(directory: Path, journal: Any, snapshots: Any, start: int = 0) -> Trainer:
+def trainer(directory: Path, journal: Any, snapshots: Any, start: int = 0) -> Any:
     from transformers import AutoTokenizer
 
-    return Trainer(
+    return rig.trainer(
         job(plan(steps=3)), load(directory), AutoTokenizer.from_pretrained(directory), people(30), journal, snapshots,
         lambda public: None, sampler=FixedSampler(30, start=start), noise=NoNoise(),
     )  # fmt: skip

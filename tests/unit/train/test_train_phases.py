@@ -16,6 +16,7 @@ from appliance.jobs.record import Record
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.train.accounting import spent
 from appliance.train.loop import Trainer
+from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
 PYTHON = Filter(field="lang", values=("python",))
@@ -68,7 +69,9 @@ class Watching(Trainer):
 def trainer(directory: Path, tokenizer: Any, values: PrivacyPlan, records: list[Record], **parts: Any) -> Watching:
     journal, snapshots = parts.pop("journal", MemoryJournal()), parts.pop("snapshots", MemorySnapshots())
     asked = job(values)
-    return Watching(asked, load(directory), tokenizer, records, journal, snapshots, lambda _: None, **parts)
+    kept = (records, journal, snapshots, lambda _: None)
+    made: Watching = rig.trainer(asked, load(directory), tokenizer, *kept, kind=Watching, **parts)
+    return made
 
 
 def test_each_phase_samples_its_own_records_at_its_own_rate(tiny_model_dir: Path, tokenizer: Any) -> None:

@@ -20,7 +20,6 @@ from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import UnitOfPrivacy
 from appliance.jobs.train import TrainSpec
 from appliance.models.loading import load
-from appliance.train.loop import Trainer
 from appliance.train.mechanism import assemble
 from appliance.train.proofs import prove
 from appliance.train.tap import ReleaseTap
@@ -54,8 +53,8 @@ def training(directory: Path, dtype: str, checkpointing: bool, grouped: bool, ad
     job = rig.job(rig.plan(steps=11, unit=unit), spec=TrainSpec(lr=1e-2, max_tokens=32), options=options)
     journal, snapshots = rig.MemoryJournal(), rig.MemorySnapshots()
     kept = (rig.people(40, 20), journal, snapshots, lambda public: None)
-    trained = Trainer(job, *opened(directory, dtype), *kept).run()
-    again = Trainer(job, *opened(directory, dtype), *kept).run()
+    trained = rig.trainer(job, *opened(directory, dtype), *kept).run()
+    again = rig.trainer(job, *opened(directory, dtype), *kept).run()
     assert trained.steps == again.steps == 11
     assert all(torch.equal(trained.state[name], again.state[name]) for name in trained.state)
     adapter.mkdir()
