@@ -114,8 +114,8 @@ def evaluate(
         with launch.supervising(run_dir):
             with desk.refusals(EvaluationRefused, PolicyDenied, BudgetExceeded), _removed_on_refusal(run_dir):
                 spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
-                before, after = _book(desk, run_dir, found, spec_sha256)
-            result = _work(desk, run_dir, watch)
+                before, after, started = _book(desk, run_dir, found, spec_sha256)
+            result = _work(desk, run_dir, started, watch)
             settled = _settle(desk, run_dir, found, result)
         with desk.ledger.read() as rows:
             row = rows.evaluations.get(run_dir.name)
@@ -159,8 +159,8 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
     )
 
 
-def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tuple[float, float]:
-    """Reserve and start in one transaction, so that no evaluation is reserved and never started; leave the evidence.
+def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tuple[float, float, int]:
+    """Reserve and start in one transaction, so that no evaluation is reserved and never started; say which entry.
 
     The budget was checked outside the transaction; what came since sends us back.
     """
@@ -173,8 +173,7 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tu
                 tx.evaluations.add(row)
                 tx.append(_state_reservation(row, found, spec_sha256, before, after))
                 index = tx.append(EvaluationStarted(**_names(row), nonce=secrets.token_hex(16)))
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return before, after
+    return before, after, index
 
 
 def _names(row: EvaluationRow) -> dict[str, Any]:
@@ -233,8 +232,9 @@ def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -
     )
 
 
-def _work(desk: Desk, run_dir: RunDir, watch: Watch) -> EvaluateResult:
+def _work(desk: Desk, run_dir: RunDir, started: int, watch: Watch) -> EvaluateResult:
     try:
+        write_atomic(run_dir.evidence, desk.prove(started))
         return launch.run_worker(run_dir, EvaluateResult, watch=watch)
     except KeyboardInterrupt:
         _fail(desk, run_dir.name, Interrupted("interrupted"))
