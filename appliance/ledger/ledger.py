@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, false
 
-from appliance.errors import ApplianceError, ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError, WillNotFit
 from appliance.events.home import HomeConfigured
 from appliance.events.ledger import BodyErased
 from appliance.files import fsync_directory
@@ -90,7 +90,7 @@ class Ledger(LedgerReader):
         """Sign and anchor what is not signed yet, keep a copy of the register, and close the database."""
         try:
             self.sign()
-            with suppress(ApplianceError):  # without a copy the next process reads more entries
+            with suppress(Busy, WillNotFit):  # without a copy the next process reads more entries
                 self._keep_register()
         finally:
             self._database.close()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, select
 
@@ -19,14 +19,14 @@ from appliance.ledger.bodies import unseal
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
-from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
+from appliance.ledger.entries import Entry, Filter, read_all_registered, read_body, read_entries, read_entry
 from appliance.ledger.heads import TreeHead, anchored_checkpoint, check_against_anchor, first_head_over, last_tree_head
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
 from appliance.ledger.note import Checkpoint, VerifierKey
 from appliance.ledger.proving import Prover, Snapshot
-from appliance.ledger.register import Register, registered
+from appliance.ledger.register import Register
 from appliance.ledger.signing import load_verifiers
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
@@ -154,9 +154,16 @@ class LedgerReader:
         name = type if type is None or isinstance(type, str) else type.type
         wanted = Filter(name, subject, actor, since, until, limit, newest_first, facts or {})
         with self._snapshot() as (connection, snapshot):
-            proved = self._prover is not None and name is not None and registered(name)
-            found = snapshot.register().entries(name) if proved and name is not None else None
+            believed = self._prover is None or name is None
+            found = None if believed else snapshot.register().entries(str(name))
             yield from read_entries(connection, wanted, found)
+
+    def leaves(self, *kinds: type[Event]) -> Iterator[dict[str, Any]]:
+        """Read the leaves of all entries of these kinds in order, proved as `entries` are; no body is looked at."""
+        with self._snapshot() as (connection, snapshot):
+            register = snapshot.register()
+            found = sorted((entry for kind in kinds for entry in register.entries(kind.type)), key=lambda e: e.index)
+            yield from read_all_registered(connection, found)
 
     def entry(self, index: int) -> Entry:
         """Read one entry. Raises `ArtefactMissing`."""

@@ -16,7 +16,6 @@ import orjson
 from sqlalchemy import Connection
 
 from appliance.errors import IntegrityError
-from appliance.events.run import RunCheckpointed
 from appliance.files import write_atomic
 from appliance.ledger import dialect, merkle
 from appliance.ledger.canonical import encode
@@ -25,7 +24,6 @@ from appliance.ledger.note import VerifierKey, decode64, encode64
 
 _TAG = b"appliance/ledger/register/v1\n"  # no tree head begins like a register: its second line is a number
 _SCHEMA = "appliance.ledger.register/1"
-_LEFT_OUT = [RunCheckpointed.type]  # many, and nothing is decided by them
 _AT_ONCE = 1000
 _NEXT = f"SELECT idx, leaf FROM entry WHERE idx >= ? ORDER BY idx LIMIT {_AT_ONCE}"  # noqa: S608 (our own number)
 
@@ -37,11 +35,6 @@ class Found:
     index: int
     subject: str | None
     leaf_hash: str
-
-
-def registered(type_: str) -> bool:
-    """Tell whether a register has the entries of a kind: of kinds by which nothing is decided it has none."""
-    return type_ not in _LEFT_OUT
 
 
 class Register:
@@ -87,8 +80,7 @@ class Register:
         try:
             for row in leaf["rows"]:
                 self._rows.setdefault(row["table"], {})[row["key"]] = row["sha256"]
-            if registered(leaf["type"]):
-                self._entries.setdefault(leaf["type"], []).append([self.size, leaf["subject"], digest.hex()])
+            self._entries.setdefault(leaf["type"], []).append([self.size, leaf["subject"], digest.hex()])
         except (KeyError, TypeError):
             raise IntegrityError(f"entry {self.size} holds no leaf") from None
         self.frontier = merkle.extend(self.frontier, self.size, [digest])
@@ -99,7 +91,6 @@ class Register:
         statement = encode(
             {
                 "schema": _SCHEMA,
-                "left_out": _LEFT_OUT,
                 "size": self.size,
                 "frontier": [root.hex() for root in self.frontier],
                 "rows": self._rows,
@@ -118,7 +109,7 @@ class Register:
         except (OSError, UnicodeDecodeError, IntegrityError):
             return None
         stated, register = orjson.loads(statement), Register()
-        if (stated["schema"], stated["left_out"]) != (_SCHEMA, _LEFT_OUT):
+        if stated["schema"] != _SCHEMA:
             return None
         register.size = stated["size"]
         register.frontier = [bytes.fromhex(root) for root in stated["frontier"]]
