@@ -14,9 +14,11 @@ from appliance.cli.settings import Settings
 from appliance.errors import UsageError
 from appliance.flows import ledger as flow
 from appliance.flows.home import fingerprint as fingerprint_of
-from appliance.flows.ledger import VerifyOptions, Wanted
+from appliance.flows.ledger import Wanted
 from appliance.flows.relocate import Move
 from appliance.flows.relocate import relocate as relocate_flow
+from appliance.flows.verify import VerifyOptions
+from appliance.flows.verify import verify as verify_flow
 from appliance.ledger.entries import Entry
 
 app = typer.Typer()
@@ -131,7 +133,7 @@ def verify(
     chosen = settings.of(context)
     options = VerifyOptions(pinned=fingerprint, heads=tuple(head or ()), witnesses=witness_keys, body_keys=deep)
     with render.progress(chosen, "verifying") as bar:
-        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), options)
+        done = verify_flow(chosen.home(), lambda n, total: bar.update(n, total, "entries"), options)
     document = verification.document(done, pinned=bool(fingerprint))
     render.result(chosen, "ledger.verify", document, verification.lines(done, pinned=bool(fingerprint)))
     verification.require(done.verification, witnessed=require_witness)

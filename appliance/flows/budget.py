@@ -106,10 +106,18 @@ def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> tuple[BudgetSn
     """
     with ledger.read() as rows:
         snapshot = BudgetSnapshot.read(rows)
+    before, after = weigh(snapshot, policy, asked)
+    return snapshot, before, after
+
+
+def weigh(snapshot: BudgetSnapshot, policy: Policy, asked: Spend) -> tuple[float, float]:
+    """Check as `afford` does, at one moment: by a policy, and with the rows that there were.
+
+    `ledger verify` works out by it again what a reservation states.
+    """
     shared = {row.id: overlaps(row.id, snapshot.datasets) for row in snapshot.datasets}
     caps = {row.id: cap_of(policy, row) for row in snapshot.datasets}
-    before, after = check_budget(asked, spends=snapshot.spends(), overlaps=shared, caps=caps)
-    return snapshot, before, after
+    return check_budget(asked, spends=snapshot.spends(), overlaps=shared, caps=caps)
 
 
 def cap_of(policy: Policy, dataset: DatasetRow) -> Cap:

@@ -103,6 +103,13 @@ def read_registered(connection: Connection, found: Found) -> dict[str, Any]:
     return parse_leaf(_require_registered(found, connection.execute(query).scalar_one_or_none()))
 
 
+def read_leaves(connection: Connection, types: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Read the leaves of entries of these types in order, by the word of the database."""
+    column = schema.entry.c
+    query = select(column.leaf).where(column.type.in_(types)).order_by(column.idx).execution_options(yield_per=1000)
+    return (parse_leaf(leaf) for (leaf,) in connection.execute(query))
+
+
 def read_all_registered(connection: Connection, found: Sequence[Found]) -> Iterator[dict[str, Any]]:
     """Read the leaves of registered entries, many at once. Raises `IntegrityError` as `read_registered` does."""
     for start in range(0, len(found), _AT_ONCE):

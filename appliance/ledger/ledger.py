@@ -219,10 +219,6 @@ class Ledger(LedgerReader):
             eraser.close()
         return where
 
-    def configured(self) -> list[HomeConfigured]:
-        """List what the ledger says of the home's configuration, oldest first."""
-        return [HomeConfigured.of(entry.leaf["facts"]) for entry in self.entries(HomeConfigured)]
-
     @property
     def _first(self) -> int:
         """How many entries a new ledger begins with; of no more, the anchor may not have been written yet."""

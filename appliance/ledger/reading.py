@@ -19,7 +19,15 @@ from appliance.ledger.bodies import unseal
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
-from appliance.ledger.entries import Entry, Filter, read_all_registered, read_body, read_entries, read_entry
+from appliance.ledger.entries import (
+    Entry,
+    Filter,
+    read_all_registered,
+    read_body,
+    read_entries,
+    read_entry,
+    read_leaves,
+)
 from appliance.ledger.heads import TreeHead, anchored_checkpoint, check_against_anchor, first_head_over, last_tree_head
 from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
 from appliance.ledger.leaf import parse_leaf
@@ -160,9 +168,13 @@ class LedgerReader:
 
     def leaves(self, *kinds: type[Event]) -> Iterator[dict[str, Any]]:
         """Read the leaves of all entries of these kinds in order, proved as `entries` are; no body is looked at."""
+        types = [kind.type for kind in kinds]
         with self._snapshot() as (connection, snapshot):
+            if self._prover is None:
+                yield from read_leaves(connection, types)
+                return
             register = snapshot.register()
-            found = sorted((entry for kind in kinds for entry in register.entries(kind.type)), key=lambda e: e.index)
+            found = sorted((entry for name in types for entry in register.entries(name)), key=lambda e: e.index)
             yield from read_all_registered(connection, found)
 
     def entry(self, index: int) -> Entry:

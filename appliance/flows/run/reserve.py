@@ -107,14 +107,15 @@ def _state_reservation(row: RunRow, resolved: Resolved, before: float, after: fl
         dataset_id=row.dataset_id,
         model_id=row.model_id,
         spec_sha256=row.spec_sha256,
-        plan=_state_plan(resolved.plan),
+        plan=state_plan(resolved.plan),
         epsilon_before=decimal(round(before, 9)),
         epsilon_after=decimal(round(after, 9)),
         cap=decimal(resolved.policy.rules(resolved.dataset.class_).max_epsilon),
     )
 
 
-def _state_plan(plan: PrivacyPlan) -> PlanFacts:
+def state_plan(plan: PrivacyPlan) -> PlanFacts:
+    """State a plan as the entry of its reservation does."""
     return PlanFacts(
         unit=plan.unit.kind.value,
         max_records=plan.unit.max_records,
