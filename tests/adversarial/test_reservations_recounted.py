@@ -127,7 +127,10 @@ def test_a_policy_that_was_put_in_force_for_a_moment_is_seen(scene: Scene, behin
 @pytest.mark.parametrize(
     ("there", "back"),
     [
-        ("UPDATE dataset SET overlaps = '[]'", "UPDATE dataset SET overlaps = '[\"trained\"]' WHERE id = 'held'"),
+        (
+            "UPDATE dataset SET \"overlaps\" = '[]'",
+            "UPDATE dataset SET \"overlaps\" = '[\"trained\"]' WHERE id = 'held'",
+        ),
         ("UPDATE run SET dataset_id = 'x'", "UPDATE run SET dataset_id = 'trained' WHERE dataset_id = 'x'"),
         (
             "UPDATE run SET plan = replace(plan, '\"noise_multiplier\":1.25', '\"noise_multiplier\":125')",
