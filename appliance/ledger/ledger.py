@@ -20,8 +20,9 @@ from appliance.ledger.keyring import Keyring, rekey
 from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, Head, now, read_head
 from appliance.ledger.note import Checkpoint, Signer, valid_name
+from appliance.ledger.opened import FOREIGN_KEYS
 from appliance.ledger.proving import Prover, Snapshot
-from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
+from appliance.ledger.reading import LedgerReader
 from appliance.ledger.register import Found, Register
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sqlalchemy import Connection, select
 
-from appliance.errors import ApplianceError, ArtefactMissing, IntegrityError, Stale, UsageError
+from appliance.errors import ArtefactMissing, IntegrityError, Stale, UsageError
 from appliance.events.event import Event
-from appliance.ledger import merkle, proof, schema, stated, witness
-from appliance.ledger.anchor import Anchor
+from appliance.ledger import merkle, proof, schema, witness
 from appliance.ledger.bodies import unseal
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
@@ -28,35 +26,21 @@ from appliance.ledger.entries import (
     read_entry,
     read_leaves,
 )
-from appliance.ledger.heads import TreeHead, anchored_checkpoint, check_against_anchor, first_head_over, last_tree_head
-from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
+from appliance.ledger.heads import TreeHead, anchored_checkpoint, first_head_over, last_tree_head
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
-from appliance.ledger.note import Checkpoint, VerifierKey
-from appliance.ledger.proving import Prover, Snapshot
-from appliance.ledger.register import Register
-from appliance.ledger.signing import load_verifiers
+from appliance.ledger.note import VerifierKey
+from appliance.ledger.opened import Opened
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
 from appliance.ledger.verify import Verification, verify_ledger
 
-FOREIGN_KEYS = "the signing keys are not those of this ledger"
 
-
-class LedgerReader:
+class LedgerReader(Opened):
     """An open ledger that cannot be changed: it has nothing that writes, and its connection refuses to.
 
     Made by `open`; a context manager. `ledger.Ledger` is one that can be changed.
     """
-
-    def __init__(self, config: LedgerConfig, database: Database, clock: Clock) -> None:
-        self._config = config
-        self._database = database
-        self._clock = clock
-        self._local = load_verifiers(config.signing_dir)
-        self._built: tuple[tuple[bytes, ...], Keyring] | None = None
-        self._anchor = Anchor(config.anchor)
-        self._prover: Prover | None = Prover(self._anchor, config.register, self._local[0])
 
     @classmethod
     def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> LedgerReader:
@@ -77,37 +61,6 @@ class LedgerReader:
         with ledger._closed_on_error(), ledger._snapshot() as (connection, snapshot):
             ledger._check(connection, snapshot.anchored)
         return ledger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
-
-    @property
-    def verifier_keys(self) -> tuple[str, ...]:
-        """The log's newest public keys as C2SP verifier keys; those of this machine where the log names others."""
-        try:
-            return self.key_sets[-1].texts
-        except IntegrityError:
-            return KeySet(0, self._local).texts
-
-    @property
-    def key_sets(self) -> tuple[KeySet, ...]:
-        """All keys that the log ever had, oldest first."""
-        with self._database.read() as connection:
-            return self._keyring(connection).sets
-
-    def keys_at(self, size: int) -> KeySet:
-        """Find the keys that sign tree heads of this size."""
-        with self._database.read() as connection:
-            return self._keyring(connection).at(size)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
@@ -279,46 +232,6 @@ class LedgerReader:
                 raise Stale("nothing was signed yet", hint="appliance ledger sign")
             cosignatures = witness.lines(connection, head.size)
             return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._database.close()
-            raise
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[tuple[Connection, Snapshot]]:
-        """Open a snapshot; the anchor is read before it, since others may write and anchor while it is being read."""
-        anchored = None if self._prover is None else self._anchor.text()
-        with self._database.read() as connection:
-            yield connection, Snapshot(anchored, lambda: self._prove(connection, anchored)[0])
-
-    def _prove(self, connection: Connection, anchored: str | None) -> tuple[Register, Checkpoint]:
-        if self._prover is None:
-            raise ApplianceError("a ledger that was opened unchecked proves nothing")
-        return self._prover.prove(connection, self._keyring(connection), anchored)
-
-    def _check(self, connection: Connection, anchored: str | None) -> dict[str, str]:
-        """Check that the ledger is what it states and continues its anchor; what it states of its definitions."""
-        definitions = stated.read_definitions(connection)
-        problems = schema.schema_problems(connection, definitions)
-        if problems:
-            raise IntegrityError(problems[0], where=self._database.where)
-        ring = build(leaves_about_keys(connection), self._local)
-        check_against_anchor(connection, self._anchor, ring, anchored)
-        self._keyring(connection)
-        return definitions
-
-    def _keyring(self, connection: Connection) -> Keyring:
-        """Read the keys of the log as this transaction sees it; ours must be among them."""
-        leaves = leaves_about_keys(connection)
-        if self._built is None or self._built[0] != leaves:
-            self._built = leaves, build(leaves, self._local)
-        if not self._built[1].has(self._local):
-            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
-        return self._built[1]
 
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses
