@@ -36,14 +36,14 @@ __all__ = ["actor", "behind", "clock", "config", "dataset", "ledger"]
 def scene(ledger: Ledger, actor: Actor, dataset: DatasetRow, tmp_path: Path) -> Scene:
     """A policy in force and two datasets that share units, all as the appliance writes them."""
     desk = desk_at(ledger, actor, tmp_path)
-    activate_in(desk, policy(40.0))
+    activate_in(desk, policy(20.0))
     trained = dataclasses.replace(dataset, id="trained", name="trained", purpose="evaluation")
     held = dataclasses.replace(trained, id="held", name="held", overlaps='["trained"]')
     for row in (trained, held):
         with desk.transact() as tx:
             tx.datasets.add(row)
             tx.append(DataSealed.of(facts_of("data.sealed", dataset_id=row.id)))
-    return Scene(desk, policy(40.0), tmp_path, trained)
+    return Scene(desk, policy(20.0), tmp_path, trained)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_what_was_reserved_truly_is_worked_out_to_the_same(scene: Scene) -> None
     scene.reserve()
     finish(scene, 4)
     scene.evaluate()
-    activate_in(scene.desk, policy(30.0))
-    scene.rules = policy(30.0)
+    activate_in(scene.desk, policy(15.0))
+    scene.rules = policy(15.0)
     scene.reserve()
     scene.evaluate()
     assert recount(scene.desk.ledger) == []
@@ -110,7 +110,7 @@ def test_a_run_beyond_the_cap_is_seen(scene: Scene, behind: Behind) -> None:
 @pytest.mark.usefixtures("deceived")
 @pytest.mark.parametrize("decision", ["reserve", "evaluate"])
 def test_a_policy_that_was_put_in_force_for_a_moment_is_seen(scene: Scene, behind: Behind, decision: str) -> None:
-    loose, strict = scene.rules, policy(30.0)
+    loose, strict = scene.rules, policy(15.0)
     activate_in(scene.desk, strict)
     swap = "UPDATE policy SET state = CASE state WHEN 'active' THEN 'superseded' ELSE 'active' END"
     attack(behind, swap)
@@ -120,7 +120,7 @@ def test_a_policy_that_was_put_in_force_for_a_moment_is_seen(scene: Scene, behin
     assert scene.desk.ledger.verify().problems == ()
     said = _said(scene)
     assert any("reserves under a policy that was not in force" in one for one in said)
-    assert any("states the cap 40.0 where the policy in force said 30.0" in one for one in said)
+    assert any("states the cap 20.0 where the policy in force said 15.0" in one for one in said)
 
 
 @pytest.mark.usefixtures("deceived")

@@ -135,7 +135,7 @@ KEY = WatermarkKeyRow(id="wmk_1", commitment="1" * 64, wrapped_key="w", key_epoc
 def scene(ledger: Ledger, actor: Actor, dataset: DatasetRow, tmp_path: Path) -> Scene:
     desk = desk_at(ledger, actor, tmp_path)
     activate_in(desk, policy(1.0))
-    activate_in(desk, policy(40.0))
+    activate_in(desk, policy(20.0))
     trained = dataclasses.replace(dataset, id="trained", name="trained", purpose="evaluation")
     held = dataclasses.replace(trained, id="held", name="held", overlaps='["trained"]')
     settled = dataclasses.replace(run_on("trained"), state="finished", charged_attempts=9, epsilon_charged="2")
@@ -150,7 +150,7 @@ def scene(ledger: Ledger, actor: Actor, dataset: DatasetRow, tmp_path: Path) -> 
         with desk.transact() as tx:
             getattr(tx, name).add(row)
             tx.append(event("data.sealed", facts_of("data.sealed")))
-    return Scene(desk, policy(40.0), tmp_path, trained)
+    return Scene(desk, policy(20.0), tmp_path, trained)
 
 
 def stored(behind: Behind, kind: type[Any]) -> list[dict[str, Any]]:
@@ -314,8 +314,8 @@ def test_an_earlier_version_of_a_row_is_not_taken_for_the_newest(scene: Scene, b
         attack(behind, f"UPDATE policy SET {changes} WHERE sha256 = {literal(row['sha256'])}")
         if row is before:
             with pytest.raises(IntegrityError, match="is not what the ledger says"):
-                activate_in(scene.desk, policy(40.0))
-    activate_in(scene.desk, policy(40.0))
+                activate_in(scene.desk, policy(20.0))
+    activate_in(scene.desk, policy(20.0))
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["with a register", "without one"])
