@@ -86,7 +86,7 @@ class Opened:
     def _prove(self, connection: Connection, anchored: str | None) -> tuple[Register, Checkpoint]:
         if self._prover is None:
             raise ApplianceError("a ledger that was opened unchecked proves nothing")
-        return self._prover.prove(connection, self._keyring(connection), anchored)
+        return self._prover.prove(connection, lambda: self._keyring(connection), anchored)
 
     def _check(self, connection: Connection, anchored: str | None) -> dict[str, str]:
         """Check that the ledger is what it states and continues its anchor; what it states of its definitions."""

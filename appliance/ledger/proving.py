@@ -12,12 +12,13 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from appliance.errors import Busy, IntegrityError
+from appliance.events.ledger import LedgerRekeyed
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.heads import anchored_checkpoint, check_continues
 from appliance.ledger.keyring import Keyring
 from appliance.ledger.log import Head, read_head
 from appliance.ledger.note import Checkpoint, VerifierKey
-from appliance.ledger.register import Register
+from appliance.ledger.register import Found, Register
 
 _KEPT_EVERY = 64
 """Entries, or one in so many, by which the copy of the register may lag: reading on costs about 5 us each."""
@@ -37,13 +38,16 @@ class Prover:
         self._register: Register | None = None
         self._kept = 0
         self._compared: tuple[str | None, Checkpoint] | None = None
+        self._ring: tuple[Found | None, Keyring] | None = None
 
-    def prove(self, connection: Connection, ring: Keyring, anchored: str | None) -> tuple[Register, Checkpoint]:
+    def prove(
+        self, connection: Connection, read_ring: Callable[[], Keyring], anchored: str | None
+    ) -> tuple[Register, Checkpoint]:
         """Follow the log to its end in this snapshot, and compare it with the anchor.
 
         Args:
           connection: the snapshot.
-          ring: the log's keys.
+          read_ring: reads the log's keys in this snapshot; called where they may have changed.
           anchored: text of the anchor, read before the snapshot was taken or while nobody else can write.
 
         Returns:
@@ -63,11 +67,19 @@ class Prover:
         if head != Head(register.size, tuple(register.frontier)):
             raise IntegrityError("the head of the ledger does not follow from its entries")
         if compared is None or compared[0] != anchored:  # else the log only grew since
+            ring = self._keys(register, read_ring)
             checkpoint = anchored_checkpoint(anchored, self._anchor, ring)
             check_continues(connection, checkpoint, Checkpoint(ring.origin, register.size, register.root))
             compared = anchored, checkpoint
         self._register, self._compared = register, compared
         return register, compared[1]
+
+    def _keys(self, register: Register, read_ring: Callable[[], Keyring]) -> Keyring:
+        """Read the keys again only when another entry changes them than the last time."""
+        told = register.newest(LedgerRekeyed.type)
+        if self._ring is None or self._ring[0] != told:
+            self._ring = told, read_ring()
+        return self._ring[1]
 
     def keep(self, sign: Callable[[bytes], bytes]) -> None:
         """Write a signed copy of the register as it was proved last; the caller made sure that it is all signed."""
