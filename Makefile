@@ -20,7 +20,7 @@ endif
 ISOLATED := $(if $(NAMESPACE),$(NAMESPACE) sh -c 'ip link set lo up 2>/dev/null || ifconfig lo up || true; exec "$$@"' --,)
 
 test: $(STAMP) $(MEDIA)/.complete check  ## what CI runs
-	$(ISOLATED) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(ISOLATED) $(BIN)/python -m pytest -n 2 --durations 20 $(ARGS)
 
 check: $(STAMP)                          ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

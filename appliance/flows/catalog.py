@@ -86,7 +86,10 @@ def _active(rows: Rows) -> list[PolicyRow]:
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
     """Say with which unit of privacy a dataset was ingested."""
-    return UnitOfPrivacy(kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records)
+    _, _, split = dataset.format.partition(":")
+    return UnitOfPrivacy(
+        kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records, split=split or None
+    )
 
 
 def plan_of(run: RunRow) -> PrivacyPlan:
