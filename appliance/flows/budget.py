@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -16,7 +16,7 @@ from appliance.flows.home import Home
 from appliance.flows.timeline import Places, Timeline
 from appliance.jobs.plan import UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
-from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
+from appliance.ledger.rows import DatasetRow, EvaluationRow, PolicyRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy, parse
 from appliance.privacy.accounting import Mechanism, composition
@@ -24,6 +24,8 @@ from appliance.privacy.budget import check_budget
 from appliance.privacy.filter import best_order
 from appliance.privacy.lifetime import Cap, Spend, Spent, lifetime, sampler_distance
 from appliance.values import decimal
+
+FindPolicy = Callable[[str], PolicyRow | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +155,17 @@ def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> Afforded:
     with ledger.read() as rows:
         snapshot = BudgetSnapshot.read(rows)
     caps = caps_of(ledger, policy, snapshot.datasets)
+    return weigh(snapshot, Timeline.read(ledger), caps, asked)
+
+
+def weigh(snapshot: BudgetSnapshot, timeline: Timeline, caps: Mapping[str, Cap], asked: Spend) -> Afforded:
+    """Check as `afford` does, at one moment: with the caps, rows and entries that there were.
+
+    `ledger verify` works out by it again what a reservation states.
+    """
     before, after = check_budget(
         asked,
-        spends=snapshot.spends(Timeline.read(ledger)),
+        spends=snapshot.spends(timeline),
         overlaps={row.id: overlaps(row.id, snapshot.datasets) for row in snapshot.datasets},
         caps=caps,
     )
@@ -165,16 +175,25 @@ def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> Afforded:
 def caps_of(ledger: LedgerReader, policy: Policy, datasets: Sequence[DatasetRow]) -> dict[str, Cap]:
     """Find the lifetime cap of every dataset under a policy, with the order of its filter."""
     sealed = {leaf["facts"]["dataset_id"]: leaf for leaf in ledger.leaves(DataSealed)}
-    return {row.id: cap_of(policy, row, _order(ledger, policy, row, sealed.get(row.id))) for row in datasets}
+    with ledger.read() as rows:
+        return {row.id: cap_of(policy, row, sealed.get(row.id), rows.policies.find) for row in datasets}
 
 
-def cap_of(policy: Policy, dataset: DatasetRow, order: float) -> Cap:
-    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class."""
+def cap_of(policy: Policy, dataset: DatasetRow, sealed: Mapping[str, Any] | None, find: FindPolicy) -> Cap:
+    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class.
+
+    Args:
+      policy: in force.
+      dataset: its row.
+      sealed: the leaf of its sealing, if there is one.
+      find: finds a policy by its digest.
+    """
     epsilon, delta = catalog.limits(policy, dataset.class_, dataset.declared_units)
+    order = _order(policy, dataset, sealed, find)
     return Cap(epsilon=epsilon, delta=delta, order=order, unit=catalog.unit_of(dataset))
 
 
-def _order(ledger: LedgerReader, policy: Policy, dataset: DatasetRow, sealed: dict[str, Any] | None) -> float:
+def _order(policy: Policy, dataset: DatasetRow, sealed: Mapping[str, Any] | None, find: FindPolicy) -> float:
     """Find the order that was fixed when the dataset was sealed.
 
     Releases before there was a filter did not state it; then it is what this one would have stated, under the policy
@@ -182,10 +201,7 @@ def _order(ledger: LedgerReader, policy: Policy, dataset: DatasetRow, sealed: di
     """
     if sealed is not None and "filter_order" in sealed["facts"]:
         return float(sealed["facts"]["filter_order"])
-    then = None
-    if sealed is not None and sealed["policy_sha256"]:
-        with ledger.read() as rows:
-            then = rows.policies.find(sealed["policy_sha256"])
+    then = find(sealed["policy_sha256"]) if sealed is not None and sealed["policy_sha256"] else None
     in_force = parse(then.text.encode(), f"policy {then.name}") if then else policy
     return best_order(*catalog.limits(in_force, dataset.class_, dataset.declared_units))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appliance.errors import ArtefactMissing, IntegrityError, UsageError
+from appliance.errors import ArtefactMissing, Busy, IntegrityError, UsageError
 from appliance.events.states import PolicyState
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
-from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
+from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy, parse
 from appliance.privacy.lifetime import lifetime_delta
@@ -66,7 +66,7 @@ def identify_run(rows: Rows, named: str) -> str:
 def policy_in_force(ledger: LedgerReader) -> Policy:
     """Read the policy in force. Raises `IntegrityError` where there is not exactly one, or not the one it names."""
     with ledger.read() as rows:
-        active = [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+        active = _active(rows)
     if len(active) != 1:
         raise IntegrityError(f"{len(active)} policies are active, expected one")
     policy = parse(active[0].text.encode(), f"policy {active[0].name}")
@@ -81,6 +81,16 @@ def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float,
     rules = [named] if named else list(policy.classes.values())
     ceiling = min(rule.max_delta for rule in rules)
     return min(rule.max_epsilon for rule in rules), lifetime_delta(declared_units, ceiling)
+
+
+def require_in_force(rows: Rows, policy: Policy) -> None:
+    """Raise `Busy` unless this policy, by which something was decided, is still in force."""
+    if [row.sha256 for row in _active(rows)] != [policy.digest]:
+        raise Busy("another policy came into force meanwhile; nothing was written", hint="try again")
+
+
+def _active(rows: Rows) -> list[PolicyRow]:
+    return [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
 
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:

@@ -12,7 +12,7 @@ from appliance.events.key import KeyCreated
 from appliance.export.bundle import verifier_source
 from appliance.files import make_directory, staged_directory, write_atomic
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
+from appliance.flows.home import Home, HomeConfig, Operator, anchor_file, fingerprint
 from appliance.flows.policy import activate_in
 from appliance.ledger.ledger import Ledger
 from appliance.policy.policy import Policy
@@ -77,12 +77,10 @@ def _config(root: Path, places: Places) -> HomeConfig:
     origin = places.origin or f"appliance.invalid/{secrets.token_hex(8)}"
     anchor = ""
     if places.anchor_dir is not None:
-        directory = places.anchor_dir.absolute()
-        if directory.is_relative_to(root):
-            raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        make_directory(directory)
-        anchor = str(directory / f"{origin.rsplit('/', 1)[-1]}.anchor")
+        file = anchor_file(places.anchor_dir, origin, root)
+        file.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(file.parent)
+        anchor = str(file)
     epoch_keys = str(places.epoch_keys.absolute()) if places.epoch_keys is not None else ""
     for taken in (anchor, epoch_keys and f"{epoch_keys}/epoch-1.json"):
         if taken and Path(taken).exists():

@@ -40,6 +40,9 @@ def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int)
                 who=desk.actor.name,
                 trusted=list(desk.ledger.verifier_keys),
                 since=newest + 1,
+                head=desk.ledger.anchored().note,
+                anchor=str(home.anchor),
+                places=home.places,
             )
         start_agent(home, root, charge)
     finally:

@@ -6,7 +6,7 @@ entries themselves and not from rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from appliance.events.run import RunAborted, RunFailed, RunReserved, RunSettled,
 from appliance.ledger.reading import LedgerReader
 from appliance.privacy.lifetime import NEVER
 
-_ENDS = (RunSettled, RunFailed, RunAborted)
+TELLING = (RunReserved, RunStarted, RunSettled, RunFailed, RunAborted, EvaluationReserved)
+"""The events that tell of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +43,19 @@ class Timeline:
 
     @staticmethod
     def read(ledger: LedgerReader) -> Timeline:
-        """Read it. A key is released to a run from its start on, to an evaluation from its reservation on."""
+        """Read it from the whole ledger."""
+        return Timeline.told_by(ledger.leaves(*TELLING))
+
+    @staticmethod
+    def told_by(leaves: Iterable[Mapping[str, Any]]) -> Timeline:
+        """Read it from leaves of `TELLING`, in order.
+
+        A key is released to a run from its start on, to an evaluation from its reservation on.
+        """
         reserved: dict[str, int] = {}
         started: dict[str, int] = {}
         ended: dict[str, int] = {}
-        for leaf in ledger.leaves(RunReserved, RunStarted, *_ENDS, EvaluationReserved):
+        for leaf in leaves:
             spend, index = _spend_of(leaf), leaf["index"]
             if leaf["type"] in (RunReserved.type, EvaluationReserved.type):
                 reserved.setdefault(spend, index)
@@ -66,6 +75,6 @@ class Timeline:
         return self.places.get(spend, Places())
 
 
-def _spend_of(leaf: dict[str, Any]) -> str:
+def _spend_of(leaf: Mapping[str, Any]) -> str:
     facts = leaf["facts"]
     return str(facts.get("evaluation_id", facts["run_id"]))

@@ -30,6 +30,7 @@ from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint
 from appliance.store.nodes import NodeKey, seal
 from appliance.store.protocol import (
     BodyKeyRequest,
+    FollowRequest,
     IngestKeysRequest,
     LockRequest,
     ReleaseKeyRequest,
@@ -80,6 +81,7 @@ def serve(
     ttl_s: float,
     who: str,
     authorise: Callable[[ReleaseRequest], None],
+    follow: Callable[[str, str], int],
 ) -> None:
     """Answer requests until `ttl_s` seconds have passed or a client says `lock`; then zero `root` and return.
 
@@ -94,6 +96,8 @@ def serve(
       authorise: returns to release a key, raises any exception to refuse; the client sees `KeyUnavailable` with the
         message of an `ApplianceError`, and nothing of other exceptions. It is called in this process, so it can keep
         what it has released before.
+      follow: takes the places of a client's database and anchor and a proof that the log goes on; returns the size of
+        the newest tree head that it knows then.
 
     Raises:
       Busy: another agent serves this socket.
@@ -104,7 +108,7 @@ def serve(
     try:
         with _listening(socket_path) as listener:
             _keep_out_of_swap(root.buffer)
-            agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise)
+            agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise, follow)
             while (left := expires - _clock()) > 0 and not agent.locked:
                 listener.settimeout(min(left, _LOOK_AT_CLOCK_S))
                 try:
@@ -125,8 +129,14 @@ def _clock() -> float:
 class _Agent:
     """One conversation at a time over a key ring."""
 
-    def __init__(self, ring: KeyRing, status: AgentStatus, authorise: Callable[[ReleaseRequest], None]) -> None:
-        self._ring, self._status, self._authorise = ring, status, authorise
+    def __init__(
+        self,
+        ring: KeyRing,
+        status: AgentStatus,
+        authorise: Callable[[ReleaseRequest], None],
+        follow: Callable[[str, str], int],
+    ) -> None:
+        self._ring, self._status, self._authorise, self._follow = ring, status, authorise, follow
         self.locked = False
 
     def attend(self, connection: socket.socket) -> None:
@@ -156,6 +166,8 @@ class _Agent:
                 return {"body_key": _base64(body_private_key(self._ring.root))}
             case IngestKeysRequest(dataset_id=dataset_id):
                 return self._ingest_keys(dataset_id)
+            case FollowRequest(places=places, proof=proof):
+                return {"size": self._follow(places, proof)}
             case ReleaseKeyRequest() as request:
                 return {"data_key": _base64(self._release(request, pid, uid))}
             case SealKeyRequest() as request:

@@ -102,9 +102,9 @@ def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: In
     while True:
         overlaps = _find_overlapping(desk.home, known, material.seal_key, material.fingerprints)
         dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
-        with desk.transact(policy.digest) as tx:
+        with desk.decide(policy) as tx:
             listed = tx.datasets.list()
-            if len(listed) == len(known):
+            if listed == known:
                 tx.datasets.add(dataset)
                 tx.append(_describe(dataset, spec, policy))
                 return dataset

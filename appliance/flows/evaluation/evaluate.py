@@ -110,8 +110,8 @@ def evaluate(
         with launch.supervising(run_dir):
             with desk.refusals(EvaluationRefused, PolicyDenied, BudgetExceeded), _removed_on_refusal(run_dir):
                 spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
-                afforded = _book(desk, run_dir, found, spec_sha256)
-            result = _work(desk, run_dir, watch)
+                afforded, started = _book(desk, run_dir, found, spec_sha256)
+            result = _work(desk, run_dir, started, watch)
             settled = _settle(desk, run_dir, found, result)
         with desk.ledger.read() as rows:
             row = rows.evaluations.get(run_dir.name)
@@ -155,8 +155,8 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
     )
 
 
-def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> Afforded:
-    """Reserve and start in one transaction, so that no evaluation is reserved and never started; leave the evidence.
+def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tuple[Afforded, int]:
+    """Reserve and start in one transaction, so that no evaluation is reserved and never started; say which entry.
 
     The budget was checked outside the transaction; what came since sends us back.
     """
@@ -164,13 +164,12 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> Af
     index = None
     while index is None:
         afforded = budget.afford(desk.ledger, found.policy, _spend(row.id, found))
-        with desk.transact(row.policy_sha256) as tx:
+        with desk.decide(found.policy) as tx:
             if budget.BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.evaluations.add(row)
                 tx.append(_state_reservation(row, found, spec_sha256, afforded))
                 index = tx.append(EvaluationStarted(**_names(row), nonce=secrets.token_hex(16)))
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return afforded
+    return afforded, index
 
 
 def _names(row: EvaluationRow) -> dict[str, Any]:
@@ -227,8 +226,9 @@ def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -
     )
 
 
-def _work(desk: Desk, run_dir: RunDir, watch: Watch) -> EvaluateResult:
+def _work(desk: Desk, run_dir: RunDir, started: int, watch: Watch) -> EvaluateResult:
     try:
+        write_atomic(run_dir.evidence, desk.prove(started))
         return launch.run_worker(run_dir, EvaluateResult, watch=watch)
     except KeyboardInterrupt:
         _fail(desk, run_dir.name, Interrupted("interrupted"))
@@ -245,7 +245,7 @@ def _fail(desk: Desk, evaluation_id: str, failure: ApplianceError) -> None:
         row = tx.evaluations.get(evaluation_id)
         if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
-        tx.evaluations.update(row.id, state=EvaluationState.FAILED)
+        tx.evaluations.update(row, state=EvaluationState.FAILED)
         tx.append(EvaluationFailed(**_state_charge(row), **error_facts(failure)))
 
 
@@ -263,7 +263,7 @@ def _settle(desk: Desk, run_dir: RunDir, found: Evaluable, result: EvaluateResul
         for name, gain in zip(found.names, gains, strict=True)
     ]
     with desk.transact(found.policy.digest) as tx:
-        row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
+        row = tx.evaluations.update(tx.evaluations.get(run_dir.name), state=EvaluationState.SETTLED)
         settled = EvaluationSettled(
             **_state_charge(row),
             declared_units=row.declared_units,

@@ -62,7 +62,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
                 raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
             model = _row(name, result)
             _place(home, run_dir, result)
-            with desk.transact(policy.digest) as tx:
+            with desk.decide(policy) as tx:
                 tx.models.add(model)
                 tx.append(_describe(model, result))
     return Imported(model=model, already=False)

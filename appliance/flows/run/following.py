@@ -118,7 +118,7 @@ class Follower:
 
     def _write(self, attempts: int, head: str, unseen: int) -> None:
         with self.desk.transact(self.row.policy_sha256) as tx:
-            tx.runs.update(self.row.id, recorded_attempts=attempts, recorded_head=head)
+            tx.runs.update(self.row, recorded_attempts=attempts, recorded_head=head)
             tx.append(RunCheckpointed(run_id=self.row.id, attempts=attempts, journal_sha256=head, unseen=unseen))
         self.row = find_run(self.desk.ledger, self.row.id)
 

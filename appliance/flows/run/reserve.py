@@ -93,7 +93,7 @@ def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     """Write the reservation. The budget was checked outside the transaction; what came since sends us back."""
     while True:
         afforded = afford(desk.ledger, resolved)
-        with desk.transact(row.policy_sha256) as tx:
+        with desk.decide(resolved.policy) as tx:
             if BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.runs.add(row)
                 tx.append(_state_reservation(row, resolved, afforded))
@@ -108,12 +108,13 @@ def _state_reservation(row: RunRow, resolved: Resolved, afforded: Afforded) -> R
         dataset_id=row.dataset_id,
         model_id=row.model_id,
         spec_sha256=row.spec_sha256,
-        plan=_state_plan(resolved.plan),
+        plan=state_plan(resolved.plan),
         **afforded.facts(),
     )
 
 
-def _state_plan(plan: PrivacyPlan) -> PlanFacts:
+def state_plan(plan: PrivacyPlan) -> PlanFacts:
+    """State a plan as the entry of its reservation does."""
     return PlanFacts(
         unit=plan.unit.kind.value,
         max_records=plan.unit.max_records,

@@ -61,7 +61,7 @@ def settle(
     ended = _state_end(run, plan, spent, epsilon, outcome)
     with desk.transact(run.policy_sha256) as tx:
         tx.runs.update(
-            run.id,
+            run,
             state=ended.state,
             charged_attempts=attempts,
             epsilon_charged=round_up(epsilon),

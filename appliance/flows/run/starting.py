@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from appliance.errors import BudgetExceeded, IntegrityError
 from appliance.events.run import RunReserved, RunResumed, RunStarted
 from appliance.events.states import RunState
-from appliance.files import write_atomic
 from appliance.flows import budget
 from appliance.flows.catalog import find_run, plan_of
 from appliance.flows.desk import Desk
@@ -24,9 +23,10 @@ from appliance.values import to_json
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a run: how many ranks this machine runs, and the nonce of its entry."""
+    """One start of a run: how many ranks this machine runs, the index of its entry, and the nonce in it."""
 
     ranks: int
+    entry: int
     nonce: str
 
 
@@ -47,8 +47,7 @@ def require_afforded(desk: Desk, row: RunRow) -> None:
 
 
 def mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) -> tuple[RunRow, Start]:
-    """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
-    run_dir = desk.home.run(row.id)
+    """Record and sign that so many workers are about to start."""
     first = row.state == RunState.RESERVED
     state = _journal(desk, row, first)
     nonce = secrets.token_hex(16)
@@ -62,12 +61,9 @@ def mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) -
         **several,
     )
     with desk.transact(row.policy_sha256) as tx:
-        tx.runs.update(
-            row.id, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256
-        )
+        tx.runs.update(row, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256)
         index = tx.append(started)
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return find_run(desk.ledger, row.id), Start(ranks, nonce)
+    return find_run(desk.ledger, row.id), Start(ranks, index, nonce)
 
 
 def _journal(desk: Desk, row: RunRow, first: bool) -> journal.JournalState:

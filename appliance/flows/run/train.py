@@ -21,6 +21,7 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
+from appliance.files import write_atomic
 from appliance.flows import launch
 from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
@@ -82,6 +83,7 @@ def resume(
             with permits.opened() as ends:
                 follower = Follower(desk, row, watch, ends)
                 try:
+                    write_atomic(run_dir.evidence, desk.prove(start.entry))
                     rendezvous = _invite(home, run_dir, job, start, others, tell) if others else None
                     result = launch.run_worker(
                         run_dir,

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
+from appliance.errors import BudgetExceeded, Busy, Interrupted, PolicyDenied
 from appliance.events.catalog import event
 from appliance.flows import budget
 from appliance.flows.evaluation import evaluate
 from appliance.flows.evaluation.evaluable import Evaluable, _check_held_out
+from appliance.flows.policy import activate_in
 from appliance.flows.run import reserve
 from appliance.flows.timeline import Timeline
 from appliance.jobs.rundir import RunDir
@@ -108,6 +109,18 @@ def book(ledger: Ledger, actor: Actor) -> Callable[[Sequence[Any]], None]:
 
 
 @pytest.fixture
+def in_force(ledger: Ledger, actor: Actor) -> Callable[[float], Policy]:
+    """Puts the policy with this cap in force."""
+
+    def activate(max_epsilon: float) -> Policy:
+        chosen = policy(max_epsilon)
+        activate_in(desk_at(ledger, actor), chosen)
+        return chosen
+
+    return activate
+
+
+@pytest.fixture
 def catalog(book: Callable[[Sequence[Any]], None], dataset: DatasetRow) -> None:
     """`trained` shares units with `held`, `other` with neither."""
     for id_, older in (("trained", "[]"), ("held", '["trained"]'), ("other", "[]")):
@@ -181,14 +194,14 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
 # --- races -----------------------------------------------------------------------------------------------------------
 
 
-def evaluable(tmp_path: Path, dataset: DatasetRow, cap: float) -> Evaluable:
+def evaluable(tmp_path: Path, dataset: DatasetRow, rules: Policy) -> Evaluable:
     return Evaluable(
         home=bare_home(tmp_path),
         run=run_on("trained"),
         job=None,  # type: ignore[arg-type]
         model=None,  # type: ignore[arg-type]
         dataset=dataset,
-        policy=policy(cap),
+        policy=rules,
         plan=ONE,
         adapter_sha256="00" * 32,
         released_sha256=None,
@@ -219,45 +232,76 @@ def interloper(monkeypatch: pytest.MonkeyPatch, book: Callable[[Sequence[Any]], 
 @pytest.mark.usefixtures("catalog")
 @pytest.mark.parametrize("other", [evaluation("eval-2"), run_on("trained", "run-2")])
 def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
-    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]], other: Any
+    ledger: Ledger,
+    actor: Actor,
+    tmp_path: Path,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+    other: Any,
 ) -> None:
+    rules = in_force(1.2)
     (tmp_path / "eval-1").mkdir()
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     interloper(other)
     with pytest.raises(BudgetExceeded):
-        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32)
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules), "00" * 32)
     with ledger.read() as rows:
         assert rows.evaluations.find("eval-1") is None
     assert not list(ledger.entries(type="evaluation.started"))
 
 
 @pytest.mark.usefixtures("catalog")
-def test_where_the_budget_suffices_for_both_the_second_check_reserves(
-    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]]
+def test_a_policy_that_came_into_force_meanwhile_lets_nothing_be_reserved(
+    ledger: Ledger, actor: Actor, tmp_path: Path, in_force: Callable[[float], Policy]
 ) -> None:
+    strict, loose = in_force(1.2), policy(8)
+    with ledger.read() as rows:
+        found = evaluable(tmp_path, rows.datasets.get("held"), loose)
+    with pytest.raises(Busy, match="another policy came into force"):
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), found, "00" * 32)
+    found = dataclasses.replace(found, policy=strict)
+    evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), found, "00" * 32)
+    assert len(list(ledger.entries(type="evaluation.reserved"))) == 1
+
+
+@pytest.mark.usefixtures("catalog")
+def test_where_the_budget_suffices_for_both_the_second_check_reserves(
+    ledger: Ledger,
+    actor: Actor,
+    tmp_path: Path,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+) -> None:
+    rules = in_force(8)
     (tmp_path / "eval-1").mkdir()
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
-    found = evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32)
+    found, started = evaluate._book(
+        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules, 8), "00" * 32
+    )
     assert len(checks) == 2
     assert (found.before.epsilon, found.after.rule) == (pytest.approx(1.0, abs=0.02), "filter")
     assert (found.after.epsilon, found.after.share) == (pytest.approx(4.8, abs=0.1), pytest.approx(0.065, abs=0.01))
     kinds = [entry.leaf["type"] for entry in ledger.entries(subject="run-1")]
     assert kinds == ["evaluation.reserved", *("evaluation.reserved", "evaluation.started")]  # the other's, and ours
-    assert (tmp_path / "eval-1" / "evidence.json").exists()
+    assert ledger.entry(started).leaf["type"] == "evaluation.started"
 
 
 @pytest.mark.usefixtures("catalog")
 def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
-    ledger: Ledger, actor: Actor, interloper: Callable[[Any], list[int]], dataset: DatasetRow
+    ledger: Ledger,
+    actor: Actor,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+    dataset: DatasetRow,
 ) -> None:
     resolved = reserve.Resolved(
         run=None,  # type: ignore[arg-type]
         dataset=dataclasses.replace(dataset, id="trained", name="trained"),
         model=None,  # type: ignore[arg-type]
-        policy=policy(RUN_COSTS + 0.1),
+        policy=in_force(RUN_COSTS + 0.1),
         plan=PLAN,
         parameters=1,
     )

@@ -1,0 +1,191 @@
+"""Work out every reservation again, as a reader of the ledger can: before, after, cap, and by which policy.
+
+The log is gone through in order. At each reservation the datasets, runs and evaluations are put together as they were
+then, and the function decides that decided then. Nothing that a row says today of what was charged is believed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.errors import ApplianceError
+from appliance.events.data import DataSealed
+from appliance.events.evaluation import EvaluationReserved
+from appliance.events.policy import PolicyActivated
+from appliance.events.run import RunAborted, RunFailed, RunReserved, RunSettled, RunStarted
+from appliance.events.states import RunState
+from appliance.flows import budget, catalog
+from appliance.flows.budget import BudgetSnapshot
+from appliance.flows.run.reserve import state_plan
+from appliance.flows.timeline import TELLING, Timeline
+from appliance.ledger.reading import LedgerReader
+from appliance.ledger.rows import DatasetRow, EvaluationRow, PolicyRow, RunRow
+from appliance.ledger.transaction import Reading
+from appliance.policy.policy import Policy, parse
+from appliance.privacy.lifetime import Spend
+from appliance.values import decimal
+
+_ENDS = (RunSettled, RunFailed, RunAborted)
+_TELLING = frozenset(event.type for event in TELLING)
+_ROUNDING = 2e-4  # epsilon is rounded up to a multiple of 1e-4; another machine may round the last digit otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with an entry, in words."""
+
+    index: int
+    problem: str
+
+
+def recount(ledger: LedgerReader) -> list[Finding]:
+    """Work out every reservation again in a ledger that was verified: each row is what its newest entry says."""
+    leaves = list(ledger.leaves(DataSealed, PolicyActivated, RunReserved, RunStarted, EvaluationReserved, *_ENDS))
+    with ledger.read() as rows:
+        history = _History.of(rows)
+    return [Finding(leaf["index"], f"entry {leaf['index']} {said}") for leaf in leaves for said in history.take(leaf)]
+
+
+@dataclass(slots=True)
+class _History:
+    """What there was at a point of the log.
+
+    Attributes:
+      rows: the rows there are today, of which only what never changes is used: plans, overlaps, texts.
+      in_force: digest of the policy in force.
+      told: leaves that tell what came after what.
+      sealed: leaves of the datasets' sealing.
+      filtered: whether an entry has stated the order of a filter; those after it do too.
+      datasets, runs, evaluations: those there were, as they were.
+    """
+
+    rows: _Today
+    in_force: str = ""
+    told: list[Mapping[str, Any]] = field(default_factory=list)
+    sealed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    filtered: bool = False
+    datasets: dict[str, DatasetRow] = field(default_factory=dict)
+    runs: dict[str, RunRow] = field(default_factory=dict)
+    evaluations: dict[str, EvaluationRow] = field(default_factory=dict)
+
+    @staticmethod
+    def of(rows: Reading) -> _History:
+        """Begin with nothing, before the first entry."""
+        return _History(
+            _Today(
+                {row.id: row for row in rows.datasets.list()},
+                {row.id: row for row in rows.runs.list()},
+                {row.id: row for row in rows.evaluations.list()},
+                {row.sha256: row for row in rows.policies.list()},
+            )
+        )
+
+    def take(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        """Take the next entry; say what is wrong with it."""
+        take: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+            DataSealed.type: self._seal,
+            PolicyActivated.type: self._activate,
+            RunStarted.type: self._start,
+            RunReserved.type: self._reserve_run,
+            EvaluationReserved.type: self._reserve_evaluation,
+        }
+        try:
+            yield from take.get(leaf["type"], self._end)(leaf)
+        except KeyError:
+            yield "is about what there is no row of"
+        self.filtered |= "filter_order" in leaf["facts"]
+        if leaf["type"] in _TELLING:
+            self.told.append(leaf)
+
+    def _seal(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        row = self.rows.datasets[leaf["facts"]["dataset_id"]]
+        self.datasets[row.id], self.sealed[row.id] = row, leaf
+        yield from ()
+
+    def _start(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        yield from ()
+
+    def _activate(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        self.in_force = leaf["facts"]["sha256"]
+        yield from ()
+
+    def _reserve_run(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        facts = leaf["facts"]
+        today = self.rows.runs[facts["run_id"]]
+        plan = catalog.plan_of(today)
+        stated = state_plan(plan).model_dump(mode="json", by_alias=True, exclude_unset=True)
+        if any(stated.get(name) != value for name, value in facts["plan"].items()):
+            yield "states another plan than its run has"
+        yield from self._weigh(leaf, Spend.of_plan(today.id, facts["dataset_id"], plan))
+        fresh = dataclasses.replace(today, state=RunState.RESERVED, charged_attempts=None, epsilon_gap="0")
+        self.runs[today.id] = fresh
+
+    def _reserve_evaluation(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        row = self.rows.evaluations[leaf["facts"]["evaluation_id"]]
+        yield from self._weigh(leaf, budget.spend_of_evaluation(row, catalog.unit_of(self.datasets[row.dataset_id])))
+        self.evaluations[row.id] = row
+
+    def _end(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        facts = leaf["facts"]
+        gap = max(0.0, float(facts["epsilon_prv"]) - float(facts["epsilon_pld"]))
+        ended = dataclasses.replace(
+            self.runs[facts["run_id"]], charged_attempts=facts["attempts"], epsilon_gap=decimal(gap)
+        )
+        self.runs[ended.id] = ended
+        today = self.rows.runs[ended.id]
+        if (today.charged_attempts, float(today.epsilon_gap)) != (ended.charged_attempts, gap):
+            yield "charges something else than the run's row says"
+
+    def _weigh(self, leaf: Mapping[str, Any], asked: Spend) -> Iterator[str]:
+        """Decide again whether it could be afforded, by the policy that was in force."""
+        facts, policy = leaf["facts"], self._policy(self.in_force)
+        if leaf["policy_sha256"] != self.in_force:
+            yield "reserves under a policy that was not in force"
+        caps = {row.id: budget.cap_of(policy, row, self.sealed[row.id], self._find) for row in self.datasets.values()}
+        if facts["cap"] != (cap := decimal(caps[asked.dataset_id].epsilon)):
+            yield f"states the cap {facts['cap']} where the policy in force said {cap}"
+        if "filter_order" not in facts:  # it was decided by the rule of an earlier release
+            if self.filtered:
+                yield "states no order of the filter, though an earlier entry does"
+            return
+        try:
+            found = budget.weigh(self._snapshot(), Timeline.told_by(self.told), caps, asked).facts()
+        except ApplianceError as error:
+            yield f"reserves what could not be afforded: {error.message}"
+            return
+        for name, value in found.items():
+            if not _agrees(name, facts[name], value):
+                yield f"states {name} {facts[name]} where it was {value}"
+
+    def _find(self, sha256: str) -> PolicyRow | None:
+        return self.rows.policies.get(sha256)
+
+    def _policy(self, sha256: str) -> Policy:
+        row = self.rows.policies[sha256]
+        return parse(row.text.encode(), f"policy {row.name}")
+
+    def _snapshot(self) -> BudgetSnapshot:
+        return BudgetSnapshot(
+            datasets=tuple(self.datasets.values()),
+            runs=tuple(self.runs.values()),
+            evaluations=tuple(self.evaluations.values()),
+        )
+
+
+def _agrees(name: str, stated: str, found: str) -> bool:
+    if name.startswith("epsilon_"):
+        return abs(float(stated) - float(found)) <= _ROUNDING
+    return stated == found
+
+
+@dataclass(frozen=True, slots=True)
+class _Today:
+    """The rows that there are, by their keys."""
+
+    datasets: Mapping[str, DatasetRow]
+    runs: Mapping[str, RunRow]
+    evaluations: Mapping[str, EvaluationRow]
+    policies: Mapping[str, PolicyRow]
