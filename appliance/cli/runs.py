@@ -12,7 +12,7 @@ from appliance.flows.run import selftest
 from appliance.flows.run.following import Step
 from appliance.flows.run.listing import Listed
 from appliance.flows.run.plan import Resolved
-from appliance.flows.run.progress import guarantee, spent_text
+from appliance.flows.run.progress import guarantee, spent_text, unit_words
 from appliance.ledger.rows import RunRow
 
 
@@ -86,7 +86,7 @@ def plan_lines(resolved: Resolved, afforded: Afforded) -> list[str]:
     plan = resolved.plan
     return render.fields(
         [
-            ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {plan.unit.kind}"),
+            ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {unit_words(plan.unit)}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f} at clip norm {plan.max_grad_norm:g} ({plan.clipping})"),
             *(("sampling", line) for line in planning.sampling(plan)),
             ("adapter", f"{resolved.parameters} parameters on {resolved.model.id}"),

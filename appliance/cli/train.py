@@ -19,6 +19,7 @@ from appliance.flows.run import abort as abort_flow
 from appliance.flows.run import detached, forecast, listing, reserve
 from appliance.flows.run import plan as plan_flow
 from appliance.flows.run import train as train_flow
+from appliance.flows.run.alternatives import Alternative, list_alternatives
 from appliance.flows.run.forecast import Forecast
 from appliance.flows.run.hardware import engine_options
 from appliance.flows.run.partners import Partners
@@ -70,24 +71,24 @@ class _Draft:
     resolved: Resolved
     afforded: Afforded
     expected: Forecast
+    others: list[Alternative]
 
     def document(self) -> dict[str, Any]:
-        table = list(forecast.alternatives(self.resolved.plan))
-        parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, table)}
+        parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, self.others)}
         return {**parts, **spending.afforded_document(self.afforded), "run_file": self.text}
 
     def lines(self, out: Path | None) -> list[str]:
-        table = list(forecast.alternatives(self.resolved.plan))
         lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected), ""]
         last = f"wrote {out}; start it with `appliance train start {out}`" if out else self.text.rstrip()
-        return [*lines, *planning.table(table), last]
+        return [*lines, *planning.table(self.others), last]
 
 
 def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None) -> _Draft:
     run = forecast.fit_batch(home, run, _engine(device, dtype, None, 0, run, memory=memory), memory)
     resolved, afforded = plan_flow.preview(home, run)
     expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=memory), memory)
-    return _Draft(run_files.render(run), resolved, afforded, expected)
+    others = list_alternatives(home, resolved)
+    return _Draft(run_files.render(run), resolved, afforded, expected, others)
 
 
 @app.command()

@@ -56,6 +56,7 @@ class PlanFacts(Facts):
     sampler_delta: Number
     accountant: Text
     phases: list[PhaseFacts] = optional()
+    split: Text = optional()
 
 
 class RunReserved(Event):

@@ -85,7 +85,10 @@ def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float,
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
     """Say with which unit of privacy a dataset was ingested."""
-    return UnitOfPrivacy(kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records)
+    _, _, split = dataset.format.partition(":")
+    return UnitOfPrivacy(
+        kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records, split=split or None
+    )
 
 
 def plan_of(run: RunRow) -> PrivacyPlan:

@@ -29,11 +29,19 @@ _FOREIGN = {
 
 
 class Row(NamedTuple):
-    """One row as it stands in a file: its line (from 1), its byte offset (decompressed), its columns."""
+    """One row as it stands in a file.
+
+    Attributes:
+      line: from 1.
+      offset: in bytes, decompressed.
+      fields: its columns.
+      passages: texts of the source that it is known by, besides what it holds.
+    """
 
     line: int
     offset: int
     fields: dict[str, Any]
+    passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,17 +143,6 @@ def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, de
     return noise_multiplier
 
 
-def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """Calibrate in a tenth of the time, right to about a hundredth: for tables, never for a run."""
-    attempts = sum(count for _, count in rates)
-
-    def spent(noise_multiplier: float) -> float:
-        mechanisms = [Mechanism(noise_multiplier, rate, count) for rate, count in rates]
-        return _epsilon(_merge(mechanisms, delta), delta, _interval(attempts) * 4 * _COARSER)
-
-    return _search(spent, epsilon, _start(rates, epsilon), math.sqrt(2))
-
-
 def charged_epsilon(pld: float, prv: float) -> float:
     """Take the larger of the two accountants' epsilons.
 

@@ -29,9 +29,11 @@ def odds(ending: LoggedEvent) -> Figure | None:
 def unit_words(evidence: Evidence) -> Sentence:
     """Put the unit of privacy in words."""
     reserved = evidence.reserved
+    split = ("; plain text, split by ", fact(reserved, "/plan/split")) if states(reserved, "/plan/split") else ()
     if reserved.facts["plan"]["unit"] == UnitKind.RECORD:
-        return words("one record")
-    return say("all records of one subject (at most ", fact(reserved, "/plan/max_records"), " of them were kept)")
+        return say("one record (plain text, split by ", split[1], ")") if split else words("one record")
+    most = fact(reserved, "/plan/max_records")
+    return say("all records of one subject (at most ", most, " of them were kept", *split, ")")
 
 
 def guarantee_sentence(evidence: Evidence) -> Sentence:

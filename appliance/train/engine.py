@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from appliance.errors import WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
+from appliance.jobs.limits import positions
 from appliance.jobs.plan import PrivacyPlan
 from appliance.train import device
 from appliance.train.adapting import body
@@ -285,7 +286,9 @@ def _least_length(adapter: Adapter) -> int:
     # torch multiplies small bfloat16 matrices by another kernel, whose last bits differ: whether a product of the
     # adapter is small must not depend on how many records there are, so one record alone has to be large enough.
     smallest: int = min(site.rank * min(site.a.shape[1], site.b.shape[0]) for site in adapter.sites)
-    return 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
+    least = 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
+    config: Any = adapter.model.config
+    return min(least, positions(config.to_dict()) or least)
 
 
 def _checkpoint(model: Any) -> None:

@@ -199,10 +199,10 @@ def test_bad_text(tmp_path: Path, split: str) -> None:
     file.write_bytes(b"first\n\nbad \xff\n\nbad \x00\n\n" + b"x" * 300_000 + b"\n\nlast\n")
     if split == "file":
         with pytest.raises(DataInvalid) as caught:
-            run(file, format="text", split=split)
+            run(file, format="text", unit=UnitOfPrivacy(split=split))
         assert "longer than 250000 bytes" in caught.value.hint
         return
-    texts, ingestion = run(file, format="text", split=split)
+    texts, ingestion = run(file, format="text", unit=UnitOfPrivacy(split=split))
     assert texts == ["first", "last"]
     assert [bad.line for bad in ingestion.rejected] == [3, 5, 7]
 
@@ -283,6 +283,8 @@ def test_a_line_without_end_is_read_in_bounded_memory(
             stream.write(b"x" * (1 << 20))
         stream.write(tail)
     spec = {"format": file_format, "max_row_bytes": 1 << 20, "text": "text" if file_format == "csv" else None}
+    if file_format == "text":
+        spec["unit"] = UnitOfPrivacy(split="paragraph")
     tracemalloc.start()
     texts, ingestion = run(file, **spec)
     peak = tracemalloc.get_traced_memory()[1]

@@ -138,7 +138,7 @@ def _seal(
         unit_key=spec.unit.key,
         max_records=spec.unit.max_records,
         declared_units=declared.units,
-        format=spec.format,
+        format=spec.reading,
         state=CatalogState.ACTIVE,
         object_blake3=sealed.blake3,
         object_bytes=sealed.bytes,

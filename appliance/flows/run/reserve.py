@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
 from appliance.events.run import PlanFacts, RunRefused, RunReserved
@@ -129,8 +130,13 @@ def _state_plan(plan: PrivacyPlan) -> PlanFacts:
         delta=decimal(plan.delta),
         sampler_delta=decimal(plan.sampler_delta),
         accountant=plan.accountant,
-        **curriculum.state_phases(plan),
+        **_state_what_some_have(plan),
     )
+
+
+def _state_what_some_have(plan: PrivacyPlan) -> dict[str, Any]:
+    split = {"split": plan.unit.split} if plan.unit.split else {}
+    return {**curriculum.state_phases(plan), **split}
 
 
 def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> TrainJob:

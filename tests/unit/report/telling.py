@@ -77,6 +77,8 @@ def _guarantees(whole: Story) -> Iterator[Story]:
         yield story
         yield story.but("run.reserved", plan={**_plan(story), "unit": "record"})
     yield whole.but("run.reserved", plan={**PLAN, "neighbouring": "replace-one"})
+    for unit in ("record", "subject"):
+        yield whole.but("run.reserved", plan={**PLAN, "unit": unit, "split": "paragraph"})
     for epsilon, delta in (("0.9", PLAN["delta"]), ("3.9", PLAN["delta"]), ("14.0", PLAN["delta"]), ("1.0", "0.0001")):
         story = whole.but("run.settled", epsilon_charged=epsilon, delta=delta)
         yield story.but("run.reserved", plan={**PLAN, "epsilon": "15.0"}, cap="20.0")
