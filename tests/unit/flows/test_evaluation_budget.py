@@ -279,7 +279,7 @@ def test_where_the_budget_suffices_for_both_the_second_check_reserves(
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
     found, started = evaluate._book(
-        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules, 8), "00" * 32
+        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules), "00" * 32
     )
     assert len(checks) == 2
     assert (found.before.epsilon, found.after.rule) == (pytest.approx(1.0, abs=0.02), "filter")
