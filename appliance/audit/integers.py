@@ -72,7 +72,7 @@ def _residues(sample: Sample, multipliers: tuple[int, ...]) -> Check:
 
 def _chains(sample: Sample, multipliers: tuple[int, ...]) -> Check:
     """Test the residues of one release against themselves at every distance: one level could start again alone."""
-    moduli = [m for m in _usable(sample, multipliers) if m in multipliers] or [2]
+    moduli = [m for m in _usable(sample, multipliers) if m in (2, *multipliers)]
     found, looked_at = [1.0], 1
     flat = sample.digits.reshape(-1)[:_SHIFTED]
     length = 1 << (2 * flat.size - 1).bit_length()

@@ -133,7 +133,7 @@ def _evenness(name: str, groups: Sequence[Batches], generator: Generator) -> Che
     found = []
     for group in groups:
         values = _uniform(_shares(group), len(group.drawn), group.rate, generator)
-        found += [uniformity(values, 0.0), uniformity(values[: len(values) // 2], 0.0)]
+        found += [uniformity(part, 0.0) for part in (values, values[: len(values) // 2]) if len(part)]
     return by_chance(name, min(found), len(found))
 
 
