@@ -24,6 +24,7 @@ _WIDE = 1.5  # deviations of the noise that a modulus may at most be wide, inver
 _SHIFTED = 1 << 18
 _REPEATED = 1 << 19
 _DRAWS, _SHORT = 512, 64
+_LONG = 9  # draws of all parameters, those of the releases included: where there are millions, releases are few
 _SCRIPTED = 1 << 14
 _REACH = 9.0
 _KEY_BITS = 256
@@ -36,7 +37,7 @@ def judge(tap: Tap, sample: Sample) -> list[Check]:
         _residues(sample, tap.multipliers),
         _chains(sample, tap.multipliers),
         _repeats(sample),
-        _draws(tap),
+        _draws(tap, sample),
         _reach(tap),
         _entropy(tap),
     ]
@@ -93,24 +94,27 @@ def _usable(sample: Sample, multipliers: tuple[int, ...]) -> list[int]:
 def _repeats(sample: Sample) -> Check:
     """Count how many magnitudes of the second half stood in the first half too: noise could come from a pool."""
     flat = np.abs(sample.digits.reshape(-1)[: 2 * _REPEATED])
-    first, second = np.unique(flat[: flat.size // 2]), flat[flat.size // 2 :]
+    first, second = np.sort(flat[: flat.size // 2]), flat[flat.size // 2 :]
+    first = first[np.diff(first, prepend=-1) > 0]
     deviation = sample.deviation
     density = np.exp(-0.5 * (first / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
     rate = min(1.0, float(np.where(first > 0, 2 * density, density).sum()))
-    seen = int(np.isin(second, first).sum())
+    seen = int((first[np.searchsorted(first, second).clip(max=len(first) - 1)] == second).sum())
     return by_chance("noise.repeats", frequency(seen, second.size, rate), 1)
 
 
-def _draws(tap: Tap) -> Check:
-    """Draw many short vectors: no two may agree, in whole or in sign, nor have another length than was asked for.
+def _draws(tap: Tap, sample: Sample) -> Check:
+    """Draw many short vectors and some long ones: none may begin as another, in whole or but for signs.
 
-    Two of 64 values agree with probability below 2^-64 x 2^-64 where the deviation is above 1.
+    Two beginnings of 64 values agree with probability below 2^-64 where the deviation is above 1.
     """
     drawn = [tap.draw(_SHORT) for _ in range(_DRAWS)]
-    if any(vector.shape != (_SHORT,) for vector in drawn):
-        return check("noise.draws", 0.0, float(_DRAWS), _DRAWS, passed=False)
-    different = len({np.abs(vector[:8]).tobytes() for vector in drawn})
-    return check("noise.draws", different, float(_DRAWS), _DRAWS, passed=different == _DRAWS)
+    drawn += [tap.draw() for _ in range(_LONG - len(sample.digits))]
+    lengths = [len(vector) for vector in drawn]
+    whole = lengths == [_SHORT] * _DRAWS + [tap.parameters] * (len(drawn) - _DRAWS)
+    begun = [*drawn, *sample.digits]
+    different = len({np.abs(vector[:_SHORT]).tobytes() for vector in begun})
+    return check("noise.draws", different, len(begun), len(begun), passed=whole and different == len(begun))
 
 
 def _reach(tap: Tap) -> Check:

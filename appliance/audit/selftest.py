@@ -74,7 +74,7 @@ class _Examination:
             "invariance": lambda: self._driven.invariance(),
             "resume": lambda: self._driven.resume(),
             "ranks": lambda: self._driven.ranks(),
-            "drawn": lambda: sampling.judge("loop", self._driven.batches) if self._driven.batches else [],
+            "drawn": lambda: sampling.judge("drawn", self._driven.batches) if self._driven.batches else [],
             "component": self._component,
         }
         for name, part in named.items():

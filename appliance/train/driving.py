@@ -86,7 +86,7 @@ class LoopTap:
         Returns:
           What each rank saw.
         """
-        with TemporaryDirectory() as place:
+        with TemporaryDirectory() as place, standins.unsynced():
             drive = _Drive(self._whole, plan, material, Path(place) / "journal", forced, kills)
             return [drive.alone()] if ranks == 1 else drive.together(ranks)
 

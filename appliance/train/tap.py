@@ -30,7 +30,7 @@ from appliance.train.standins import Integers, Replayed, Row, Tape
 
 Floats = NDArray[np.float32]
 
-_ROWS = 4  # rows of every micro-batch of synthetic records while nothing is proved, so that kernels compute each alike
+_ROWS = 2  # rows of every micro-batch of synthetic records while nothing is proved, so that kernels compute each alike
 
 
 class ReleaseTap:
