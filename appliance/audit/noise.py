@@ -179,7 +179,8 @@ def _coordinates(values: NDArray[np.float32]) -> Check:
     """
     releases, parameters = values.shape
     least = float(np.min(values.max(axis=0) - values.min(axis=0)))
-    p = min(1.0, parameters * releases * (least / math.sqrt(2 * math.pi)) ** (releases - 1))
+    power = (releases - 1) * math.log(least / math.sqrt(2 * math.pi)) if least > 0 else -math.inf
+    p = math.exp(min(0.0, math.log(parameters * releases) + power))
     return by_chance("noise.coordinates", p, 1)
 
 

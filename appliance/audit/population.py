@@ -15,7 +15,7 @@ from appliance.jobs.record import Record
 _NUMBER = "self-test-number"
 _OTHER = Filter(field="self-test-phase", values=("other",))
 _OTHERS = ((64, 16), (96, 12), (160, 10))  # (units, batch): one of them has neither the rate nor the batch of the plan
-_RECORDS = (1, 1, 2, 3, 5, 8)  # of the units of a plan whose unit is the subject, in turn
+_RECORDS = (1, 1, 1, 2, 1, 5)  # of the units of a plan whose unit is the subject, in turn
 _MOST_RECORDS = 64
 _MOST_UNITS = 4096
 _WORDS = ("the", "sky", "is", "blue", "and", "water", "wet")
@@ -29,7 +29,9 @@ def shortened(plan: PrivacyPlan, steps: int, spare: int) -> PrivacyPlan:
     share = max(1, steps // len(phases))
     lengths = [share] * (len(phases) - 1) + [max(1, steps - share * (len(phases) - 1))]
     short = [phase.model_copy(update={"steps": n}) for phase, n in zip(phases, lengths, strict=True)]
-    return plan.model_copy(update={"phases": tuple(short), "steps": sum(lengths), "spare_steps": spare})
+    units = max(plan.declared_units, *(phase.declared_units for phase in short))
+    changes = {"phases": tuple(short), "steps": sum(lengths), "spare_steps": spare, "declared_units": units}
+    return plan.model_copy(update=changes)
 
 
 def _other(first: Phase) -> Phase:

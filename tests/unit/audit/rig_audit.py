@@ -26,7 +26,7 @@ def tap(directory: Path, plan: PrivacyPlan, dtype: torch.dtype = torch.float32) 
 
     assembled = assemble(
         plan,
-        LoraSpec(r=2),
+        LoraSpec(r=8),
         TrainSpec(lr=1e-2, max_tokens=64),
         EngineOptions(physical_tokens=256, dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
         rig.load(directory, dtype),

@@ -386,7 +386,7 @@ def a_release_is_stored_with_its_sum(patch: Patch, tap: ReleaseTap) -> None:
     patch.setattr(Trainer, "_write", store)
 
 
-@mutant("invariance.ran")
+@mutant("loop.forced")
 def a_step_without_records_is_not_applied(patch: Patch, tap: ReleaseTap) -> None:
     empty = [False]
 
@@ -395,7 +395,7 @@ def a_step_without_records_is_not_applied(patch: Patch, tap: ReleaseTap) -> None
         empty[0] = not units
 
     def skip(self: Trainer, gradient: Tensor, number: int) -> None:
-        if empty[0]:
+        if empty[0] and self._step:
             self._step += 1
         else:
             apply_step(self, gradient, number)
