@@ -20,7 +20,7 @@ endif
 ISOLATED := $(if $(NAMESPACE),$(NAMESPACE) sh -c 'ip link set lo up 2>/dev/null || ifconfig lo up || true; exec "$$@"' --,)
 
 test: $(STAMP) $(MEDIA)/.complete check  ## what CI runs
-	$(ISOLATED) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(ISOLATED) $(BIN)/python -m pytest -n 2 --durations 20 $(ARGS)
 
 check: $(STAMP)                          ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,dev]'
 	@# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both
 	@# skip, saying so, where strace or the server's programs are missing.
 	@{ command -v strace && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \

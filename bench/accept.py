@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -160,25 +161,32 @@ def collectives(machine: Machine) -> str:
     if cuda and torch.cuda.device_count() < 2:
         raise NotNeeded("one GPU alone has nothing to talk to")
     ranks = min(8, torch.cuda.device_count()) if cuda else 2
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, str(Path(__file__)), "--device", machine.device, "--rank"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise AssertionError("the ranks do not agree, or a collective failed")
-    return f"{'nccl' if cuda else 'gloo'}, {ranks} processes"
+    backend = "nccl" if cuda else "gloo"
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # no name is looked up
+    with tempfile.TemporaryDirectory() as directory:
+        meeting = Path(directory) / "meeting"
+        commands = [
+            [sys.executable, __file__, "--device", machine.device, "--rank", f"{rank}/{ranks}", "--meeting", meeting]
+            for rank in range(ranks)
+        ]
+        running = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for command in commands
+        ]
+        said = [process.communicate(timeout=300)[1].strip().splitlines() for process in running]
+    failed = [lines[-1:] for process, lines in zip(running, said, strict=True) if process.returncode]
+    if failed:
+        raise AssertionError(f"the ranks do not agree, or a collective failed: {failed}")
+    return f"{backend}, {ranks} processes"
 
 
-def rank(device: str) -> None:
+def rank(device: str, me: int, world: int, meeting: Path) -> None:
     """One process of `collectives`."""
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    me, world = dist.get_rank(), dist.get_world_size()
+    backend = "nccl" if device == "cuda" else "gloo"
     place = torch.device("cuda", me) if device == "cuda" else torch.device("cpu")
+    dist.init_process_group(backend, init_method=meeting.as_uri(), rank=me, world_size=world)
     own = [torch.randint(-(2**40), 2**40, (10_000,), generator=torch.Generator().manual_seed(r)) for r in range(world)]
     total = own[me].double().to(place)
     dist.all_reduce(total)
@@ -186,7 +194,7 @@ def rank(device: str) -> None:
     dist.broadcast(drawn, 0)
     good = torch.equal(total.cpu(), torch.stack(own).double().sum(0)) and torch.equal(drawn.cpu(), own[0])
     dist.destroy_process_group()
-    sys.exit(0 if good else 1)
+    sys.exit(0 if good else "other bits came out")
 
 
 CHECKS: dict[str, Callable[[Machine], str]] = {
@@ -275,10 +283,12 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; what is left out is not run")
     parser.add_argument("--out", type=Path, help="where the JSON document goes")
     parser.add_argument("--home", type=Path, help="the home whose ledger the document goes into")
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    parser.add_argument("--meeting", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        rank(options.device)
+        me, _, world = options.rank.partition("/")
+        rank(options.device, int(me), int(world), options.meeting)
     with tempfile.TemporaryDirectory() as work:
         return examine(options, Path(work))
 

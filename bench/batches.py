@@ -20,5 +20,8 @@ def random_record(length: int, vocabulary: int, seed: int) -> Encoded:
 def batch_of(rows: int, length: int, directory: Path) -> Batch:
     from transformers import AutoConfig
 
-    vocabulary = AutoConfig.from_pretrained(directory).vocab_size
+    return random_batch(rows, length, AutoConfig.from_pretrained(directory).vocab_size)
+
+
+def random_batch(rows: int, length: int, vocabulary: int) -> Batch:
     return [random_record(length, vocabulary, seed) for seed in range(rows)]

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "dp-accounting", "cryptography", "sqlalchemy")
@@ -107,3 +109,13 @@ def _gpu() -> str:
     if not (torch := sys.modules.get("torch")) or not torch.cuda.is_available():
         return ""
     return f", {torch.cuda.get_device_name()} ({torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB)"
+
+
+def ratio_figure(name: str, cases: dict[str, list[float]], **more: Any) -> Figure:
+    """The worst case by the median of its ratios; every case stands in the note."""
+    higher = more.get("better") == "higher"
+    worst = (min if higher else max)(cases, key=lambda case: median(cases[case]))
+    ratios, note = cases[worst], ", ".join(f"{case} {median(r):.3f}" for case, r in cases.items())
+    more["note"] = "; ".join(filter(None, (note, more.get("note", ""))))
+    more.setdefault("unit", "ratio")
+    return Figure(name=name, value=median(ratios), repeats=len(ratios), spread=(min(ratios), max(ratios)), **more)

@@ -24,8 +24,9 @@ from typing import Any
 
 import epochs
 import torch
+from batches import random_batch, random_record
 from epochs import SIDES, banking, encoded, ours
-from figures import Figure, age
+from figures import Figure, age, ratio_figure
 from shapes import SHAPES, Built
 from sides import Ghost, Hooks, Ours, Plain
 
@@ -155,8 +156,6 @@ def measured(bench: Bench, side: Any, batch: Any) -> Peak:
 
 def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | None = None, **mine: Any) -> list[Case]:
     """Our engine and a peer on the micro-batches of a shape, the large ones first."""
-    from train import random_batch
-
     built = bench.built(name)
     rows, length = built.shape.batches[0]
     us = Ours(built, "bfloat16", targets, bench.device, rows * length, rows=rows, **mine)
@@ -186,18 +185,14 @@ def size_of(side: Any) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in named)
 
 
-def worst(name: str, cases: dict[str, list[float]], **more: Any) -> Figure:
-    from train import ratio_figure
-
-    return ratio_figure(name, cases, **more)
-
-
 def steps(bench: Bench, name: str, targets: str, **mine: Any) -> Iterator[Figure]:
     """Everything that one comparison with plain PEFT tells."""
     kind = ("" if targets == "all-linear" else "_attention") + ("_freeze_a" if mine else "")
     cases = beside(bench, name, Plain, targets, **mine)
     peer = f"peft {version('peft')}"
-    yield worst(f"step_time_ratio_plain_bf16{kind}_{name}", {c.label: c.ratios for c in cases}, bar=1.05, peer=peer)
+    yield ratio_figure(
+        f"step_time_ratio_plain_bf16{kind}_{name}", {c.label: c.ratios for c in cases}, bar=1.05, peer=peer
+    )
     note = ", ".join(f"{c.label} {c.tokens / c.seconds:.0f}" for c in cases)
     fast = max(cases, key=lambda c: c.tokens / c.seconds)
     yield Figure(name=f"tokens_per_s{kind}_{name}", value=fast.tokens / fast.seconds, unit="tokens/s", better="higher",
@@ -214,13 +209,15 @@ def steps(bench: Bench, name: str, targets: str, **mine: Any) -> Iterator[Figure
         return
     note = "above the base's weights; GiB of both: "
     note += ", ".join(f"{c.label} {c.peaks[0]} and {c.peaks[1]}" for c in cases if c.peaks)
-    yield worst(name, peaks, bar=bar, peer=peer, note=note)
+    yield ratio_figure(name, peaks, bar=bar, peer=peer, note=note)
 
 
 def opacus(bench: Bench, name: str, peer: type[Any], bar: float | None) -> Iterator[Figure]:
     cases = beside(bench, name, peer, "all-linear", most=2)
     title = f"step_time_ratio_opacus_{peer.__name__.lower()}_{name}"
-    yield worst(title, {c.label: c.ratios for c in cases}, bar=bar, peer=f"opacus {version('opacus')}", note="bfloat16")
+    yield ratio_figure(
+        title, {c.label: c.ratios for c in cases}, bar=bar, peer=f"opacus {version('opacus')}", note="bfloat16"
+    )
 
 
 def proof(bench: Bench, name: str) -> Iterator[Figure]:
@@ -237,8 +234,6 @@ def proof(bench: Bench, name: str) -> Iterator[Figure]:
 
 def noise(bench: Bench, name: str) -> Iterator[Figure]:
     """What noise adds to a logical step of 64 records of 128 tokens at ten million parameters."""
-    from train import random_batch
-
     built, rows = bench.built(name), 64 if bench.device == "cuda" else 8
     rank = max(1, round(1e7 / sum(out + into for out, into in built.linear))) if bench.device == "cuda" else 2
     side = Ours(built, "bfloat16", "all-linear", bench.device, rows * 128, r=rank, rows=rows)
@@ -265,8 +260,6 @@ def noise(bench: Bench, name: str) -> Iterator[Figure]:
 
 
 def norms(bench: Bench, name: str) -> Iterator[Figure]:
-    from train import random_record
-
     built = bench.built(name)
     side = Ours(built, "float32", "all-linear", bench.device, 1024, rows=2)
     errors = []
@@ -296,7 +289,7 @@ def epoch(bench: Bench, name: str, side: str, bar: float) -> Iterator[Figure]:
     note = f"{len(records)} records of banking77, bfloat16, at most {tokens} padded tokens at once; ours "
     note += f"{median(mine for mine, _ in times):.2f} s" + ("" if bench.tokenizer else "; text as bytes")
     cases = {"banking77": [theirs / mine for mine, theirs in times]}
-    yield worst(f"epoch_speedup_vs_{side}_{name}", cases, bar=bar, better="higher",
+    yield ratio_figure(f"epoch_speedup_vs_{side}_{name}", cases, bar=bar, better="higher",
                 peer=f"{package} {version(package)}", note=note)  # fmt: skip
 
 

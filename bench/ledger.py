@@ -70,13 +70,13 @@ class Sides:
                 connection.execute(text("CREATE TABLE head (id INTEGER)"))
 
     def ledger_row(self) -> None:
-        key = uuid.uuid4().hex
+        key = 2 * uuid.uuid4().hex
         with self.ledger.transaction(ACTOR) as tx:
             tx.policies.add(PolicyRow(sha256=key, name="n", text="x" * 300, state="active"))
             tx.append(event("policy.activated", {"name": "n", "sha256": key}))
 
     def plain_row(self) -> None:
-        key = uuid.uuid4().hex
+        key = 2 * uuid.uuid4().hex
         event = (uuid.uuid4().hex, "key.unlocked", "2026-01-01T08:00:00.000000Z", key, DOCUMENT)
         with self.plain.write() as connection:  # as the ledger writes: past SQLAlchemy, in one round trip
             rows = [(PLAIN_ROW, (key, "n", "x" * 300, "active")), (PLAIN_EVENT, event)]

@@ -35,7 +35,7 @@ import gpu
 import torch
 from batches import batch_of, random_record
 from epochs import SIDES, banking, encoded, ours, reviews
-from figures import ROOT, Figure, Report, arguments
+from figures import ROOT, Figure, Report, arguments, ratio_figure
 from peaks import Case, peak
 from sides import Ghost, Hooks, Ours, Plain, random_b
 
@@ -91,16 +91,6 @@ def seconds(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def ratio_figure(name: str, cases: dict[str, list[float]], **more: Any) -> Figure:
-    """The worst case by the median of its ratios; every case stands in the note."""
-    higher = more.get("better") == "higher"
-    worst = (min if higher else max)(cases, key=lambda case: median(cases[case]))
-    ratios, note = cases[worst], ", ".join(f"{case} {median(r):.3f}" for case, r in cases.items())
-    more["note"] = "; ".join(filter(None, (note, more.get("note", ""))))
-    more.setdefault("unit", "ratio")
-    return Figure(name=name, value=median(ratios), repeats=len(ratios), spread=(min(ratios), max(ratios)), **more)
 
 
 def step_time(setting: Setting, name: str, dtype: str, peer: type[Any], peer_name: str, bar: float | None) -> Figure:

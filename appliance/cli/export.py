@@ -29,7 +29,7 @@ def bundle(
     chosen = settings.writing(context)
     sealed = flow.bundle(chosen.home(), chosen.run(run), out, recipient, chosen.operator())
     lines = render.fields([("bundle", sealed.manifest.id), ("directory", out), ("ledger entry", sealed.index)])
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    lines.append(f"check it on another machine: python3 -I {out}/verify.py --trusted-key FINGERPRINT")
     render.result(chosen, "export.bundle", _document(sealed, out), lines)
 
 

@@ -29,7 +29,7 @@ def build(
     lines = render.fields(
         [("report", sealed.manifest.id), ("page", out / "report.html"), ("ledger entry", sealed.index)]
     )
-    lines.append(f"check it on another machine: python3 {out}/verify.py --trusted-key FINGERPRINT")
+    lines.append(f"check it on another machine: python3 -I {out}/verify.py --trusted-key FINGERPRINT")
     render.result(chosen, "report.build", _document(sealed, out), lines)
 
 

@@ -85,6 +85,23 @@ class CheckFacts(Facts):
     count: Whole
 
 
+class ProvedRowsFacts(Facts):
+    """Row counts that give a record of this padded length the same bits, and the digest of those."""
+
+    length: Whole
+    counts: list[Whole]
+    bits: Digest
+
+
+class ProofFacts(Facts):
+    """What was proved for every shape of micro-batch, and what it holds for."""
+
+    shapes: Digest
+    machine: Digest
+    rows: list[ProvedRowsFacts]
+    shared: bool
+
+
 class SelfTested(Event):
     """The engine was tested for the job of a run, on synthetic data."""
 
@@ -99,6 +116,7 @@ class SelfTested(Event):
     result_sha256: Digest
     isolation: dict[str, str]
     libraries: dict[str, str]
+    proof: ProofFacts = optional()
 
 
 class _Start(Event):

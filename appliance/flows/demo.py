@@ -113,10 +113,8 @@ def audit(home: Home, bundle: Path, copy: Path) -> tuple[list[str], int, str]:
     shutil.copytree(bundle, copy)
     with home.reader() as ledger:
         pinned = fingerprint(ledger.verifier_keys)
-    command = ["python3", "verify.py", "--trusted-key", pinned]
-    done = subprocess.run(
-        [sys.executable, "-I", *command[1:]], cwd=copy, env={}, capture_output=True, text=True, check=False
-    )
+    command = ["python3", "-I", "verify.py", "--trusted-key", pinned]
+    done = subprocess.run([sys.executable, *command[1:]], cwd=copy, env={}, capture_output=True, text=True, check=False)
     return command, done.returncode, (done.stdout + done.stderr).rstrip()
 
 

@@ -6,6 +6,7 @@ private text, so nothing it prints is kept. What it has to say is in `result.jso
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 import appliance.errors
-from appliance.errors import ApplianceError, Busy, IntegrityError, Interrupted
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted
 from appliance.files import lock
 from appliance.jobs.job import Failure
 from appliance.jobs.rundir import RunDir
@@ -84,6 +85,17 @@ def supervisor_of(run_dir: RunDir) -> int | None:
     return None
 
 
+def require_compute() -> None:
+    """Refuse where only the control plane is installed: no worker could start.
+
+    Raises:
+      ArtefactMissing: torch is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        hint = "on the machine that trains: pip install 'appliance[compute]'"
+        raise ArtefactMissing("this installation is a control plane without the packages that compute", hint=hint)
+
+
 def run_worker(
     run_dir: RunDir,
     result_type: type[R],
@@ -107,7 +119,9 @@ def run_worker(
       ApplianceError: what the worker refused with, under its own class.
       Interrupted: the user interrupted, or the worker was killed.
       IntegrityError: the worker left something that is not a result.
+      ArtefactMissing: this installation has no compute plane.
     """
+    require_compute()
     run_dir.result.unlink(missing_ok=True)
     process = _spawn(run_dir, ranks, rendezvous)
     try:

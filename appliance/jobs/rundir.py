@@ -7,7 +7,7 @@ journal.jsonl       attempts of a training run, written before each
 adapter/            the trained adapter; released/ is the marked one, the only one that may leave
 escrow.sealed       reference of the mark; watermark_certificate.json states the mark, detections/ later searches
 snapshots/          sealed training state
-selftest/           run directory of the run's self-test
+selftest/           run directory of the run's self-test; proof.json is what it proved of row counts
 ranks/              what each of several ranks leaves, and where they meet
 tickets/            for the other machines of a start; ticket.json is what one of them was given
 tmp/                the worker's temporary files
@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from appliance.errors import IntegrityError
 from appliance.files import write_atomic
 from appliance.jobs.job import Job
+from appliance.jobs.selftest import ShapeProof
 from appliance.values import to_json
 
 J = TypeVar("J", bound=Job)
@@ -98,6 +99,18 @@ class RunDir:
     def selftest(self) -> RunDir:
         """Run directory of the run's self-test."""
         return RunDir(self.path / "selftest")
+
+    @property
+    def proof(self) -> Path:
+        """Row counts that an earlier self-test proved, written before each start from the ledger."""
+        return self.path / "proof.json"
+
+    def read_proof(self) -> ShapeProof | None:
+        """Read them; None where there are none, or they are damaged: then they are proved again."""
+        try:
+            return ShapeProof.model_validate_json(self.proof.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
 
     @property
     def ranks(self) -> Path:

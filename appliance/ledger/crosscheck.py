@@ -18,7 +18,7 @@ def check_rows(
 ) -> None:
     """Compare every business row with what the last entry that covers it says; every covered row must exist."""
     left = dict(covered)
-    for table in (table for table in schema.BUSINESS if schema.present(connection, table)):
+    for table in (table for table in schema.TABLE_OF.values() if schema.present(connection, table)):
         names = [str(column.name) for column in table.columns]
         quoted = ", ".join(f'"{name}"' for name in names)
         for values in stream(connection, f'SELECT {quoted} FROM "{table.name}"'):  # noqa: S608 (our own names)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Table
 from appliance.errors import ApplianceError, ArtefactMissing, UsageError
 from appliance.ledger import dialect
 from appliance.ledger.dialect import Statement
-from appliance.ledger.rows import Row, Value, from_columns, row_digest, to_columns
+from appliance.ledger.rows import COLUMNS, Row, Value, from_columns, row_digest, to_columns
+from appliance.ledger.schema import TABLE_OF
 
 
 class _Spelled:
@@ -44,13 +45,12 @@ class Gateway(Generic[Row]):
 
     Args:
       connection: the transaction to read in.
-      table: the table; its first column is the key.
       kind: the class of its rows.
     """
 
-    def __init__(self, connection: Connection, table: Table, kind: type[Row]) -> None:
+    def __init__(self, connection: Connection, kind: type[Row]) -> None:
         self._connection = connection
-        self._sql = _spelled(table)
+        self._sql = _spelled(TABLE_OF[kind])
         self._kind = kind
         self._staged: dict[str, Row] = {}
 
@@ -85,13 +85,12 @@ class WritableGateway(Gateway[Row]):
 
     Args:
       connection: the transaction.
-      table: the table.
       kind: the class of its rows.
       permit: called before anything is staged; raises when it is too late.
     """
 
-    def __init__(self, connection: Connection, table: Table, kind: type[Row], permit: Callable[[], None]) -> None:
-        super().__init__(connection, table, kind)
+    def __init__(self, connection: Connection, kind: type[Row], permit: Callable[[], None]) -> None:
+        super().__init__(connection, kind)
         self._permit = permit
         self._new: set[str] = set()
 
@@ -109,7 +108,7 @@ class WritableGateway(Gateway[Row]):
         """Stage changes of fields of a row and return the row as it will be. Raises `ArtefactMissing`."""
         self._permit()
         before = self.get(key)
-        unknown = changes.keys() - {field.name for field in dataclasses.fields(before)}
+        unknown = changes.keys() - {column.field for column in COLUMNS[self._kind]}
         if unknown or self._sql.key in changes:
             raise ApplianceError(f"a {self._sql.table} has no changeable field {', '.join(sorted(unknown)) or 'key'}")
         row = dataclasses.replace(before, **changes)

@@ -1,4 +1,4 @@
-"""The business rows as frozen values, one field for each column of the tables in `schema`, and their digests.
+"""The business rows as frozen values, and their digests. A class of rows is a table: each field is a column of it.
 
 Numbers that are not whole travel as decimal strings: a float has no canonical text and no place in a ledger.
 """
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_type_hints
 
 from appliance.errors import ApplianceError, IntegrityError
 from appliance.events.states import CatalogState, EvaluationState, KeyState, PolicyState, Purpose, RunState
@@ -22,8 +23,26 @@ Value = str | int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetRow:
+class CatalogRow:
+    """A row of one of the tables of the catalog; its first field is the key.
+
+    Attributes:
+      table: name of the table.
+      unique: columns, besides the key, of which no two rows have the same value.
+      since: revision of the database that has the table first.
+    """
+
+    table: ClassVar[str]
+    unique: ClassVar[tuple[str, ...]] = ()
+    since: ClassVar[str] = "0001"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRow(CatalogRow):
     """A dataset in the catalog. `overlaps` is a JSON list of dataset ids; `wrapped_key` is base64."""
+
+    table: ClassVar = "dataset"
+    unique: ClassVar = ("name",)
 
     id: str
     name: str
@@ -46,8 +65,11 @@ class DatasetRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelRow:
+class ModelRow(CatalogRow):
     """A base model. `files` and `shapes` are JSON texts."""
+
+    table: ClassVar = "model"
+    unique: ClassVar = ("sha256",)
 
     id: str
     sha256: str
@@ -63,8 +85,10 @@ class ModelRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRow:
+class RunRow(CatalogRow):
     """A run and what it reserved and spent. `plan` is a JSON text; epsilons and delta are decimal strings."""
+
+    table: ClassVar = "run"
 
     id: str
     name: str
@@ -86,8 +110,10 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyRow:
+class PolicyRow(CatalogRow):
     """A policy by the digest of its text."""
+
+    table: ClassVar = "policy"
 
     sha256: str
     name: str
@@ -96,8 +122,11 @@ class PolicyRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationRow:
+class EvaluationRow(CatalogRow):
     """An evaluation on a held-out dataset and what it spends of that dataset's budget; numbers are decimal strings."""
+
+    table: ClassVar = "evaluation"
+    since: ClassVar = "0002"
 
     id: str
     run_id: str
@@ -112,8 +141,11 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WatermarkKeyRow:
+class WatermarkKeyRow(CatalogRow):
     """A watermark key, wrapped under the epoch's key; `wrapped_key` is base64."""
+
+    table: ClassVar = "watermark_key"
+    since: ClassVar = "0002"
 
     id: str
     commitment: str
@@ -122,39 +154,50 @@ class WatermarkKeyRow:
     state: KeyState
 
 
-AnyRow = DatasetRow | ModelRow | RunRow | PolicyRow | EvaluationRow | WatermarkKeyRow
-Row = TypeVar("Row", bound=AnyRow)
+ROWS: tuple[type[CatalogRow], ...] = (DatasetRow, ModelRow, RunRow, PolicyRow, EvaluationRow, WatermarkKeyRow)
+Row = TypeVar("Row", bound=CatalogRow)
 
 
-class _Column(NamedTuple):
-    """A field, the column that holds it, and what the column means where that is a state or a boolean."""
+class ColumnOf(NamedTuple):
+    """A field, the column that holds it, and what the column holds.
+
+    Attributes:
+      whole: a whole number; else text.
+      nullable: or nothing.
+      meaning: what the column means where that is a state or a boolean.
+    """
 
     field: str
     name: str
+    whole: bool
+    nullable: bool
     meaning: type[StrEnum] | type[bool] | None
 
 
-def _columns(kind: type[AnyRow]) -> tuple[_Column, ...]:
+def _columns(kind: Any) -> tuple[ColumnOf, ...]:
     hints = get_type_hints(kind)
-    special = {
-        name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, (StrEnum, bool))
-    }
-    return tuple(_Column(f.name, f.name.rstrip("_"), special.get(f.name)) for f in fields(kind))
+    return tuple(_column(field.name, hints[field.name]) for field in fields(kind))
 
 
-_COLUMNS: dict[Any, tuple[_Column, ...]] = {
-    kind: _columns(kind) for kind in (DatasetRow, ModelRow, RunRow, PolicyRow, EvaluationRow, WatermarkKeyRow)
-}
+def _column(field: str, hint: Any) -> ColumnOf:
+    kinds = set(get_args(hint)) or {hint}
+    nullable, (kind,) = NoneType in kinds, kinds - {NoneType}
+    meaning = kind if issubclass(kind, (StrEnum, bool)) else None
+    return ColumnOf(field, field.rstrip("_"), issubclass(kind, int), nullable, meaning)
 
 
-def to_columns(row: AnyRow) -> dict[str, Value]:
+COLUMNS = {kind: _columns(kind) for kind in ROWS}
+"""The columns of each table, in the order of its fields."""
+
+
+def to_columns(row: CatalogRow) -> dict[str, Value]:
     """Give the column values of a row, as they are stored: a boolean is 0 or 1, a state its word.
 
     Raises:
       ApplianceError: a state that does not exist.
     """
     values: dict[str, Value] = {}
-    for field, column, meaning in _COLUMNS[type(row)]:
+    for field, column, _, _, meaning in COLUMNS[type(row)]:
         value = getattr(row, field)
         if meaning is bool:
             value = int(value)
@@ -171,7 +214,7 @@ def from_columns(kind: type[Row], columns: Mapping[Any, Any]) -> Row:
       IntegrityError: a state that does not exist.
     """
     values: dict[str, Any] = {}
-    for field, column, meaning in _COLUMNS[kind]:
+    for field, column, _, _, meaning in COLUMNS[kind]:
         value = columns[column]
         if meaning is bool:
             value = bool(value)

@@ -8,31 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import BigInteger, Column, Connection, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
 
 from appliance.ledger import dialect
 from appliance.ledger.database import stream
-
-REVISION = "0003"
-_SINCE = {"evaluation": "0002", "watermark_key": "0002", "cosig": "0003"}  # the other tables are there since 0001
+from appliance.ledger.rows import COLUMNS, ROWS, CatalogRow
 
 WHOLE = BigInteger().with_variant(Integer(), "sqlite")  # 64 bits in both; SQLite numbers rows by INTEGER only
 
 metadata = MetaData()
-
-
-def _event_id() -> Column[str]:
-    reference = ForeignKey("entry.event_id", deferrable=True, initially="DEFERRED")
-    return Column("event_id", Text, reference, nullable=False)
-
-
-def _text(*names: str, nullable: bool = False) -> list[Column[str]]:
-    return [Column(name, Text, nullable=nullable) for name in names]
-
-
-def _integer(*names: str, nullable: bool = False) -> list[Column[int]]:
-    return [Column(name, WHOLE, nullable=nullable) for name in names]
 
 
 entry = Table(
@@ -76,81 +62,29 @@ cosig = Table(
     Column("witness", Text, primary_key=True),
     Column("line", Text, nullable=False),
 )
-dataset = Table(
-    "dataset",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    *_text("purpose", "class", "unit_kind"),
-    *_text("unit_key", nullable=True),
-    *_integer("max_records", "declared_units"),
-    *_text("format", "state", "object_blake3"),
-    *_integer("object_bytes", "chunks"),
-    *_text("wrapped_key"),
-    *_integer("key_epoch"),
-    *_text("overlaps", "fingerprints_blake3", "source"),
-    _event_id(),
-)
-model = Table(
-    "model",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("sha256", Text, nullable=False, unique=True),
-    *_text("source_format", "source_sha256", "architecture"),
-    *_integer("parameters"),
-    *_text("licence"),
-    *_integer("has_chat_template"),
-    *_text("files", "shapes", "state"),
-    _event_id(),
-)
-run = Table(
-    "run",
-    metadata,
-    Column("id", Text, primary_key=True),
-    *_text("name", "dataset_id", "model_id", "state", "spec_sha256", "policy_sha256", "plan"),
-    *_integer("reserved_attempts", "recorded_attempts"),
-    *_text("recorded_head", nullable=True),
-    *_integer("charged_attempts", nullable=True),
-    *_text("epsilon_reserved"),
-    *_text("epsilon_charged", nullable=True),
-    *_text("epsilon_gap", "delta"),
-    *_text("adapter_sha256", nullable=True),
-    _event_id(),
-)
-policy = Table(
-    "policy",
-    metadata,
-    Column("sha256", Text, primary_key=True),
-    *_text("name", "text", "state"),
-    _event_id(),
-)
 
-evaluation = Table(
-    "evaluation",
-    metadata,
-    Column("id", Text, primary_key=True),
-    *_text("run_id", "dataset_id", "state", "policy_sha256"),
-    *_integer("declared_units"),
-    *_text("noise_multiplier", "epsilon", "delta", "sampler_delta"),
-    _event_id(),
-)
-watermark_key = Table(
-    "watermark_key",
-    metadata,
-    Column("id", Text, primary_key=True),
-    *_text("commitment", "wrapped_key"),
-    *_integer("key_epoch"),
-    *_text("state"),
-    _event_id(),
-)
 
-BUSINESS = (dataset, model, run, policy, evaluation, watermark_key)
+def _table_of(kind: type[CatalogRow]) -> Table:
+    (key, *rest) = COLUMNS[kind]
+    columns: list[Column[Any]] = [Column(key.name, Text, primary_key=True)]
+    for column in rest:
+        text_or_whole: Any = WHOLE if column.whole else Text
+        unique = column.name in kind.unique or None
+        columns.append(Column(column.name, text_or_whole, nullable=column.nullable, unique=unique))
+    reference = ForeignKey("entry.event_id", deferrable=True, initially="DEFERRED")
+    return Table(kind.table, metadata, *columns, Column("event_id", Text, reference, nullable=False))
+
+
+TABLE_OF = {kind: _table_of(kind) for kind in ROWS}
+"""The tables of the catalog: the columns of their rows, and the event that wrote each row last."""
 OWN = frozenset(metadata.tables) | {"alembic_version"}
+_SINCE = {kind.table: kind.since for kind in ROWS} | {"cosig": "0003"}  # the others are there since 0001
+REVISION = max(_SINCE.values())
 
 
 def tables_since_the_first() -> list[str]:
     """Name the tables that every revision has."""
-    return sorted(OWN - _SINCE.keys())
+    return sorted(name for name in OWN if _SINCE.get(name, "0001") == "0001")
 
 
 def present(connection: Connection, table: Table) -> bool:

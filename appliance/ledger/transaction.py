@@ -8,7 +8,6 @@ from sqlalchemy import Connection
 
 from appliance.errors import ApplianceError
 from appliance.events.event import Event
-from appliance.ledger import schema
 from appliance.ledger.gateways import Gateway, WritableGateway
 from appliance.ledger.leaf import new_event_id
 from appliance.ledger.log import Appender, Context
@@ -19,12 +18,12 @@ class Reading:
     """The catalog in one snapshot, for reading."""
 
     def __init__(self, connection: Connection) -> None:
-        self.datasets = Gateway(connection, schema.dataset, DatasetRow)
-        self.models = Gateway(connection, schema.model, ModelRow)
-        self.runs = Gateway(connection, schema.run, RunRow)
-        self.policies = Gateway(connection, schema.policy, PolicyRow)
-        self.evaluations = Gateway(connection, schema.evaluation, EvaluationRow)
-        self.watermark_keys = Gateway(connection, schema.watermark_key, WatermarkKeyRow)
+        self.datasets = Gateway(connection, DatasetRow)
+        self.models = Gateway(connection, ModelRow)
+        self.runs = Gateway(connection, RunRow)
+        self.policies = Gateway(connection, PolicyRow)
+        self.evaluations = Gateway(connection, EvaluationRow)
+        self.watermark_keys = Gateway(connection, WatermarkKeyRow)
 
 
 class Transaction:
@@ -38,12 +37,12 @@ class Transaction:
         self._connection = connection
         self._context = context
         self._appender: Appender | None = None
-        self.datasets = WritableGateway(connection, schema.dataset, DatasetRow, self._permit)
-        self.models = WritableGateway(connection, schema.model, ModelRow, self._permit)
-        self.runs = WritableGateway(connection, schema.run, RunRow, self._permit)
-        self.policies = WritableGateway(connection, schema.policy, PolicyRow, self._permit)
-        self.evaluations = WritableGateway(connection, schema.evaluation, EvaluationRow, self._permit)
-        self.watermark_keys = WritableGateway(connection, schema.watermark_key, WatermarkKeyRow, self._permit)
+        self.datasets = WritableGateway(connection, DatasetRow, self._permit)
+        self.models = WritableGateway(connection, ModelRow, self._permit)
+        self.runs = WritableGateway(connection, RunRow, self._permit)
+        self.policies = WritableGateway(connection, PolicyRow, self._permit)
+        self.evaluations = WritableGateway(connection, EvaluationRow, self._permit)
+        self.watermark_keys = WritableGateway(connection, WatermarkKeyRow, self._permit)
 
     def append(self, event: Event) -> int:
         """Write the staged rows and the entry that covers them; no row can be changed after it.
@@ -71,8 +70,7 @@ class Transaction:
             self._appender.flush()
 
     def _gateways(self) -> tuple[WritableGateway[Any], ...]:
-        catalog = (self.datasets, self.models, self.runs, self.policies)
-        return (*catalog, self.evaluations, self.watermark_keys)
+        return tuple(value for value in vars(self).values() if isinstance(value, WritableGateway))
 
     def _permit(self) -> None:
         if self._appender is not None:

@@ -78,7 +78,7 @@ class Report:
     sections: tuple[Section, ...]
 
     def sentences(self) -> Iterator[Sentence]:
-        """Every sentence that is shown, in order."""
+        """List every sentence that is shown, in order."""
         yield self.headline
         yield from (finding.sentence for finding in self.findings)
         for section in self.sections:
@@ -86,7 +86,7 @@ class Report:
                 yield from sentences_of(block)
 
     def figures(self) -> Iterator[Figure]:
-        """Every figure that is shown, in order, as often as it is shown."""
+        """List every figure that is shown, in order, as often as it is shown."""
         for sentence in self.sentences():
             yield from (part for part in sentence if isinstance(part, Figure))
 

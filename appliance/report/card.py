@@ -1,18 +1,32 @@
-"""`README.md`: the model card that goes with the adapter, in the form of the Hugging Face hub."""
+"""`README.md`: the model card that goes with the adapter, in the form of the Hugging Face hub.
+
+Its sentences hold no figure. Figures stand in tables, each under the name that `privacy_statement.json` gives it, so
+that the verifier can compare them; every other line is one of `wording.txt`.
+"""
 
 from __future__ import annotations
 
 import re
 
 from appliance.errors import ApplianceError
-from appliance.report.blocks import say, words
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Sentence, fact
-from appliance.report.guarantee import guarantee_sentence, odds
+from appliance.report.figures import Figure, Sentence
+from appliance.report.statement import named_figures
 from appliance.report.verdict import utility, watermark
+from appliance.report.wording import check
 
 TAGS = ("lora", "differential-privacy", "dp-sgd")
+GUARANTEE = (
+    *("epsilon", "delta", "odds_bound", "unit_of_privacy", "max_records_per_unit", "neighbouring_relation"),
+    *("declared_units", "attempts", "sample_rate", "noise_multiplier", "clip_norm", "clipping"),
+)
+UTILITY = ("gain", "gain_low", "gain_high", "evaluation_epsilon", "evaluation_delta")
+WATERMARK = ("watermark_score", "watermark_p_bound")
+IDENTITY = ("run", "base_model_digest")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,40}")
+_VALUE = re.compile(r"\| \w+ \| `.*` \||(base_model|license|license_name): \".*\"")
+_UNNAMED = 'license_name: "unknown"'
+_PLAIN = re.compile(r"[\w.^/+-]+", re.ASCII)
 _LOADING = """```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,83 +45,89 @@ def model_card(evidence: Evidence) -> bytes:
     """
     if evidence.settled is None:
         raise ApplianceError("only a finished run has an adapter to describe", where=evidence.run_id)
-    parts = [_front_matter(evidence), "# LoRA adapter trained with differential privacy", *_body(evidence)]
-    return ("\n\n".join(parts) + "\n").encode()
+    written = lines(evidence)
+    check(line for line in written if not has_value(line))
+    return "".join(f"{line}\n" for line in written).encode()
+
+
+def lines(evidence: Evidence) -> list[str]:
+    """Write the card, line by line."""
+    body = ["# LoRA adapter trained with differential privacy", *_body(evidence)]
+    return [*_front_matter(evidence), *"\n\n".join(body).split("\n")]
+
+
+def has_value(line: str) -> bool:
+    """Tell whether a line states a value of the ledger: a row of a table, or a name in the front matter."""
+    return line != _UNNAMED and re.fullmatch(_VALUE, line) is not None
 
 
 def _body(evidence: Evidence) -> list[str]:
-    reserved = evidence.reserved
+    figures = dict(named_figures(evidence))
     return [
-        _text(
-            say(
-                *("Run ", fact(reserved, "/run_id"), " fine-tuned the base model ", fact(reserved, "/model_id")),
-                " on private data. This directory holds the adapter, not the base model.",
-            )
-        ),
+        "This directory holds a LoRA adapter that was fine-tuned on private data, not its base model.",
+        *_table(figures, IDENTITY),
         "## Guarantee",
-        _text(guarantee_sentence(evidence)),
-        *_odds(evidence),
-        "The bound covers this fine-tuning only: not the training data of the base model, and not other "
-        "releases. It says "
-        "how much can be inferred at most, not that nothing can. `privacy_statement.json` has every value with "
-        "its place "
-        "in the ledger.",
+        "The adapter is (epsilon, delta)-differentially private, by DP-SGD: adding or removing one unit of privacy "
+        "changes the probability of any outcome by at most a factor of e to the power epsilon, up to delta. This holds "
+        "against anyone who is given the adapter and the plan of the run, whatever else they know and however they "
+        "compute, and even if they saw every noised sum of the training. The odds bound is that factor.",
+        *_table(figures, GUARANTEE),
+        "The bound covers this fine-tuning only: not the training data of the base model, and not other releases. It "
+        "says how much can be inferred at most, not that nothing can. `privacy_statement.json` has every value with "
+        "its place in the ledger.",
         "## Utility",
-        _text(utility(evidence).sentence),
+        _opening(utility(evidence).sentence),
+        *_table(figures, UTILITY),
         "## Watermark",
-        _text(watermark(evidence).sentence),
-        _text(_mark(evidence)),
+        _opening(watermark(evidence).sentence),
+        *_table(figures, WATERMARK),
+        _mark(evidence),
         "## Use",
         "Stock PEFT loads it; nothing of the appliance is needed.",
         _LOADING,
-        _text(_base(evidence)),
+        "The base model is the one whose files have the SHA-256 that is given above as its digest.",
         "## Limits",
-        "No attack was run on the finished adapter. `report.html` lists what was performed, what was not, and "
-        "what none of "
-        "it shows. What the adapter writes can be false, unsafe or unfair.",
+        "No attack was run on the finished adapter. `report.html` lists what was performed, what was not, and what "
+        "none of it shows. What the adapter writes can be false, unsafe or unfair.",
         "## Check",
-        "`python verify.py . --trusted-key KEYS` checks every file and every figure offline. Get KEYS on another "
-        "way than "
-        "with this directory.",
+        "`python3 -I verify.py . --trusted-key KEYS` checks every file, every figure and every sentence offline. Get "
+        "KEYS on another way than with this directory.",
     ]
 
 
-def _odds(evidence: Evidence) -> list[str]:
-    bound = odds(evidence.settled) if evidence.settled else None
-    if bound is None:
-        return []
-    end = ", up to delta."
-    return [_text(say("Whoever asks whether one unit was in the data can multiply their odds by at most ", bound, end))]
+def _table(figures: dict[str, Figure], names: tuple[str, ...]) -> list[str]:
+    """Put figures in a table, or nothing. A value that could be markup is left out; the privacy statement has it."""
+    known = [(name, str(figures[name])) for name in names if name in figures]
+    rows = [f"| {name} | `{value}` |" for name, value in known if _PLAIN.fullmatch(value)]
+    return ["\n".join(["| value | |", "|---|---|", *rows])] if rows else []
 
 
-def _mark(evidence: Evidence) -> Sentence:
+def _opening(sentence: Sentence) -> str:
+    """Take a sentence of the report up to its first figure."""
+    return str(sentence[0]).rstrip(": ").removesuffix(".") + "."
+
+
+def _mark(evidence: Evidence) -> str:
     if evidence.last("watermark.embedded") is None:
-        return words("The adapter was released as it was trained.")
-    return words(
-        "The mark was embedded after training with a key that is independent of the data, so it leaves epsilon "
-        "and delta as "
-        "they are. Its owner can recognise the adapter, also merged or quantised, as far as the report predicts."
+        return "The adapter was released as it was trained."
+    return (
+        "The mark was embedded after training with a key that is independent of the data, so it leaves epsilon and "
+        "delta as they are. Its owner can recognise the adapter, also merged or quantised, as far as the report "
+        "predicts."
     )
 
 
-def _base(evidence: Evidence) -> Sentence:
-    model = evidence.last("model.imported")
-    if model is None:
-        return words("Use the base model that the run names.")
-    return say("The base model is the one whose files have the SHA-256 ", fact(model, "/sha256"), ".")
-
-
-def _front_matter(evidence: Evidence) -> str:
+def _front_matter(evidence: Evidence) -> list[str]:
     model = evidence.last("model.imported")
     licence = str(model.facts["licence"]) if model else ""
-    lines = ["---"]
-    if _LICENCE.fullmatch(licence.lower()):
-        lines.append(f"license: {quoted(licence.lower())}")
+    found = ["---"]
+    if _LICENCE.fullmatch(licence):
+        found.append(f"license: {quoted(licence)}")
     else:
-        lines += ["license: other", f"license_name: {quoted(licence or 'unknown')}"]
-    lines += [f"base_model: {quoted(evidence.reserved.facts['model_id'])}", "base_model_relation: adapter"]
-    lines += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(evidence))]
-    return "\n".join([*lines, "---"])
+        found += ["license: other", f"license_name: {quoted(licence)}" if licence else _UNNAMED]
+    found += [f"base_model: {quoted(evidence.reserved.facts['model_id'])}", "base_model_relation: adapter"]
+    found += ["library_name: peft", "pipeline_tag: text-generation", "tags:", *(f"- {tag}" for tag in _tags(evidence))]
+    return [*found, "---", ""]
 
 
 def _tags(evidence: Evidence) -> tuple[str, ...]:
@@ -115,25 +135,12 @@ def _tags(evidence: Evidence) -> tuple[str, ...]:
 
 
 def quoted(text: str) -> str:
-    """Any text as a double-quoted YAML scalar of printable ASCII."""
+    """Quote any text as a YAML scalar in which nothing is markup."""
     return '"' + "".join(_character(ord(char)) for char in text) + '"'
 
 
 def _character(code: int) -> str:
     char = chr(code)
-    if 0x20 <= code < 0x7F and char not in '"\\':
+    if code < 0x7F and (char.isalnum() or char in " ._/+-"):
         return char
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def _text(sentence: Sentence) -> str:
-    """Write a sentence as Markdown: values of the ledger in code spans, where nothing is markup."""
-    return "".join(part if isinstance(part, str) else code_span(str(part)) for part in sentence)
-
-
-def code_span(text: str) -> str:
-    """Any text as a Markdown code span: fenced by more backticks than it holds, on one line (CommonMark 6.1)."""
-    line = "".join(char if char.isprintable() else " " for char in text)
-    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{pad}{line or ' '}{pad}{fence}"

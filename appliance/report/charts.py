@@ -30,7 +30,7 @@ def number(figure: Figure) -> float:
 
 
 def spending(points: Sequence[tuple[Figure, Figure]], finals: Mapping[str, Figure], reserved: Figure) -> str:
-    """Epsilon against sampled steps by PLD, with the ends by PRV and RDP, and what was reserved."""
+    """Draw epsilon against sampled steps by PLD, with the ends by PRV and RDP, and what was reserved."""
     xs, ys = [number(step) for step, _ in points], [number(epsilon) for _, epsilon in points]
     end, prv, rdp, most = xs[-1], number(finals["prv"]), number(finals["rdp"]), number(reserved)
     top = max(ys[-1], prv, rdp, most) * 1.12 or 1.0
@@ -86,7 +86,7 @@ def gauge(name: str, before: Figure, after: Figure, cap: Figure, charged: Figure
 
 
 def forest(name: str, title: str, rows: Sequence[tuple[str, Figure, Figure, Figure]], axis: str) -> str:
-    """One line for each (letter, estimate, low, high), with a line at zero."""
+    """Draw one line for each (letter, estimate, low, high), with a line at zero."""
     ends = [number(figure) for _, *figures in rows for figure in figures]
     low, high = min(0.0, *ends), max(0.0, *ends)
     margin = (high - low or 1.0) * 0.12
@@ -134,7 +134,7 @@ def _text(axes: Axes, x: float, y: float, words: str, color: str, **options: Any
 
 
 def _label_ends(axes: Axes, x: float, top: float, labels: list[tuple[float, str, str]]) -> None:
-    """Labels near their heights, pushed apart where they would overlap, with a line from height to label."""
+    """Place labels near their heights, pushed apart where they would overlap, with a line from height to label."""
     gap = top * 0.075
     for (height, words, color), place in zip(sorted(labels), _apart(sorted(labels), gap), strict=True):
         axes.plot([x, x * 1.035], [height, place], color=color, linewidth=0.8)
@@ -142,7 +142,7 @@ def _label_ends(axes: Axes, x: float, top: float, labels: list[tuple[float, str,
 
 
 def _apart(labels: list[tuple[float, str, str]], gap: float) -> list[float]:
-    """Heights at least `gap` apart: the mean of pushing up from below and of pushing down from above."""
+    """Push heights at least `gap` apart: the mean of pushing up from below and of pushing down from above."""
     up = [labels[0][0]]
     for height, *_ in labels[1:]:
         up.append(max(height, up[-1] + gap))
@@ -187,14 +187,16 @@ def _svg(name: str, title: str, description: str, size: tuple[float, float], dra
 
 
 def _inline(svg: str, name: str, title: str, description: str) -> str:
-    """Take the `svg` element alone, with a title, and ids that no other chart of the page has."""
+    """Take the `svg` element alone, with a title, and ids that no other chart of the page has.
+
+    Only tags and attributes that the verifier takes for shapes come out; title and description on lines of their own.
+    """
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = _ID.sub(rf"\g<1>{name}-", svg)
-    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)
-    labels = f'role="img" aria-labelledby="{name}-title {name}-desc"'
-    inside = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
-    opening = re.sub(r"<svg\b", f"<svg {labels}", svg, count=1)
-    return re.sub(r">", lambda _: f">{inside}", opening, count=1)
+    (box,) = re.findall(r'^<svg[^>]* viewBox="([0-9. ]+)"', svg)
+    opening = f'<svg role="img" aria-labelledby="{name}-title {name}-desc" viewBox="{box}">'
+    inside = f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(description)}</desc>'
+    return f"{opening}\n{inside}\n{svg.partition('>')[2]}"

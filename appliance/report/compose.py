@@ -87,16 +87,19 @@ def proof_section(evidence: Evidence) -> Section:
             words(
                 "Every value on this page that came from a run names its entry and its place there: hold the "
                 "pointer over "
-                "it, or read the attributes data-entry and data-fact, or the list of figures in report.json."
+                "it, or read the attributes data-entry and data-fact, or the list of figures in report.json. The "
+                "words around values are those of wording.txt; the verifier takes no others."
             ),
             words(
-                "Copy this directory to another machine and run: python verify.py . --trusted-key KEYS. KEYS are the "
-                "verifier keys of the log, or their fingerprint, which you got on another way than with this directory."
+                "Copy this directory to another machine and run: python3 -I verify.py . --trusted-key KEYS. KEYS are "
+                "the verifier keys of the log, or their fingerprint, which you got on another way than with this "
+                "directory."
             ),
             words(
                 "The verifier is one file of plain Python, made to be read. It recomputes every leaf hash and "
                 "inclusion "
-                "proof (RFC 6962) up to the signed root, and compares every figure with its entry."
+                "proof (RFC 6962) up to the signed root, and compares every figure with its entry and every line with "
+                "the list."
             ),
         )
     )

@@ -36,7 +36,7 @@ class SignedHead:
     note: str
 
     def figure(self, field: str) -> Figure:
-        """One of `origin`, `size`, `root`."""
+        """Cite one of `origin`, `size`, `root`."""
         return Figure("head", -1, f"/{field}", {"origin": self.origin, "size": self.size, "root": self.root}[field])
 
 
@@ -58,7 +58,7 @@ class Evidence:
         return next((event for event in self.events if event.type in types), None)
 
     def all(self, *types: str) -> tuple[LoggedEvent, ...]:
-        """Every entry about the run of one of these types, oldest first."""
+        """List every entry about the run of one of these types, oldest first."""
         return tuple(event for event in self.events if event.type in types)
 
     @property

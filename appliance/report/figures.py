@@ -32,23 +32,14 @@ class Figure:
     pointer: str
     value: Any
 
-    @property
-    def name(self) -> str:
-        """A name that is the same in every report: where the value comes from, without the index."""
-        return self.pointer.removeprefix("/").replace("/", ".")
-
     def __str__(self) -> str:
         return text(self.value)
 
     def __html__(self) -> str:
-        entry = "" if self.source == "head" else Markup(' data-entry="{}"').format(self.entry)
-        place = Markup(' data-{}="{}"').format(self.place, self.pointer)
-        look = Markup(' data-look="digest"') if _is_long(self.value) else ""
+        entry = Markup("") if self.source == "head" else Markup(' data-entry="{}"').format(self.entry)
+        look = Markup(' data-look="digest"') if _is_long(self.value) else Markup("")
         title = "tree head" if self.source == "head" else f"entry {self.entry}, {self.place} {self.pointer}"
-        opening = Markup('<data class="{}"{}{}{} title="{}" value="{}">').format(
-            self.source, look, entry, place, title, str(self)
-        )
-        return opening + escape(str(self)) + Markup("</data>")
+        return _element(self.source, look + entry, self.place, self.pointer, title, str(self))
 
     @property
     def place(self) -> str:
@@ -67,21 +58,22 @@ class Key:
         return self.pointer.rsplit("/", 1)[-1].replace("~1", "/").replace("~0", "~")
 
     def __html__(self) -> str:
-        opening = Markup('<code class="key" data-entry="{}" data-fact="{}">').format(self.entry, self.pointer)
-        return opening + escape(str(self)) + Markup("</code>")
+        entry = Markup(' data-entry="{}"').format(self.entry)
+        return _element("key", entry, "fact", self.pointer, f"entry {self.entry}, fact {self.pointer}", str(self))
+
+
+def _element(look: str, entry: Markup, place: str, pointer: str, title: str, shown: str) -> Markup:
+    """Write a `data` element in the one form that the verifier takes (docs/spec/bundle.md)."""
+    opening = Markup('<data class="{}"{} data-{}="{}" title="{}" value="{}">')
+    return opening.format(look, entry, place, pointer, title, shown) + escape(shown) + Markup("</data>")
 
 
 Sentence = tuple["str | Figure | Key", ...]
 """Words and figures in order. Plain words hold no value."""
 
 
-def plain(sentence: Sentence) -> str:
-    """Write a sentence as text."""
-    return "".join(str(part) for part in sentence)
-
-
 def text(value: Any) -> str:
-    """How a value is shown: text as it is, whole numbers in decimal, everything else as canonical JSON."""
+    """Say how a value is shown: text as it is, whole numbers in decimal, everything else as canonical JSON."""
     if isinstance(value, str):
         return value
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER).decode()
@@ -106,7 +98,7 @@ def leaf_field(event: LoggedEvent, pointer: str) -> Figure:
 
 
 def states(event: LoggedEvent, pointer: str) -> bool:
-    """Whether the entry states a fact at this pointer that is not null."""
+    """Tell whether the entry states a fact at this pointer that is not null."""
     try:
         return resolve(event.facts, pointer) is not None
     except ApplianceError:
@@ -132,7 +124,7 @@ def escape_token(name: str) -> str:
 
 
 def items(event: LoggedEvent, pointer: str) -> Iterator[tuple[str, Figure]]:
-    """Every (key, figure) of an object, or (position, figure) of a list, in order."""
+    """List every (key, figure) of an object, or (position, figure) of a list, in order."""
     value = resolve(event.facts, pointer)
     keys = sorted(value) if isinstance(value, Mapping) else [str(position) for position in range(len(value))]
     for key in keys:

@@ -9,7 +9,7 @@ from appliance.jobs.plan import UnitKind
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, Key, Sentence, fact, items, leaf_field, states
+from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
 WHAT_IT_COSTS = {
@@ -35,13 +35,13 @@ def unit_words(evidence: Evidence) -> Sentence:
 
 
 def guarantee_sentence(evidence: Evidence) -> Sentence:
-    """Mechanism, unit of privacy, neighbouring relation, epsilon, delta, what is released, against whom."""
+    """State mechanism, unit of privacy, neighbouring relation, epsilon, delta, what is released, against whom."""
     reserved, ending = evidence.reserved, evidence.settled
     if ending is None:
         return _no_guarantee(evidence)
     return say(
         "The adapter of this run was made by DP-SGD on LoRA parameters: ",
-        *(fact(ending, "/attempts"), " Poisson-sampled steps with sample rate ", *_rates(ending)),
+        *(fact(ending, "/attempts"), " Poisson-sampled steps with ", *_rate(ending)),
         *(", clip norm ", fact(reserved, "/plan/max_grad_norm"), " (", fact(reserved, "/plan/clipping")),
         *(") and Gaussian noise of multiplier ", fact(ending, "/noise_multiplier"), ". It is (epsilon = "),
         *(fact(ending, "/epsilon_charged"), ", delta = ", fact(ending, "/delta")),
@@ -53,16 +53,22 @@ def guarantee_sentence(evidence: Evidence) -> Sentence:
     )
 
 
-def _rates(ending: LoggedEvent) -> Sentence:
-    """State the sample rate, or that of every phase of a curriculum."""
-    if not states(ending, "/phases"):
-        return (fact(ending, "/sample_rate"),)
-    found: list[str | Figure | Key] = []
-    for place, _ in items(ending, "/phases"):
-        phase = f"/phases/{place}"
-        found += [", then " if found else "", fact(ending, f"{phase}/sample_rate"), " ("]
-        found += [fact(ending, f"{phase}/attempts"), " in phase ", fact(ending, f"{phase}/name"), ")"]
-    return tuple(found)
+def _rate(ending: LoggedEvent) -> Sentence:
+    """State the sample rate; that of every phase of a curriculum is said by `_phases`."""
+    if states(ending, "/phases"):
+        return words("the sample rate of each phase")
+    return say("sample rate ", fact(ending, "/sample_rate"))
+
+
+def _phases(ending: LoggedEvent | None) -> list[Block]:
+    """Say what each phase of a curriculum sampled; they followed each other in this order."""
+    if ending is None or not states(ending, "/phases"):
+        return []
+    rows = tuple(
+        tuple(say(fact(ending, f"{phase.pointer}/{key}")) for key in ("name", "attempts", "sample_rate"))
+        for _, phase in items(ending, "/phases")
+    )
+    return [Table("Phases of the curriculum, in order", ("Phase", "Sampled steps", "Sample rate"), rows)]
 
 
 def _no_guarantee(evidence: Evidence) -> Sentence:
@@ -85,7 +91,12 @@ def guarantee_section(evidence: Evidence) -> Section:
     return Section(
         "guarantee",
         "The guarantee",
-        (Paragraph(guarantee_sentence(evidence)), *_meaning(evidence), _nist_table(evidence)),
+        (
+            Paragraph(guarantee_sentence(evidence)),
+            *_phases(evidence.settled),
+            *_meaning(evidence),
+            _nist_table(evidence),
+        ),
     )
 
 
@@ -149,10 +160,8 @@ def _phase_rows(plan: LoggedEvent) -> list[tuple[str, Sentence]]:
 def _filter(plan: LoggedEvent, phase: str) -> Sentence:
     if not states(plan, f"{phase}/field"):
         return ()
-    values: list[str | Figure | Key] = []
-    for _, value in items(plan, f"{phase}/values"):
-        values += [" or " if values else "", value]
-    return (" that have a record whose ", fact(plan, f"{phase}/field"), " is ", *values)
+    values = fact(plan, f"{phase}/values")
+    return (" that have a record whose ", fact(plan, f"{phase}/field"), " is one of ", values)
 
 
 def _relation(plan: LoggedEvent) -> str:
@@ -170,7 +179,7 @@ def _parameters(plan: LoggedEvent, ending: LoggedEvent | None) -> Sentence:
 
 
 def spending_section(evidence: Evidence) -> Section:
-    """Epsilon against sampled steps, by three accountants, and the place of the empirical bound."""
+    """Show epsilon against sampled steps, by three accountants, and the place of the empirical bound."""
     ending = evidence.ending
     if ending is None:
         blocks: tuple[Block, ...] = (Paragraph(words("The run has not been settled: not performed.")),)

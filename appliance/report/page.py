@@ -3,39 +3,65 @@
 from __future__ import annotations
 
 import functools
-from importlib.resources import files
+import re
+from collections.abc import Callable
 from typing import Any
 
 import rfc8785
 from markupsafe import Markup
 
-from appliance.report.blocks import Block, Chart, Listing, Paragraph, Report, Table
+from appliance.report.blocks import Chart, Report
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, leaf_field, plain
+from appliance.report.figures import Figure, Key, leaf_field
+from appliance.report.wording import packaged, placed
 
-SCHEMA = "appliance.report/1"
+SCHEMA = "appliance.report/2"
 TONES = {"good": "holds", "caution": "with care", "bad": "problem", "open": "not known"}
 
 
-def html(report: Report, evidence: Evidence, version: str, language: str) -> bytes:
-    """Draw the page. Self-contained: no script, nothing is loaded from anywhere, not even from beside it."""
-    template = _environment().get_template("report.html.jinja")
-    style = Markup(_packaged("style.css"))  # noqa: S704 - our own file
+def html(report: Report, evidence: Evidence, language: str) -> bytes:
+    """Draw the page. Self-contained: no script, nothing is loaded from anywhere, not even from beside it.
+
+    One block stands on one line: the verifier compares line by line.
+    """
+    return _render(report, evidence, language, lambda part: part, _draw).encode()
+
+
+def skeleton(report: Report, evidence: Evidence, language: str) -> str:
+    """Draw the page with the place of each figure instead of it, and the words of each drawing instead of it."""
+    return _render(report, evidence, language, lambda part: placed(part, evidence), _words_of)
+
+
+def _render(
+    report: Report,
+    evidence: Evidence,
+    language: str,
+    shown: Callable[[str | Figure | Key], Any],
+    drawn: Callable[[Chart], Markup],
+) -> str:
     values = {
         "report": report,
         "tones": TONES,
-        "style": style,
+        "style": Markup(packaged("templates/style.css")),  # noqa: S704 - our own file
         "language": language,
-        "version": version,
         "run": leaf_field(evidence.reserved, "/subject"),
         "head": {field: evidence.head.figure(field) for field in ("origin", "size", "root")},
-        "state": evidence.state,
+        "shown": shown,
+        "drawn": drawn,
     }
-    return str(template.render(**values)).encode()
+    return str(_environment().get_template("report.html.jinja").render(**values))
 
 
-def twin(report: Report, evidence: Evidence, version: str, language: str) -> bytes:
-    """Write the same as canonical JSON (RFC 8785) and a newline: every figure with its place, and every word."""
+def _draw(chart: Chart) -> Markup:
+    return Markup(chart.svg)  # noqa: S704 - drawn by us; its only foreign text, the title, is escaped
+
+
+def _words_of(chart: Chart) -> Markup:
+    return Markup("\n".join(re.findall("<(?:title|desc)[^>]*>([^<]*)<", chart.svg)))  # noqa: S704 - escaped as above
+
+
+def twin(report: Report, evidence: Evidence, language: str) -> bytes:
+    """Write verdict and figures as canonical JSON (RFC 8785) and a newline. Sentences stand on the page alone."""
     head = evidence.head
     shown = [*report.figures(), *(head.figure(field) for field in ("origin", "size", "root"))]
     shown.append(leaf_field(evidence.reserved, "/subject"))
@@ -46,64 +72,23 @@ def twin(report: Report, evidence: Evidence, version: str, language: str) -> byt
         "origin": head.origin,
         "tree_size": head.size,
         "root": head.root,
-        "version": version,
         "language": language,
-        "verdict": {"tone": report.tone, "sentence": plain(report.headline)},
-        "findings": [{"topic": f.topic, "tone": f.tone, "sentence": plain(f.sentence)} for f in report.findings],
-        "figures": [_placed(figure) for figure in dict.fromkeys(_hashable(figure) for figure in shown)],
-        "sections": [
-            {"anchor": section.anchor, "title": section.title, "blocks": [_block(block) for block in section.blocks]}
-            for section in report.sections
-        ],
+        "verdict": {"tone": report.tone},
+        "findings": [{"topic": finding.topic, "tone": finding.tone} for finding in report.findings],
+        "figures": [_placed(figure) for figure in {(f.source, f.entry, f.pointer): f for f in shown}.values()],
     }
     return rfc8785.dumps(document) + b"\n"
 
 
-class _Placed(tuple[str, int, str]):
-    """A place, with the figure that stands there."""
-
-    figure: Figure
-
-
-def _hashable(figure: Figure) -> _Placed:
-    placed = _Placed((figure.source, figure.entry, figure.pointer))
-    placed.figure = figure
-    return placed
-
-
-def _placed(placed: _Placed) -> dict[str, Any]:
-    figure = placed.figure
-    found = {"name": figure.name, figure.place: figure.pointer, "value": figure.value}
+def _placed(figure: Figure) -> dict[str, Any]:
+    found = {figure.place: figure.pointer, "value": figure.value}
     return found if figure.source == "head" else {**found, "entry": figure.entry}
-
-
-def _block(block: Block) -> dict[str, Any]:
-    if isinstance(block, Paragraph):
-        return {"kind": block.kind, "text": plain(block.sentence)}
-    if isinstance(block, Listing):
-        return {"kind": block.kind, "rows": [plain(row) for row in block.rows]}
-    if isinstance(block, Table):
-        rows = [[plain(cell) for cell in row] for row in block.rows]
-        return {"kind": block.kind, "caption": block.caption, "head": list(block.head), "rows": rows}
-    return {"kind": block.kind, "caption": block.caption}
 
 
 @functools.cache
 def _environment() -> Any:
-    """Templates, with everything escaped that is not markup already."""
+    """Load the templates, with everything escaped that is not markup already."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
-    loader = DictLoader({"report.html.jinja": _packaged("report.html.jinja")})
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["drawing"] = _drawing
-    return environment
-
-
-def _drawing(chart: Chart) -> Markup:
-    return Markup(chart.svg)  # noqa: S704 - drawn by us; its only foreign text, the title, is escaped
-
-
-def _packaged(name: str) -> str:
-    return (files("appliance.report") / "templates" / name).read_text(encoding="utf-8")
+    loader = DictLoader({"report.html.jinja": packaged("templates/report.html.jinja")})
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

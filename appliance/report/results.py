@@ -69,7 +69,7 @@ def utility_section(evidence: Evidence) -> Section:
 
 
 def _earlier(evidence: Evidence, shown: LoggedEvent | None) -> list[Table]:
-    """Other evaluations of the run, so that nobody shows the best of many without saying so."""
+    """List other evaluations of the run, so that nobody shows the best of many without saying so."""
     others = [event for event in evidence.all("evaluation.settled", "evaluation.failed") if event is not shown]
     rows = tuple(
         (
@@ -199,6 +199,6 @@ def _libraries(event: LoggedEvent) -> list[Table]:
 
 
 def above_zero(event: LoggedEvent, row: Figure) -> bool | None:
-    """Whether an interval lies above zero (true), below it (false), or contains it (None)."""
+    """Tell whether an interval lies above zero (true), below it (false), or contains it (None)."""
     low, high = (Decimal(resolve(event.facts, f"{row.pointer}/{key}")) for key in ("low", "high"))
     return True if low > 0 else False if high < 0 else None

@@ -1,4 +1,7 @@
-"""`privacy_statement.json`: what is guaranteed, for programs. Each value names the entry in which it stands."""
+"""`privacy_statement.json`: what is guaranteed, for programs. Each value has a name and the entry in which it stands.
+
+`wording.txt` lists each name with the places that it may stand for; the verifier refuses any other.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from typing import Any
 import rfc8785
 
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, fact, plain, states
-from appliance.report.guarantee import guarantee_sentence, odds
+from appliance.report.figures import Figure, fact, items, states
+from appliance.report.guarantee import odds
 
-SCHEMA = "appliance.privacy/1"
+SCHEMA = "appliance.privacy/2"
 PLAN = {
     "unit_of_privacy": "unit",
     "max_records_per_unit": "max_records",
@@ -33,9 +36,14 @@ SPENT = {
     "epsilon_rdp": "epsilon_rdp",
 }
 BUDGET = {"lifetime_epsilon_before": "epsilon_before", "lifetime_epsilon_after": "epsilon_after", "lifetime_cap": "cap"}
+RUN = {"run": "run_id", "dataset": "dataset_id", "base_model": "model_id"}
+MODEL = {"base_model_digest": "sha256", "license": "licence"}
+MARK = {"watermark_score": "score", "watermark_p_bound": "p_bound"}
+EVALUATION = {"evaluation_epsilon": "epsilon_charged", "evaluation_delta": "delta"}
+GAIN = {"gain": "gain_nat", "gain_low": "low", "gain_high": "high"}
 
 
-def privacy_statement(evidence: Evidence, version: str) -> bytes:
+def privacy_statement(evidence: Evidence) -> bytes:
     """Write the statement as canonical JSON (RFC 8785) with a newline."""
     document: Any = {
         "schema": SCHEMA,
@@ -43,29 +51,41 @@ def privacy_statement(evidence: Evidence, version: str) -> bytes:
         "state": evidence.state,
         "mechanism": "Poisson-subsampled Gaussian (DP-SGD) on LoRA parameters",
         "released": "the adapter and every noised sum it was computed from" if evidence.settled else "nothing",
-        "sentence": plain(guarantee_sentence(evidence)),
-        "values": [_value(name, figure) for name, figure in _figures(evidence)],
+        "values": [_value(name, figure) for name, figure in named_figures(evidence)],
         "ledger": {"origin": evidence.head.origin, "tree_size": evidence.head.size, "root": evidence.head.root},
-        "version": version,
     }
     return rfc8785.dumps(document) + b"\n"
 
 
-def _figures(evidence: Evidence) -> list[tuple[str, Figure]]:
+def named_figures(evidence: Evidence) -> list[tuple[str, Figure]]:
+    """List the figures of the statement under their names; the model card shows some of them."""
     reserved, ending = evidence.reserved, evidence.ending
     found = [(name, fact(reserved, f"/plan/{key}")) for name, key in PLAN.items()]
     found += [("phases", fact(reserved, "/plan/phases"))] if states(reserved, "/plan/phases") else []
-    found += [(name, fact(reserved, f"/{key}")) for name, key in BUDGET.items()]
-    found += [("dataset", fact(reserved, "/dataset_id")), ("base_model", fact(reserved, "/model_id"))]
+    found += [(name, fact(reserved, f"/{key}")) for name, key in (*BUDGET.items(), *RUN.items())]
     if ending is not None:
         found += [(name, fact(ending, f"/{key}")) for name, key in SPENT.items()]
         bound = odds(ending)
         found += [("odds_bound", bound)] if bound else []
-    evaluated = evidence.last("evaluation.settled")
-    if evaluated is not None:
-        found += [("evaluation_epsilon", fact(evaluated, "/epsilon_charged"))]
-        found += [("evaluation_delta", fact(evaluated, "/delta"))]
-    return found
+    return [
+        *found,
+        *_from(evidence, "model.imported", MODEL),
+        *_from(evidence, "watermark.embedded", MARK),
+        *_gain(evidence),
+    ]
+
+
+def _from(evidence: Evidence, type_: str, names: dict[str, str]) -> list[tuple[str, Figure]]:
+    event = evidence.last(type_)
+    return [(name, fact(event, f"/{key}")) for name, key in names.items()] if event else []
+
+
+def _gain(evidence: Evidence) -> list[tuple[str, Figure]]:
+    """List what the evaluation cost, and what its last comparison found: that of the adapter to be released."""
+    event = evidence.last("evaluation.settled")
+    rows = [row.pointer for _, row in items(event, "/comparisons")] if event else []
+    found = _from(evidence, "evaluation.settled", EVALUATION)
+    return found + [(name, fact(event, f"{rows[-1]}/{key}")) for name, key in GAIN.items()] if event and rows else found
 
 
 def _value(name: str, figure: Figure) -> dict[str, Any]:

@@ -35,18 +35,18 @@ def headline(evidence: Evidence, found: tuple[Finding, ...]) -> tuple[Tone, Sent
     missing = [topic.lower() for topic, tone in tones.items() if tone == "open" and topic != ATTACKS]
     careful = [topic.lower() for topic, tone in tones.items() if tone == "caution"]
     if bad:
-        return "bad", words(f"Do not rely on this adapter as it is. What is wrong: {_list(bad)}.")
+        return "bad", words(f"Do not rely on this adapter as it is. What is wrong:\n{_list(bad)}.")
     if missing:
-        return "caution", words(f"The adapter has a privacy guarantee. Nothing is known about: {_list(missing)}.")
+        return "caution", words(f"The adapter has a privacy guarantee. Nothing is known about:\n{_list(missing)}.")
     if careful:
-        return "caution", words(f"The adapter has a privacy guarantee. Read these lines with care: {_list(careful)}.")
+        return "caution", words(f"The adapter has a privacy guarantee. Read these lines with care:\n{_list(careful)}.")
     return "good", words(
         "The adapter has a privacy guarantee, and every check that was made came out well. No attack was run on it."
     )
 
 
 def privacy(evidence: Evidence) -> Finding:
-    """How much the guarantee is worth."""
+    """Say how much the guarantee is worth."""
     ending = evidence.settled
     if ending is None:
         return Finding("Privacy", "open", words("There is no adapter, so there is no guarantee to state."))
@@ -64,7 +64,7 @@ def privacy(evidence: Evidence) -> Finding:
 
 
 def budget(evidence: Evidence) -> Finding:
-    """Whether the reservation kept within the cap, and the charge within the reservation."""
+    """Say whether the reservation kept within the cap, and the charge within the reservation."""
     reserved, ending = evidence.reserved, evidence.ending
     numbers = say(fact(reserved, "/epsilon_after"), " of ", fact(reserved, "/cap"))
     if Decimal(reserved.facts["epsilon_after"]) > Decimal(reserved.facts["cap"]):
@@ -77,7 +77,7 @@ def budget(evidence: Evidence) -> Finding:
 
 
 def selftest(evidence: Evidence) -> Finding:
-    """Whether the engine was tested for this very job, before training, and passed; and again when it was resumed."""
+    """Say whether the engine passed its test for this very job, before training, and again when it was resumed."""
     topic, tests = "Self-test", evidence.all("audit.selftest")
     if not tests:
         unknown = "Not performed. That the engine does what the accountant assumes is untested."
@@ -102,7 +102,7 @@ def _failed(event: LoggedEvent) -> bool:
 
 
 def watermark(evidence: Evidence) -> Finding:
-    """Whether the mark is there, on this adapter, and was committed to before training."""
+    """Say whether the mark is there, on this adapter, and was committed to before training."""
     event, committed = evidence.last("watermark.embedded"), evidence.first("watermark.committed")
     if event is None:
         return Finding("Watermark", "open", words("Not performed. The adapter carries no mark."))
@@ -141,7 +141,7 @@ def _broken(evidence: Evidence, event: LoggedEvent, committed: LoggedEvent | Non
 
 
 def utility(evidence: Evidence) -> Finding:
-    """Whether the adapter is measurably of use."""
+    """Say whether the adapter is measurably of use."""
     event, topic = evidence.last("evaluation.settled"), "Utility"
     if event is None:
         failed = evidence.last("evaluation.failed")
@@ -171,7 +171,7 @@ def _interval(event: LoggedEvent, place: int) -> Sentence:
 
 
 def isolation(evidence: Evidence) -> Finding:
-    """Whether the training process was cut off from the network and from files."""
+    """Say whether the training process was cut off from the network and from files."""
     event, topic = evidence.settled, "Isolation"
     if event is None or not states(event, "/isolation"):
         return Finding(topic, "open", words("No finished training is recorded."))
@@ -190,7 +190,7 @@ ATTACKS = "Attacks"
 
 
 def attacks() -> Finding:
-    """Empirical attacks are not part of this release."""
+    """Say that empirical attacks are not part of this release."""
     return Finding(
         ATTACKS,
         "open",
@@ -199,4 +199,5 @@ def attacks() -> Finding:
 
 
 def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    """List names, each on a line of its own, so that `wording.txt` need not list every combination of them."""
+    return names[0] if len(names) == 1 else ",\n".join(names[:-1]) + " and\n" + names[-1]

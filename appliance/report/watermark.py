@@ -84,7 +84,7 @@ def _lasts(predicted: Figure) -> Sentence:
 
 
 def claimed(score: Decimal) -> bool:
-    """Whether a mark is claimed at this score: chance gives it with at most 2 exp(-score^2 / 2) < 2^-128."""
+    """Tell whether a mark is claimed at this score: chance gives it with at most 2 exp(-score^2 / 2) < 2^-128."""
     return 2 * (-score * score / 2).exp() < Decimal(2) ** -128
 
 

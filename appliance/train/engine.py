@@ -31,6 +31,7 @@ from appliance.train.memory import give_back
 from appliance.train.pointwise import RecordByRecord, follow_place
 from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
 
+Numbered = list[tuple[int, Encoded]]  # (number of its unit, record)
 _MAX_ROWS = 256
 _SMALL_PRODUCT = 16**3
 
@@ -238,9 +239,7 @@ class Engine:
                 totals[number] += row
         self.sum.add(totals)
 
-    def _compute_batches(
-        self, numbered: list[tuple[int, Encoded]]
-    ) -> Iterator[tuple[list[tuple[int, Encoded]], Tensor]]:
+    def _compute_batches(self, numbered: Numbered) -> Iterator[tuple[Numbered, Tensor]]:
         """Compute micro-batches and gradients. One that memory does not hold is split, and so are all that follow."""
         for batch in self._micro_batches(numbered):
             parts = [batch]
@@ -268,13 +267,13 @@ class Engine:
         self.shrink(self._fill(len(batch), batch[0].length) * self.pad_length(batch[0].length))
         return None
 
-    def _micro_batches(self, numbered: list[tuple[int, Encoded]]) -> Iterator[list[tuple[int, Encoded]]]:
+    def _micro_batches(self, numbered: Numbered) -> Iterator[Numbered]:
         # A record with nothing to supervise has a zero gradient; running the model would not change it.
         trained = sorted((item for item in numbered if item[1].positions), key=lambda item: (item[1].length, item[0]))
         for _, group in itertools.groupby(trained, key=lambda item: item[1].length):
             yield from self._split(list(group))
 
-    def _split(self, same: list[tuple[int, Encoded]]) -> list[list[tuple[int, Encoded]]]:
+    def _split(self, same: Numbered) -> list[Numbered]:
         """Split records of one bucket into micro-batches of proved row counts."""
         length = same[0][1].length
         sizes = deal(len(same), self._counts(length), self.pad_length(length), overhead(self._device))

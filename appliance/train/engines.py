@@ -54,8 +54,8 @@ class Ranks(Protocol):
         """Share the first rank's bytes, or None."""
         ...
 
-    def agree(self, tensor: Tensor) -> None:
-        """Raise `GateFailed` on every rank unless all hold the same bits."""
+    def agree(self, tensor: Tensor, what: str) -> None:
+        """Raise `GateFailed` on every rank unless all hold the same bits; `what` says of what."""
         ...
 
 
@@ -79,7 +79,7 @@ class Alone:
         """Give back the same."""
         return data
 
-    def agree(self, tensor: Tensor) -> None:
+    def agree(self, tensor: Tensor, what: str) -> None:
         """Agree with itself."""
 
 
@@ -152,14 +152,15 @@ class Several:
         mine = bytearray(data or b"") if self.main else bytearray(length)
         return bytes(self.share(torch.frombuffer(mine or bytearray(1), dtype=torch.uint8)).numpy())[:length]
 
-    def agree(self, tensor: Tensor) -> None:
+    def agree(self, tensor: Tensor, what: str) -> None:
         """Compare SHA-256 digests of the bytes."""
         digest = hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         found = [torch.empty_like(own) for _ in range(self.size)]
         _answer(lambda: self._group.allgather(found, own).wait())
         if not all(torch.equal(other, own) for other in found):
-            raise GateFailed("the ranks of the run do not hold the same weights")
+            hint = "processors of one kind, with the same number of threads and the same libraries, give the same bits"
+            raise GateFailed(f"the ranks of the run do not have {what}", hint=hint)
 
 
 def _answer(collective: Callable[[], Any]) -> Any:

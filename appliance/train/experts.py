@@ -34,7 +34,7 @@ class RoutedExperts:
 
     def _by_record(self, whole: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(hidden: Tensor, *routing: Tensor, **more: Any) -> Tensor:
-            """Tokens [rows * length, width] and for each of them its experts and their weights."""
+            """Compute tokens [rows * length, width], each by its experts and with their weights."""
             if self.rows == 1 or hidden.shape[0] % self.rows:
                 return whole(hidden, *routing, **more)
             named = {name: _parts(value, hidden, self.rows) for name, value in more.items()}

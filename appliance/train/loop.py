@@ -15,12 +15,14 @@ from torch import Tensor
 from appliance.errors import GateFailed, IntegrityError
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.train import TrainJob
+from appliance.train.engine import Engine
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.journaling import Journal
 from appliance.train.mechanism import Assembled, assemble
 from appliance.train.members import Records, members
 from appliance.train.proofs import prove, prove_moved
+from appliance.train.rows import RowCounts
 from appliance.train.sampler import PoissonSampler
 from appliance.train.snapshot import (
     EVERY,
@@ -84,8 +86,57 @@ def train(
       Interrupted: another rank has ended.
     """
     ranks = ranks or Alone()
+    mechanism = prepare(job, model, tokenizer, ranks, confirm=confirm)
+    return train_prepared(job, mechanism, records, journal, snapshots, progress, unit_of, ranks)
+
+
+def prepare(
+    job: TrainJob,
+    model: Any,
+    tokenizer: Any,
+    ranks: Ranks | None = None,
+    known: RowCounts | None = None,
+    *,
+    confirm: Callable[[int], None] = lambda parameters: None,
+) -> Assembled:
+    """Assemble the mechanism of a run, prove it, and see that all ranks compute alike. No record is needed for it.
+
+    Args:
+      job: as of `train`, like all others that are not explained.
+      model: it is adapted in place.
+      tokenizer: its tokenizer.
+      ranks: the processes that train together.
+      confirm: shown the size of the adapter.
+      known: row counts that were proved before for this job on this machine.
+
+    Raises:
+      ConfigInvalid: for a model or targets that cannot be trained exactly.
+      GateFailed: a proof fails, or a rank has other bits than the first.
+      Interrupted: another rank has ended.
+    """
+    ranks = ranks or Alone()
     mechanism = assemble(job.plan, job.lora, job.train, job.engine, model, tokenizer, None if ranks.main else NotHere())
     confirm(mechanism.adapter.parameters)
+    _prove_alike(mechanism.engine, mechanism.encoder.buckets, ranks, known)
+    return mechanism
+
+
+def _prove_alike(engine: Engine, lengths: Sequence[int], ranks: Ranks, known: RowCounts | None = None) -> None:
+    proved = prove(engine, lengths, known)
+    ranks.agree(torch.tensor(list(proved.digest()), dtype=torch.uint8), "the same gradients")
+
+
+def train_prepared(
+    job: TrainJob,
+    mechanism: Assembled,
+    records: Records,
+    journal: Journal | None,
+    snapshots: Snapshots | None,
+    progress: Progress,
+    unit_of: Sequence[str] | None = None,
+    ranks: Ranks | None = None,
+) -> Trained:
+    """Train with what `prepare` made of the same job; arguments and errors as of `train`."""
     settings = _settings_digest(job)
     return Trainer(mechanism, job.plan, settings, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
 
@@ -138,9 +189,9 @@ class Trainer:
     def run(self) -> Trained:
         """Prove the engine unless it is proved, resume, and step until the plan's steps or attempts are used up."""
         if self._engine.counts is None:
-            prove(self._engine, self._encoder.buckets)
+            _prove_alike(self._engine, self._encoder.buckets, self._ranks)
         self._resume()
-        self._ranks.agree(self._weights())
+        self._ranks.agree(self._weights(), "the same weights")
         before = self._journal.state.attempts
         while self._step < self._plan.steps and self._journal.state.attempts < self._plan.attempts:
             self._attempt()
@@ -214,7 +265,7 @@ class Trainer:
         data = encode_state(state)
         self._snapshots.save(STATE, data)
         self._journal.record_checkpoint(self._step, digest(data))
-        self._ranks.agree(state.weights)
+        self._ranks.agree(state.weights, "the same weights")
         self._forget_releases()
 
     def _forget_releases(self) -> None:

@@ -7,8 +7,9 @@ to such a count is filled up with rows that are ignored.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -26,16 +27,21 @@ class RowCounts:
     Attributes:
       proved: padded length to its counts.
       shared: whether supervised positions of several records may share a piece of the head's product.
-      digest: SHA-256 (hex) of the bits that the proof saw: equal where two processes compute alike.
+      bits: padded length to the SHA-256 (hex) of the bits that the proof saw: equal where two processes compute alike.
     """
 
     proved: Mapping[int, Counts]
     shared: bool = True
-    digest: str = ""
+    bits: Mapping[int, str] = field(default_factory=dict)
 
     def at(self, length: int) -> Counts:
         """Find the counts for a padded length."""
         return self.proved.get(length, ALONE)
+
+    def digest(self) -> bytes:
+        """Digest all of it by SHA-256, 32 bytes."""
+        found = [(length, counts, self.bits.get(length)) for length, counts in sorted(self.proved.items())]
+        return hashlib.sha256(repr((self.shared, found)).encode()).digest()
 
 
 def candidates(most: int) -> Counts:

@@ -25,6 +25,7 @@ from appliance.values import to_json
 from appliance.worker import confinement
 from appliance.worker.opening import DecodedRecords, load_base
 from appliance.worker.place import Place, here
+from appliance.worker.proof import read_counts
 
 if TYPE_CHECKING:
     from appliance.train.trained import Trained
@@ -76,12 +77,14 @@ def _key(job: TrainJob, run_dir: RunDir, place: Place) -> bytes:
 
 
 def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
-    from appliance.train.loop import train
+    from appliance.train.loop import prepare, train_prepared
 
     if place.main:
         _confirm(job.plan)
     model, tokenizer = _base(job, place)
     ranks = place.join(run_dir, key)
+    known = read_counts(run_dir.read_proof(), job, model)
+    mechanism = prepare(job, model, tokenizer, ranks, known, confirm=partial(_check_sampler, job.plan))
     sealed = job.dataset
     with (
         container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as opened,
@@ -89,10 +92,7 @@ def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
     ):
         snapshots = _SealedSnapshots(run_dir.snapshots, key, job.run_id) if place.main else None
         records = DecodedRecords(opened)
-        confirm = partial(_check_sampler, job.plan)
-        return train(
-            job, model, tokenizer, records, journal, snapshots, lambda public: None, ranks=ranks, confirm=confirm
-        )
+        return train_prepared(job, mechanism, records, journal, snapshots, lambda public: None, ranks=ranks)
 
 
 def _confirm(plan: PrivacyPlan) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from appliance.privacy.accounting import Mechanism, epsilon_pld
 from tests.e2e.conftest import TOKEN, Appliance
 from tests.e2e.test_main_job import facts
+from tests.unit.report import reading
 
 SMALL = ("--steps", "5", "--batch", "60", "--max-tokens", "64", "--rank", "2")
 CURRICULUM = """
@@ -55,8 +56,13 @@ def test_phases_are_sampled_charged_and_stated(appliance: Appliance, tmp_path: P
 
     appliance("report", "build", done["run"], "--out", str(tmp_path / "report"))
     statement = json.loads((tmp_path / "report" / "privacy_statement.json").read_text())
-    assert "sample rate 1/2 (2 in phase basics), then 3/25 (3 in phase phase-2)" in statement["sentence"]
-    assert "composed with the others" in (tmp_path / "report" / "report.html").read_text()
+    (phases,) = [value["value"] for value in statement["values"] if value["name"] == "phases"]
+    assert phases == reserved["plan"]["phases"]
+    page = (tmp_path / "report" / "report.html").read_bytes()
+    assert "with the sample rate of each phase" in reading.paragraphs(page, "guarantee")[0]
+    shown = reading.rows(page, "guarantee")
+    assert shown[:2] == [["basics", "2", "1/2"], ["phase-2", "3", "3/25"]]
+    assert [row[0] for row in shown].count("Phase, composed with the others") == 2
     appliance("ledger", "verify")
 
 

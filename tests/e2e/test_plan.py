@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from appliance.flows import rates
 from appliance.flows.home import Home
+from appliance.flows.run import rates
 from appliance.jobs.selftest import GpuRate
 from appliance.policy import run_file
 from tests.e2e.conftest import Appliance

@@ -70,6 +70,6 @@ def test_its_runs_can_be_reported_from_its_ledger_alone(release: Path) -> None:
             head = ledger.head()
             assert head is not None
             signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
-            written = documents(run, citable(ledger), signed, version="0")
+            written = documents(run, citable(ledger), signed)
             assert run.encode() in written["report.json"]
     assert len(runs) == 2

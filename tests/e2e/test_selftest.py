@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import appliance as package
-from tests.e2e.conftest import Appliance
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.selftest import SelftestJob
+from tests.e2e.conftest import Appliance, plan
 
 BROKEN = {
     "half the noise": (
@@ -27,7 +29,7 @@ BROKEN = {
     ),
     "no clip": (
         "train/clipping.py",
-        "return (scale / self.grid).float()",
+        "return torch.where(torch.isfinite(found), scale / self.grid, 0.0).float()",
         "return torch.full_like(scale, 1 / self.grid).float()",
         {"replay.directions", "replay.dense"},
     ),
@@ -112,3 +114,16 @@ def test_an_honest_engine_is_tested_once_and_on_demand(appliance: Appliance, run
     assert {check["name"] for check in done["checks"]} == {check["name"] for check in tested["facts"]["checks"]}
     recorded = [leaf["facts"]["run_id"] for leaf in entries(appliance) if leaf["type"] == "audit.selftest"]
     assert recorded == [reserved["facts"]["run_id"], done["run"]]
+
+
+def test_what_was_proved_of_shapes_is_kept_for_the_next_run(appliance: Appliance, tmp_path: Path) -> None:
+    jobs = []
+    for name in ("first", "second"):
+        path = tmp_path / f"{name}.yaml"
+        plan(appliance, path, "--name", name, epsilon="3")
+        run = RunDir(appliance.home / "runs" / appliance.json("train", "start", str(path))["run"])
+        jobs.append((SelftestJob.model_validate_json(run.selftest.job.read_bytes()), run.read_proof()))
+    (first, proved), (second, taken) = jobs
+    assert first.proof is None
+    assert proved is not None
+    assert second.proof == taken == proved

@@ -31,3 +31,11 @@ def test_contributing_lists_every_room() -> None:
     listed = set(re.findall(r"^\| `([\w.]+)/?` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
     there = {path.name for path in (ROOT / "appliance").iterdir() if path.name[0] != "_"}
     assert listed == there
+
+
+def test_the_readmes_tree_has_every_room_once() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## What is where\n")[2].partition("\npolicies/")[0]
+    listed = re.findall(r"(\w+)/ ", tree.partition("appliance/\n")[2])
+    assert sorted(listed) == sorted(
+        path.name for path in (ROOT / "appliance").iterdir() if path.is_dir() and path.name[0] != "_"
+    )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from appliance import __version__
 from appliance.errors import (
     ArtefactMissing,
     GateFailed,
@@ -64,7 +63,7 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
             release = _release(desk.ledger, home, run_id)
         head = desk.ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
-        written = documents(run_id, release.events, signed, version=__version__)
+        written = documents(run_id, release.events, signed)
         contents = Contents(
             kind="bundle",
             id=new_id("bundle"),

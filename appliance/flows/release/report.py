@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from appliance import __version__
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.release.sealing import Contents, Sealed, seal_directory
@@ -12,7 +11,7 @@ from appliance.flows.release.told import citable
 from appliance.report.documents import cited, documents
 from appliance.report.evidence import SignedHead
 
-DOCUMENTS = ("report.html", "report.json", "privacy_statement.json")
+DOCUMENTS = ("report.html", "report.json", "privacy_statement.json", "wording.txt")
 
 
 def build(home: Home, run_id: str, out: Path, operator: Operator) -> Sealed:
@@ -33,7 +32,7 @@ def write(desk: Desk, run_id: str, out: Path) -> Sealed:
     origin = ledger.entry(0).leaf["origin"]
     signed = SignedHead(origin=origin, size=head.size, root=head.root.hex(), note=head.note)
     events = citable(ledger)
-    written = documents(run_id, events, signed, version=__version__)
+    written = documents(run_id, events, signed)
     reserved = next(e for e in events if e.type == "run.reserved" and e.facts["run_id"] == run_id)
     contents = Contents(
         kind="report",

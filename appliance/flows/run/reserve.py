@@ -8,7 +8,7 @@ from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
 from appliance.events.run import PlanFacts, RunRefused, RunReserved
 from appliance.events.states import RunState
 from appliance.files import make_directory
-from appliance.flows import gpus
+from appliance.flows import gpus, launch
 from appliance.flows.budget import BudgetSnapshot, sample_rate_text
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -47,6 +47,7 @@ def reserve(
             afford(desk.ledger, resolved)
             _require_watermark_key(desk.ledger, resolved)
             engine = forecast.forecast(home, resolved, engine, memory).engine
+            launch.require_compute()
             gpus.require(engine)
         require_unsealed(home)
         check_files(home, resolved.model)

@@ -10,8 +10,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from appliance.errors import GateFailed
-from appliance.events.run import CheckFacts, SelfTested
+from appliance.events.run import CheckFacts, ProofFacts, SelfTested
+from appliance.files import write_atomic
 from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -20,7 +23,7 @@ from appliance.flows.run import rates
 from appliance.flows.run.plan import Resolved, resolve
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.selftest import Check, SelftestJob, SelftestResult
+from appliance.jobs.selftest import Check, SelftestJob, SelftestResult, ShapeProof, shapes_digest
 from appliance.jobs.train import TrainJob
 from appliance.ledger import proof
 from appliance.ledger.leaf import boot_id, software
@@ -28,6 +31,8 @@ from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import RunRow
 from appliance.policy.run_file import RunFile
 from appliance.values import to_json
+
+_LOOKED_AT = 20  # newest self-tests among which row counts are looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +57,14 @@ def ensure(desk: Desk, run: RunRow) -> Tested:
     job = directory.reserved_job(TrainJob, run.spec_sha256)
     done = _find_counting(desk.ledger, run)
     if done is not None:
+        _pass_on(desk, done, directory)
         return done
-    shared = {name: getattr(job, name) for name in SelftestJob.model_fields if name not in ("schema_", "kind")}
+    shared = {name: getattr(job, name) for name in SelftestJob.model_fields if name not in ("schema_", "kind", "proof")}
+    shared["proof"] = _find_proof(desk.ledger, job)
     tested = _test(desk, SelftestJob(**shared), directory.selftest, run.spec_sha256, run.policy_sha256)
     if not tested.passed:
         raise _make_refusal(tested)
+    _pass_on(desk, tested, directory)
     return tested
 
 
@@ -107,6 +115,8 @@ def _test(desk: Desk, job: SelftestJob, directory: RunDir, spec_sha256: str, pol
         isolation=result.isolation.model_dump(),
         libraries=dict(result.libraries),
     )
+    if result.proof:
+        event = event.model_copy(update={"proof": ProofFacts.model_validate_json(to_json(result.proof))})
     return _read_tested(desk.record(event, policy_sha256), event.facts())
 
 
@@ -118,6 +128,29 @@ def _find_counting(ledger: LedgerReader, run: RunRow) -> Tested | None:
         if same and leaf["facts"]["passed"] is True and leaf["facts"]["spec_sha256"] == run.spec_sha256:
             return _read_tested(entry.index, leaf["facts"])
     return None
+
+
+def _find_proof(ledger: LedgerReader, job: TrainJob) -> ShapeProof | None:
+    """Find the newest row counts that this software proved for jobs of these shapes, whichever run it was for.
+
+    Whether they hold for the machine at hand is for the worker to say.
+    """
+    shapes = shapes_digest(job)
+    for entry in ledger.entries(SelfTested, newest_first=True, limit=_LOOKED_AT):
+        leaf = proof.verify(ledger.prove(entry.index), ledger.leaf(entry.index), ledger.verifier_keys).leaf
+        stated = leaf["facts"].get("proof")
+        if stated and leaf["facts"]["passed"] is True and stated["shapes"] == shapes and leaf["software"] == software():
+            return ShapeProof.model_validate_json(orjson.dumps(stated))
+    return None
+
+
+def _pass_on(desk: Desk, tested: Tested, directory: RunDir) -> None:
+    """Leave the row counts that a recorded test states to the worker that is about to start."""
+    stated = desk.ledger.entry(tested.entry).leaf["facts"].get("proof")
+    if stated is None:
+        directory.proof.unlink(missing_ok=True)
+    else:
+        write_atomic(directory.proof, to_json(ShapeProof.model_validate_json(orjson.dumps(stated))))
 
 
 def _latest(ledger: LedgerReader, run_id: str) -> Tested | None:

@@ -14,7 +14,7 @@ import torch
 
 from appliance.estimate import gpu_memory
 from appliance.estimate.activations import attends_plainly
-from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, WORKSPACE, host_bytes
+from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, RECORDED, WORKSPACE, host_bytes
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import START_S, gpu_seconds
 from appliance.estimate.parts import Workload, buffer_rows, micro_batch
@@ -60,7 +60,8 @@ def counted(workload: Workload) -> float:
     found = footprint(workload)
     moments = 8 * workload.parameters
     packed = found.weights + found.adapter - moments + found.gradients
-    return packed + (found.activations + found.working) / HELD
+    held = HELD + RECORDED * (workload.engine.cuda_graphs or workload.shape.experts is not None)
+    return packed + found.activations / held + found.working / HELD
 
 
 FROZEN = LoraSpec(freeze_a=True)

@@ -100,7 +100,8 @@ def test_every_entry_and_fact_that_the_verifier_names_exists() -> None:
 
 def certificate_pairs() -> list[str]:
     found: Any = getattr(verify, "CERTIFIED", None) or verify.CERTIFICATE
-    return [pair if isinstance(pair, str) else "=".join(pair) for pair in found]
+    pairs = found.items() if isinstance(found, dict) else found
+    return [pair if isinstance(pair, str) else "=".join(pair) for pair in pairs]
 
 
 def literals(tree: ast.AST) -> Iterator[str]:

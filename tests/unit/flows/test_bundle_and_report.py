@@ -32,7 +32,7 @@ def both(ledger: Ledger) -> list[dict[str, Any]]:
     """`report.json` as it stands in a report and in a bundle."""
     head = ledger.sign()
     signed = SignedHead(origin="o", size=head.size, root=head.root.hex(), note=head.note)
-    made = [documents(RUN, events, signed, version="0") for events in (citable(ledger), run_events(ledger, RUN))]
+    made = [documents(RUN, events, signed) for events in (citable(ledger), run_events(ledger, RUN))]
     return [json.loads(one["report.json"]) for one in made]
 
 

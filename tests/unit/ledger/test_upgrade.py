@@ -9,7 +9,7 @@ import pytest
 
 from appliance.errors import IntegrityError
 from appliance.events.catalog import event
-from appliance.ledger import migration
+from appliance.ledger import migration, schema
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
@@ -46,7 +46,7 @@ def test_writing_upgrades_it_once_and_the_log_says_so(old: LedgerConfig) -> None
     with Ledger.open(old) as ledger:
         upgrades = list(ledger.entries(type="ledger.upgraded"))
         assert [entry.index for entry in upgrades] == [size - 1]
-        assert upgrades[0].leaf["facts"]["revision"] == "0003"
+        assert upgrades[0].leaf["facts"]["revision"] == schema.REVISION
         with ledger.read() as rows:
             assert rows.watermark_keys.get("wm_1") == row
         assert ledger.verify().ok

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from html import unescape
 from html.parser import HTMLParser
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -11,7 +13,7 @@ UNSEEN = {"style", "title", "desc", "head"}
 
 @dataclass
 class Value:
-    """A `data` element, or the `code` element of a key."""
+    """A `data` element: a figure, or the name under which one stands."""
 
     tag: str
     attributes: dict[str, str]
@@ -43,7 +45,7 @@ class Reader(HTMLParser):
         self.page.ids += [found["id"]] if "id" in found else []
         if tag not in VOID:
             self.stack.append(tag)
-        if tag == "data" or found.get("class") == "key":
+        if tag == "data":
             assert self.value is None
             self.value = Value(tag, found)
 
@@ -74,3 +76,38 @@ def read(html: bytes) -> Page:
     reader.close()
     assert not reader.stack
     return reader.page
+
+
+# --- a page as its sections, for tests of what it says ---------------------------------------------------------------
+
+
+def text(html: str) -> str:
+    """What is read in a piece of a page."""
+    return " ".join(unescape(re.sub("<[^>]*>", "", html)).split())
+
+
+def section(html: bytes, anchor: str) -> str:
+    """A section of a page."""
+    (found,) = re.findall(f'<section id="{anchor}".*?</section>', html.decode(), re.DOTALL)
+    return str(found)
+
+
+def paragraphs(html: bytes, anchor: str) -> list[str]:
+    """Its paragraphs."""
+    return [text(found) for found in re.findall("<p[ >].*?</p>", section(html, anchor), re.DOTALL)]
+
+
+def rows(html: bytes, anchor: str) -> list[list[str]]:
+    """The rows of its tables."""
+    bodies = re.findall("<tbody>(.*?)</tbody>", section(html, anchor), re.DOTALL)
+    found = [row for body in bodies for row in re.findall("<tr>(.*?)</tr>", body, re.DOTALL)]
+    return [[text(cell) for cell in re.findall("<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in found]
+
+
+def verdict(html: bytes) -> tuple[str, str, dict[str, tuple[str, str]]]:
+    """Tone and words of the headline; tone and words of each line."""
+    shown = section(html, "verdict")
+    (tone,) = re.findall('class="verdict ([a-z]+)"', shown)
+    tones = re.findall('<span class="tone ([a-z]+)">', shown)
+    lines = zip(rows(html, "verdict"), tones, strict=True)
+    return tone, paragraphs(html, "verdict")[0], {row[0]: (tone, row[2]) for row, tone in lines}

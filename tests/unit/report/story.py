@@ -210,7 +210,7 @@ class Story:
         return _RENDERED[key]
 
     def render_anew(self, run_id: str = RUN) -> dict[str, bytes]:
-        return documents(run_id, self.events, self.head, version="0.2.0")
+        return documents(run_id, self.events, self.head)
 
     def only(self, *types: str) -> Story:
         return Story(tuple(event for event in self.events if event.type in types))

@@ -10,8 +10,8 @@ import yaml
 
 from tests.unit.report.story import HEX, MODEL, Story
 
-# Digits that are no values: the name of a hash.
-NAMES = ("SHA-256",)
+# Digits that are no values: the names of a hash and of a program.
+NAMES = ("SHA-256", "python3")
 
 
 def parts(story: Story) -> tuple[dict[str, object], str]:

@@ -18,8 +18,8 @@ from appliance.report.documents import cited, documents
 from tests.unit.report.reading import Page, Value, read
 from tests.unit.report.story import RUN, Story
 
-# The only digits that are not values of the ledger: names of standards, and the confidence level of the intervals.
-NAMES = ("SHA-256", "NIST SP 800-226", "RFC 6962", "95 %")
+# The only digits that are not values of the ledger: names of standards and of a program, and the confidence level.
+NAMES = ("SHA-256", "NIST SP 800-226", "RFC 6962", "95 %", "python3")
 PARTS = {
     "whole": lambda story: story,
     "reserved": lambda story: story.only("run.reserved"),
@@ -68,10 +68,10 @@ def stated(story: Story, entry: str | None, attributes: dict[str, str]) -> Any:
 
 def check(story: Story, page: Page) -> int:
     for value in page.values:
-        if value.tag == "code":
+        if value.attributes["class"] == "key":
             stated(story, value.attributes["data-entry"], value.attributes)
             last = value.attributes["data-fact"].rsplit("/", 1)[-1]
-            assert value.text == last.replace("~1", "/").replace("~0", "~")
+            assert value.text == value.attributes["value"] == last.replace("~1", "/").replace("~0", "~")
             continue
         truth = shown(stated(story, value.attributes.get("data-entry"), value.attributes))
         assert value.text == value.attributes["value"] == truth, value
@@ -105,7 +105,7 @@ def test_no_digit_is_shown_outside_of_a_value(part: Story) -> None:
 def test_the_json_twin_has_the_same_figures_each_as_its_entry_states_it(part: Story) -> None:
     written = part.render()
     twin = json.loads(written["report.json"])
-    assert twin["schema"] == "appliance.report/1"
+    assert twin["schema"] == "appliance.report/2"
     assert (twin["tree_size"], twin["root"], twin["origin"]) == (part.head.size, part.head.root, part.head.origin)
     places = set()
     for figure in twin["figures"]:
@@ -114,7 +114,7 @@ def test_the_json_twin_has_the_same_figures_each_as_its_entry_states_it(part: St
         truth = stated(part, entry, place)
         assert json.dumps(truth) == json.dumps(figure["value"])
         places.add((entry, *place.items()))
-    values = [value for value in read(written["report.html"]).values if value.tag == "data"]
+    values = [value for value in read(written["report.html"]).values if value.attributes["class"] != "key"]
     on_page = {(v.attributes.get("data-entry"), *_place(v).items()) for v in values}
     assert on_page == places
 
@@ -125,7 +125,7 @@ def _place(value: Value) -> dict[str, str]:
 
 def test_the_privacy_statement_points_to_what_it_says(part: Story) -> None:
     statement = json.loads(part.render()["privacy_statement.json"])
-    assert statement["schema"] == "appliance.privacy/1"
+    assert statement["schema"] == "appliance.privacy/2"
     for value in statement["values"]:
         assert stated(part, str(value["entry"]), {"data-fact": value["fact"]}) == value["value"]
     names = {value["name"] for value in statement["values"]}
@@ -147,7 +147,7 @@ def test_every_entry_that_is_shown_is_cited(story: Story) -> None:
 def test_entries_that_the_tree_head_does_not_cover_are_left_out(story: Story) -> None:
     late = story.moved("evaluation.settled", story.head.size + 20)
     head = story.head
-    page = documents(RUN, late.events, head, version="0.2.0")["report.html"]
+    page = documents(RUN, late.events, head)["report.html"]
     assert b"0.213" not in page
 
 
@@ -214,7 +214,7 @@ def test_the_same_bytes_whatever_the_hash_seed_the_zone_and_the_language(tmp_pat
         done = subprocess.run([sys.executable, "-c", RENDER, source], env=environment, capture_output=True, check=True)
         printed.add(done.stdout)
     assert len(printed) == 1
-    assert printed.pop().count(b"\n") == 4
+    assert printed.pop().count(b"\n") == 5
 
 
 def test_help_does_not_load_the_drawing_library() -> None:

@@ -15,17 +15,23 @@ from appliance.isolation.sandbox import LOOPBACK_ONLY, WIREGUARD_ONLY
 from appliance.report.documents import documents
 from appliance.report.evidence import gather
 from appliance.report.verdict import findings, headline
-from tests.unit.report.story import CHECKS, COMPARISONS, HEX, PLAN, RUN, Story
+from tests.unit.report import reading
+from tests.unit.report.story import CHECKS, COMPARISONS, HEX, PLAN, RUN, SPENT, Story
 
 EVALUATION = ("evaluation.reserved", "evaluation.started", "evaluation.settled")
 MARK = ("watermark.committed", "watermark.embedded", "watermark.keyed")
 
 
 def verdict(story: Story) -> tuple[str, str, dict[str, tuple[str, str]]]:
-    """Tone and words of the headline; tone and words of each line."""
-    twin = json.loads(story.render()["report.json"])
-    lines = {line["topic"]: (line["tone"], line["sentence"]) for line in twin["findings"]}
-    return twin["verdict"]["tone"], twin["verdict"]["sentence"], lines
+    """Tone and words of the headline; tone and words of each line. Page and JSON agree on the tones."""
+    written = story.render()
+    tone, words, lines = reading.verdict(written["report.html"])
+    twin = json.loads(written["report.json"])
+    assert twin["verdict"]["tone"] == tone
+    assert {line["topic"]: line["tone"] for line in twin["findings"]} == {
+        topic: said[0] for topic, said in lines.items()
+    }
+    return tone, words, lines
 
 
 def compared(*intervals: tuple[str, str, str]) -> list[dict[str, Any]]:
@@ -212,18 +218,17 @@ def test_what_is_missing_is_named_in_the_headline(story: Story) -> None:
 def test_a_run_that_released_nothing_says_what_it_cost(kind: str, story: Story) -> None:
     (ending,) = [event for event in story.events if event.type == "run.settled"]
     ended = story.without("run.settled", "watermark.embedded", *EVALUATION)
-    story = Story(
-        (*ended.events, replace(ending, type=kind, facts={**ending.facts, "code": 9, "reason": "WillNotFit"}))
-    )
+    facts = {name: value for name, value in ending.facts.items() if name in SPENT} | {"code": 9, "reason": "WillNotFit"}
+    story = Story((*ended.events, replace(ending, type=kind, facts=facts)))
     written = story.render()
     assert "README.md" not in written
     tone, words, lines = verdict(story)
     assert tone == "caution"
     assert words.startswith(f"This run {kind.removeprefix('run.')}.")
     assert lines["Privacy"][0] == "open"
-    twin = json.loads(written["report.json"])
-    assert "released nothing" in twin["sections"][0]["blocks"][0]["text"]
-    assert "3.8794" in twin["sections"][0]["blocks"][0]["text"]
+    said = reading.paragraphs(written["report.html"], "guarantee")[0]
+    assert "released nothing" in said
+    assert "3.8794" in said
 
 
 @pytest.mark.parametrize("types", [("run.reserved",), ("run.reserved", "audit.selftest", "run.started")])
@@ -262,9 +267,7 @@ def test_a_detection_that_lost_the_mark_is_said_and_one_on_other_files_is_not_sh
 
 
 def rows(story: Story, anchor: str) -> dict[str, str]:
-    twin = json.loads(story.render()["report.json"])
-    (section,) = [section for section in twin["sections"] if section["anchor"] == anchor]
-    return {row[0]: row[1] for block in section["blocks"] if block["kind"] == "table" for row in block["rows"]}
+    return {row[0]: row[1] for row in reading.rows(story.render()["report.html"], anchor)}
 
 
 def test_what_has_not_run_is_listed_as_not_performed(story: Story) -> None:
@@ -282,9 +285,8 @@ def test_what_has_not_run_is_listed_as_not_performed(story: Story) -> None:
     ("score", "words"), [("13.500", "yes"), ("13.400", "yes"), ("13.300", "NO"), ("0.000", "NO"), ("124.880", "yes")]
 )
 def test_what_the_mark_would_not_survive_is_said(score: str, words: str, story: Story) -> None:
-    twin = json.loads(story.but("watermark.embedded", score_predicted={"nf4": score}).render()["report.json"])
-    (section,) = [section for section in twin["sections"] if section["anchor"] == "watermark"]
-    assert ["nf4: merged, quantised to this format", score, words] in section["blocks"][2]["rows"]
+    page = story.but("watermark.embedded", score_predicted={"nf4": score}).render()["report.html"]
+    assert ["nf4: merged, quantised to this format", score, words] in reading.rows(page, "watermark")
 
 
 def test_the_order_of_commitment_training_and_mark_is_shown(story: Story) -> None:
@@ -313,4 +315,4 @@ def test_an_unknown_run_and_an_unknown_language_are_refused(story: Story) -> Non
     with pytest.raises(ArtefactMissing):
         story.render("run_none")
     with pytest.raises(UsageError):
-        documents(RUN, story.events, story.head, version="0.2.0", language="xx")
+        documents(RUN, story.events, story.head, language="xx")

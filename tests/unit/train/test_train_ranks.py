@@ -18,6 +18,7 @@ STEPS, UNITS = 11, 6  # with a fifth of six units in a batch, most ranks have an
 FAULTS = {
     "skip empty batches": {"Interrupted", "GateFailed"},  # ranks that are out of step
     "stray weights": {"GateFailed", "Interrupted"},
+    "other gradients": {"GateFailed"},
     "second noise": {"GateFailed", "Interrupted"},
     "die": {"Interrupted"},
 }
@@ -97,6 +98,12 @@ def test_a_trap_that_is_put_back_ends_the_run_and_does_not_hang(seen: Seen, faul
     assert found <= FAULTS[fault]
     if fault in ("stray weights", "second noise"):
         assert "GateFailed" in found
+
+
+def test_ranks_with_other_gradients_end_before_a_record_is_dealt(seen: Seen) -> None:
+    assert {rank["message"] for rank in seen["other gradients"]} == {
+        "the ranks of the run do not have the same gradients"
+    }
 
 
 @pytest.fixture
