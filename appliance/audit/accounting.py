@@ -26,9 +26,10 @@ def judge(plan: PrivacyPlan) -> list[Check]:
     accounted = epsilon_pld(composition(plan, plan.attempts), delta)
     found = epsilon(stretches(plan, plan.steps + plan.spare_steps), plan.noise_multiplier, delta)
     gap = max(GAP_RATIO * min(accounted, found), GAP_FLOOR)
+    alike = _reads_alike(plan)
     agreed = abs(accounted - found) <= gap and found <= plan.epsilon + gap
     return [
-        check("accounting.schedule", float(_reads_alike(plan)), 1.0, plan.attempts, passed=_reads_alike(plan)),
+        check("accounting.schedule", float(not alike), 0.0, plan.attempts, passed=alike),
         check("accounting.epsilon", found, min(plan.epsilon, accounted) + gap, plan.attempts, passed=agreed),
     ]
 

@@ -114,7 +114,7 @@ def _draws(tap: Tap, sample: Sample) -> Check:
     whole = lengths == [_SHORT] * _DRAWS + [tap.parameters] * (len(drawn) - _DRAWS)
     begun = [*drawn, *sample.digits]
     different = len({np.abs(vector[:_SHORT]).tobytes() for vector in begun})
-    return check("noise.draws", different, len(begun), len(begun), passed=whole and different == len(begun))
+    return check("noise.draws", len(begun) - different, 0.0, len(begun), passed=whole and different == len(begun))
 
 
 def _reach(tap: Tap) -> Check:
@@ -133,7 +133,7 @@ def _reach(tap: Tap) -> Check:
     scale = deviation_of(tap) * tap.grid
     released = [tap.release_scripted(script) / scale for _ in range(releases)]
     reach = float(min(max(-values.min() for values in released), max(values.max() for values in released)))
-    return check("noise.reach", reach, _REACH, releases, passed=reach >= _REACH)
+    return check("noise.reach", _REACH / max(reach, 1e-9), 1.0, releases, passed=reach >= _REACH)
 
 
 def _entropy(tap: Tap) -> Check:

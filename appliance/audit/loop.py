@@ -257,4 +257,4 @@ def _same(one: Floats | None, other: Floats | None) -> bool:
 
 
 def _states(name: str, holds: bool, count: int) -> Check:
-    return check(name, float(holds), 1.0, count, passed=holds)
+    return check(name, float(not holds), 0.0, count, passed=holds)

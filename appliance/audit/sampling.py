@@ -90,9 +90,9 @@ def judge(name: str, groups: Sequence[Batches]) -> list[Check]:
     generator = default_rng()
     valid = all(_valid(group) for group in groups)
     if not valid:
-        return [check(f"{name}.valid", 0.0, 1.0, len(groups), passed=False)]
+        return [check(f"{name}.valid", 1.0, 0.0, len(groups), passed=False)]
     return [
-        check(f"{name}.valid", 1.0, 1.0, len(groups), passed=True),
+        check(f"{name}.valid", 0.0, 0.0, len(groups), passed=True),
         by_chance(f"{name}.rate", min(frequency(g.positives, g.coins, g.rate) for g in groups), len(groups)),
         _sizes(f"{name}.sizes", groups, generator),
         _units(f"{name}.units", groups),
