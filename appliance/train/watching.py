@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from fractions import Fraction
+from logging.handlers import BufferingHandler
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ from appliance.train.standins import Row
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+
+_LINES = 1 << 20
 
 
 class Material(Protocol):
@@ -266,7 +269,7 @@ class WatchedSnapshots:
 @contextmanager
 def overheard(told: list[str]) -> Iterator[None]:
     """Note what is logged and printed within the block, at its end."""
-    printed, handler = io.StringIO(), _Logged()
+    printed, handler = io.StringIO(), BufferingHandler(_LINES)
     logger = logging.getLogger()
     level = logger.level
     logger.addHandler(handler)
@@ -277,16 +280,7 @@ def overheard(told: list[str]) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-        told += [*handler.lines, printed.getvalue()]
-
-
-class _Logged(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        told += [*(line.getMessage() for line in handler.buffer), printed.getvalue()]
 
 
 def weights(mechanism: Assembled) -> Floats:

@@ -14,7 +14,18 @@ from appliance.train.tap import ReleaseTap
 from tests.unit.audit.mutants.every import MUTANTS, Mutant
 from tests.unit.audit.rig_audit import tap
 
-LEAST = {"noise": 20, "clip": 20, "units": 8, "sampling": 15, "loops": 15, "resume": 8, "ranks": 10, "accounts": 8}
+LEAST = {
+    "noise": 20,
+    "repeats": 10,
+    "clip": 20,
+    "units": 8,
+    "sampling": 15,
+    "loops": 15,
+    "told": 6,
+    "resume": 8,
+    "ranks": 10,
+    "accounts": 8,
+}
 BEFORE = {"drawn": ("loop", "invariance", "resume", "ranks"), "component": ("replay", "noise", "sampler")}
 """Parts that judge what others have seen."""
 
