@@ -68,7 +68,7 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"d37bba7c300bed98555fb913a13487210a2b538135610ec9068c4a7dcbaccb10"}  # SHA-256 of the lists that are known
+WORDINGS = {"4eb2135e67dc31cd5a9d3091ffba4f04f3a1b341d509120a4dcedb50bed22e8b"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with

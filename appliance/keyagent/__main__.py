@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.isolation import process
 from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.store.agent import serve
 from appliance.store.charge import receive
@@ -11,6 +12,7 @@ from appliance.store.charge import receive
 
 def main() -> None:
     """Take the root key over, and answer until the time is up or somebody says `lock`."""
+    process.deny_core_dumps()
     root, told = receive()
     serve(
         Path(told.socket),
