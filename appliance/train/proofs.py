@@ -41,7 +41,7 @@ def prove(engine: Engine, lengths: Collection[int] = LENGTHS, known: RowCounts |
       ConfigInvalid: the model remembers records that it has seen.
       WillNotFit: memory does not hold the longest record.
     """
-    with _random_b(engine.adapter):
+    with random_b(engine.adapter):
         prove_exact(engine)
         if known is not None and recall(engine, known, lengths):
             return known
@@ -113,8 +113,11 @@ def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -
 
 
 @contextmanager
-def _random_b(adapter: Adapter) -> Iterator[None]:
-    # With B = 0 the gradient of A is zero and half of what is to be proved would be vacuous.
+def random_b(adapter: Adapter) -> Iterator[None]:
+    """Give every B random values for the length of the block, and zeros after it.
+
+    With B = 0 the gradient of A is zero, and half of what is to be shown would be vacuous.
+    """
     generator = torch.Generator().manual_seed(3)
     try:
         for site in adapter.sites:

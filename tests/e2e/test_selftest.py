@@ -25,7 +25,7 @@ BROKEN = {
         "train/optimizer.py",
         "self._summed.to(torch.int64) + noise)",
         "self._summed.to(torch.int64) + noise // 2)",
-        {"noise.variance", "noise.tensors"},
+        {"noise.applied", "loop.releases"},
     ),
     "no clip": (
         "train/clipping.py",
