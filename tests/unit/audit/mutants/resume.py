@@ -10,7 +10,7 @@ import torch
 from appliance.privacy.journal import Journal
 from appliance.train import loop
 from appliance.train.loop import Trainer
-from appliance.train.snapshot import STATE, decode_release, release_name
+from appliance.train.snapshot import decode_release
 from appliance.train.tap import ReleaseTap
 from tests.unit.audit.mutants.loops import apply_step, attempt, unchecked
 from tests.unit.audit.mutants.registry import Patch, mutant
@@ -50,7 +50,7 @@ def attempts_that_died_are_forgotten(patch: Patch, tap: ReleaseTap) -> None:
 @mutant("resume.steps")
 def a_journaled_release_is_drawn_again(patch: Patch, tap: ReleaseTap) -> None:
     def again(self: Trainer) -> None:
-        stored = self._snapshots.load(STATE)
+        stored = self._snapshots.load(loop.SNAPSHOT)
         if stored is not None:
             self._restore(loop.decode_state(stored, self._adapter.parameters))
         while self._step < self._journal.state.steps:
@@ -63,7 +63,7 @@ def a_journaled_release_is_drawn_again(patch: Patch, tap: ReleaseTap) -> None:
 @mutant("resume.weights")
 def a_journaled_release_is_skipped(patch: Patch, tap: ReleaseTap) -> None:
     def nothing(self: Trainer) -> None:
-        stored = self._snapshots.load(STATE)
+        stored = self._snapshots.load(loop.SNAPSHOT)
         if stored is not None:
             self._restore(loop.decode_state(stored, self._adapter.parameters))
         self._step = max(self._step, self._journal.state.steps)
@@ -77,7 +77,7 @@ def a_journaled_release_is_applied_twice(patch: Patch, tap: ReleaseTap) -> None:
         before = self._step
         resume(self)
         if self._step > before:
-            data = self._snapshots.load(release_name(self._step))
+            data = self._snapshots.load(loop.release_name(self._step))
             if data is not None:
                 found = decode_release(data, self._adapter.parameters)
                 self._step -= 1
@@ -90,7 +90,7 @@ def a_journaled_release_is_applied_twice(patch: Patch, tap: ReleaseTap) -> None:
 def a_release_that_was_not_journaled_is_applied(patch: Patch, tap: ReleaseTap) -> None:
     def more(self: Trainer) -> None:
         resume(self)
-        data = self._snapshots.load(release_name(self._step + 1))
+        data = self._snapshots.load(loop.release_name(self._step + 1))
         if data is not None:
             found = decode_release(data, self._adapter.parameters)
             self._apply(found.gradient, found.attempt)
