@@ -37,8 +37,8 @@ from appliance.models.importing import import_model
 from appliance.models.loading import inspect, load, load_tokenizer
 from appliance.privacy.plan import make_plan
 from appliance.train.encode import Encoded, Encoder
-from appliance.train.loop import train
 from appliance.train.mechanism import assemble
+from appliance.train.running import train
 from appliance.train.sampler import PoissonSampler
 from appliance.train.trained import Trained, collect
 from tests.unit.train.rig import MemoryJournal, MemorySnapshots

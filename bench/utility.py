@@ -44,10 +44,12 @@ def held_out() -> list[tuple[str, str]]:
 
 def demo(home: Path) -> dict[str, str]:
     """Run the demo in a fresh home; returns its JSON document."""
-    command = [sys.executable, "-m", "appliance", "--home", str(home), "--json", "demo", "--media", str(MEDIA)]
+    command = [sys.executable, "-I", "-m", "appliance", "--home", str(home), "--json", "demo", "--media", str(MEDIA)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     subprocess.run(
-        [sys.executable, "-m", "appliance", "--home", str(home), "key", "lock"], stdout=subprocess.DEVNULL, check=True
+        [sys.executable, "-I", "-m", "appliance", "--home", str(home), "key", "lock"],
+        stdout=subprocess.DEVNULL,
+        check=True,
     )
     document: dict[str, str] = json.loads(done.stdout)
     return document

@@ -41,7 +41,7 @@ from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.models.importing import import_model
 from appliance.models.loading import load
 from appliance.privacy.accounting import Mechanism, epsilon_pld
-from appliance.train.loop import train
+from appliance.train.running import train
 from appliance.watermark import detection
 from appliance.watermark.activations import top_directions
 from appliance.watermark.adapters import AdapterSuspect, Factors, read_adapter

@@ -57,15 +57,13 @@ def ingest(
         files, format_, prompt=prompt, completion=completion, text=text, subject=subject, subject_from=subject_from,
         max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
-    for path in others[:20]:
-        render.note(chosen, f"left out {path}: not {spec.format}")
     declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
     with render.progress(chosen, "sealing") as bar:
         made = ingest_flow(
             chosen.home(), files, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
         )
-    for row in made.rejected[:20]:
-        render.note(chosen, f"rejected {row.file}:{row.line} (byte {row.offset}): {row.reason}")
+    left_out = [f"left out {path}: not {spec.format}" for path in others[:20]]
+    render.notes(chosen, [*left_out, *(f"rejected {row}" for row in made.rejected[:20])])
     render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from appliance.cli import planning, render
+from appliance.cli import planning, render, spending
+from appliance.flows.budget import Afforded
 from appliance.flows.home import Home
 from appliance.flows.run import selftest
 from appliance.flows.run.following import Step
@@ -80,16 +81,15 @@ def plan_document(resolved: Resolved) -> dict[str, Any]:
     return {"plan": plan, "trainable_parameters": resolved.parameters, "dataset": resolved.dataset.id}
 
 
-def plan_lines(resolved: Resolved, before: float, after: float) -> list[str]:
+def plan_lines(resolved: Resolved, afforded: Afforded) -> list[str]:
     """Describe the plan of a run, and what it leaves of the lifetime budget."""
     plan = resolved.plan
-    cap = resolved.policy.rules(resolved.dataset.class_).max_epsilon
     return render.fields(
         [
             ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {unit_words(plan.unit)}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f} at clip norm {plan.max_grad_norm:g} ({plan.clipping})"),
             *(("sampling", line) for line in planning.sampling(plan)),
             ("adapter", f"{resolved.parameters} parameters on {resolved.model.id}"),
-            ("lifetime budget", f"epsilon {before:.3f} spent, {after:.3f} after this run, cap {cap:g}"),
+            ("lifetime budget", spending.afforded_line(afforded)),
         ]
     )

@@ -68,7 +68,7 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"c386b5cb873489bd421bd82ee7ed9825651f8d043c5b6e3d4efc308cb717bbec"}  # SHA-256 of the lists that are known
+WORDINGS = {"76fd9892fd7ef5f445bc5829bfc86250cc587454c0e0e32a523a23eb4c8fa67b"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with

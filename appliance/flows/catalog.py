@@ -11,6 +11,7 @@ from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy, parse
+from appliance.privacy.lifetime import lifetime_delta
 
 Rows = Reading | Transaction
 _RUNS = "`appliance train status` lists the runs"
@@ -82,6 +83,14 @@ def require_in_force(rows: Rows, policy: Policy) -> None:
 
 def _active(rows: Rows) -> list[PolicyRow]:
     return [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+
+
+def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float, float]:
+    """Find the lifetime epsilon and delta of a dataset of a class; the strictest if the policy dropped the class."""
+    named = policy.classes.get(class_name)
+    rules = [named] if named else list(policy.classes.values())
+    ceiling = min(rule.max_delta for rule in rules)
+    return min(rule.max_epsilon for rule in rules), lifetime_delta(declared_units, ceiling)
 
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:

@@ -46,7 +46,7 @@ class Initialised:
     policy: str
 
 
-def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places: Places) -> Initialised:
+def init(root: Path, policy: Policy, passphrase: bytearray, operator: Operator, places: Places) -> Initialised:
     """Make a home at `root` with keys, database, signing keys and an active policy.
 
     Raises:
@@ -104,7 +104,7 @@ def _clear_outside(config: HomeConfig) -> None:
 
 
 def _furnish(
-    home: Home, policy: Policy, passphrase: str, operator: Operator, places: Places
+    home: Home, policy: Policy, passphrase: bytearray, operator: Operator, places: Places
 ) -> tuple[tuple[str, ...], str]:
     for name in DIRECTORIES:
         (home.root / name).mkdir(mode=0o700)

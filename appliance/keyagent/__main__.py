@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.isolation import process
 from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.keyagent.line import Line
 from appliance.ledger.note import VerifierKey, open_checkpoint
@@ -13,6 +14,7 @@ from appliance.store.charge import receive
 
 def main() -> None:
     """Take the root key over, and answer until the time is up or somebody says `lock`."""
+    process.deny_core_dumps()
     root, told = receive()
     trusted = tuple(told.trusted)
     newest = open_checkpoint(told.head, [VerifierKey.parse(key) for key in trusted])

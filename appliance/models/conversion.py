@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models.extent import check_extent
 from appliance.models.gguf_file import GgufHeader, read_header
 from appliance.models.loading import HERE_ONLY, check_complete
 from appliance.models.offline import strict
@@ -44,16 +44,17 @@ def convert(source: Path, output: Path) -> GgufHeader:
       WillNotFit: memory or disk does not suffice.
     """
     header = read_header(source)
+    check_extent(header.metadata, len(header.tensors), source.name)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise ArtefactMissing("one part of a GGUF that was split", hint="merge the parts first", where=source.name)
     if "tokenizer.ggml.tokens" not in header.metadata:
         raise ArtefactMissing("there is no tokenizer in the GGUF", hint=HINT, where=source.name)
-    # Alone under a name of ours: transformers reads tokenizer and generation settings that lie beside a GGUF.
-    with TemporaryDirectory(dir=output, prefix=".gguf-") as alone, strict("cannot be converted", source.name, HINT):
-        link = Path(alone, "model.gguf")
-        link.symlink_to(source.resolve())
-        tokenizer = _tokenizer(link, header, source.name)
-        model = _without_quantisation(_dequantise(link))
+    # By its descriptor, beside which nothing lies: transformers reads tokenizer and generation settings that lie beside
+    # a GGUF. A link alone in a directory would do as well, but in the sandbox no link can be made.
+    with source.open("rb") as opened, strict("cannot be converted", source.name, HINT):
+        alone = Path("/proc/self/fd", str(opened.fileno()))
+        tokenizer = _tokenizer(alone, header, source.name)
+        model = _without_quantisation(_dequantise(alone, source.name))
         model.save_pretrained(output, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(output)
         _drop_invented_tokens(output / "tokenizer.json", header.metadata["tokenizer.ggml.tokens"])
@@ -68,7 +69,7 @@ def smallest_exact_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     return fitting[0] if fitting else torch.float32
 
 
-def _dequantise(source: Path) -> PreTrainedModel:
+def _dequantise(source: Path, where: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, **HERE_ONLY)
@@ -82,7 +83,7 @@ def _dequantise(source: Path) -> PreTrainedModel:
         output_loading_info=True,
         **HERE_ONLY,
     )
-    check_complete(info, source.name)
+    check_complete(info, where)
     return model
 
 

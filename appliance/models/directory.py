@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ArtefactMissing, DataInvalid
-from appliance.models.foreign_json import parse_object, read_object
+from appliance.models.extent import check_extent
+from appliance.models.foreign_json import MAX_BYTES, parse_object, read_object
 from appliance.models.safetensors_file import read_header
 
 SINGLE = "model.safetensors"
+CONFIG, MAX_CONFIG = "config.json", 1 << 20
 INDEX = "model.safetensors.index.json"
 TAKEN = (
     "config.json",
@@ -58,8 +60,9 @@ def select_files(source: Path) -> tuple[str, ...]:
     files = [name for name in names if any(fnmatchcase(name, pattern) for pattern in TAKEN) and _is_file(source, name)]
     for name in files:
         if name.endswith("config.json"):
-            _check_config(read_object(source / name), name)
-    if read_object(source / "config.json").get("quantization_config"):
+            most = MAX_BYTES if name.startswith("tokenizer") else MAX_CONFIG
+            _check_config(read_object(source / name, most), name)
+    if read_object(source / CONFIG, MAX_CONFIG).get("quantization_config"):
         raise DataInvalid(
             "the weights are quantised already, which training cannot start from",
             hint="import the model's bfloat16 or float32 weights",
@@ -71,16 +74,15 @@ def select_files(source: Path) -> tuple[str, ...]:
 
 
 def check_weights(directory: Path) -> None:
-    """Check every safetensors header of a copied model, and the index against the headers.
+    """Check every safetensors header of a copied model, the index and the configuration against the headers.
 
     Raises:
-      DataInvalid: a header lies (see `safetensors_file.read_header`), or a tensor is not where the index says.
+      DataInvalid: a header lies (see `safetensors_file.read_header`), a tensor is not where the index says, or the
+        configuration asks for more than the tensors can fill (see `extent.check_extent`).
     """
-    if not (directory / INDEX).exists():
-        read_header(directory / SINGLE)
-        return
-    weight_map = _weight_map(directory / INDEX)
-    headers = {name: read_header(directory / name) for name in sorted(set(weight_map.values()))}
+    weight_map = _weight_map(directory / INDEX) if (directory / INDEX).exists() else {}
+    headers = {name: read_header(directory / name) for name in sorted({*weight_map.values()} or {SINGLE})}
+    check_extent(read_object(directory / CONFIG, MAX_CONFIG), sum(map(len, headers.values())), CONFIG)
     for tensor, name in weight_map.items():
         if tensor not in headers[name]:
             raise DataInvalid(f"tensor {tensor!r} is not in {name}, where the index says it is", where=INDEX)

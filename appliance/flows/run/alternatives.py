@@ -105,8 +105,7 @@ def _refusal(ledger: LedgerReader, resolved: Resolved, plan: PrivacyPlan) -> str
     )
     try:
         check.check_plan(resolved.policy, facts, plan)
-        if plan.epsilon > resolved.plan.epsilon:  # what costs no more than the run itself is affordable as it is
-            afford(ledger, dataclasses.replace(resolved, plan=plan))
+        afford(ledger, dataclasses.replace(resolved, plan=plan))
     except (PolicyDenied, BudgetExceeded) as refusal:
         return refusal.message
     return ""
