@@ -120,7 +120,7 @@ def test_a_policy_that_was_put_in_force_for_a_moment_is_seen(scene: Scene, behin
     assert scene.desk.ledger.verify().problems == ()
     said = _said(scene)
     assert any("reserves under a policy that was not in force" in one for one in said)
-    assert any("states the cap 20.0 where the policy in force said 15.0" in one for one in said)
+    assert any("states cap 20.0 where it was 15.0" in one for one in said)
 
 
 @pytest.mark.usefixtures("deceived")

@@ -46,10 +46,14 @@ def window_of(reserved: int) -> int:
 
 def unseen(ledger: LedgerReader, run_id: str) -> int:
     """Find how many attempts beyond those recorded a run may have made, by the last entry about its attempts."""
-    for entry in ledger.entries(subject=run_id, newest_first=True):
-        if entry.leaf["type"] in (RunStarted.type, RunResumed.type, RunCheckpointed.type):
-            return int(entry.leaf["facts"].get("unseen", FORMER_WINDOW))
-    return 0
+    found = [
+        entry
+        for kind in (RunStarted, RunResumed, RunCheckpointed)
+        for entry in ledger.entries(kind, run_id, limit=1, newest_first=True)
+    ]
+    if not found:
+        return 0
+    return int(max(found, key=lambda entry: entry.index).leaf["facts"].get("unseen", FORMER_WINDOW))
 
 
 def recorded(row: RunRow) -> tuple[int, str] | None:
