@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.cli.settings import Settings
 from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
-from appliance.flows.data.ingest import Declaration, Ingested
+from appliance.flows.data.ingest import Declaration, Ingested, try_ingest
 from appliance.flows.data.ingest import ingest as ingest_flow
 from appliance.flows.data.sources import find_files, spec_for
 from appliance.flows.data.verify import verify as verify_data
+from appliance.ingest.source import BadRow
+from appliance.ingest.spec import IngestSpec
 from appliance.ledger.rows import DatasetRow
 
 app = typer.Typer()
@@ -51,25 +55,42 @@ def ingest(
 
     Rows that cannot be used are listed by file, line and byte offset; nothing of their content is shown.
     """
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
     files, others = find_files(paths, format_)
     spec = spec_for(
         files, format_, prompt=prompt, completion=completion, text=text, subject=subject, subject_from=subject_from,
         max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
     declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
+    render.notes(chosen, [f"left out {path}: not {spec.format}" for path in others[:20]])
+    if chosen.dry_run:
+        _preview(chosen, files, spec, declared)
+        return
     with render.progress(chosen, "sealing") as bar:
         made = ingest_flow(
             chosen.home(), files, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
         )
-    left_out = [f"left out {path}: not {spec.format}" for path in others[:20]]
-    render.notes(chosen, [*left_out, *(f"rejected {row}" for row in made.rejected[:20])])
+    render.notes(chosen, (f"rejected {row}" for row in made.rejected[:20]))
     render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
 
 
+def _preview(chosen: Settings, files: list[Path], spec: IngestSpec, declared: Declaration) -> None:
+    """Say how files would be read and which rows would be rejected. The exact number of units is not said."""
+    rejected = try_ingest(chosen.home(), files, spec, declared)
+    render.notes(chosen, (f"would reject {row}" for row in rejected[:20]))
+    unit = f"{spec.unit.kind}{f' by {spec.unit.key}' if spec.unit.key else ''}"
+    said = {"files": len(files), "format": spec.reading, "shape": spec.resolved_shape, "unit": unit}
+    document = {"dry_run": True, **said, "declared_units": declared.units, "rejected": _places(rejected)}
+    lines = [f"the declared {declared.units} units fit; {len(rejected)} rows would be rejected; nothing was sealed"]
+    render.result(chosen, "data.ingest", document, [*render.fields(said.items()), *lines])
+
+
+def _places(rejected: Iterable[BadRow]) -> list[dict[str, Any]]:
+    return [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in rejected]
+
+
 def _ingested_document(made: Ingested) -> dict[str, Any]:
-    rejected = [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in made.rejected]
-    return {**_document(made.dataset), "rejected": rejected}
+    return {**_document(made.dataset), "rejected": _places(made.rejected)}
 
 
 def _ingested_lines(made: Ingested) -> list[str]:

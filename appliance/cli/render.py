@@ -18,11 +18,36 @@ from appliance.errors import ApplianceError
 def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: Iterable[str]) -> None:
     """Print a command's result: `lines` for people, or one JSON document named `appliance.<schema>/1`."""
     if settings.json:
-        print(json.dumps({"schema": f"appliance.{schema}/1", "version": __version__, **document}, ensure_ascii=False))
-        return
-    if not settings.quiet:
+        _print_document(schema, document)
+    else:
         for line in lines:
             print(line)
+    sys.stdout.flush()
+
+
+@contextmanager
+def one_document(*, wanted: bool) -> Iterator[None]:
+    """Within the block one command runs: its document, or with `wanted` that of its error, is all that is printed."""
+    before = _OUTPUT.wanted, _OUTPUT.printed
+    _OUTPUT.wanted, _OUTPUT.printed = wanted, False
+    try:
+        yield
+    finally:
+        _OUTPUT.wanted, _OUTPUT.printed = before
+
+
+@dataclass
+class _Output:
+    wanted: bool = False
+    printed: bool = False
+
+
+_OUTPUT = _Output()
+
+
+def _print_document(schema: str, document: Mapping[str, Any]) -> None:
+    _OUTPUT.printed = True
+    print(json.dumps({"schema": f"appliance.{schema}/1", "version": __version__, **document}, ensure_ascii=False))
 
 
 def note(settings: Settings, text: str) -> None:
@@ -37,8 +62,12 @@ def notes(settings: Settings, texts: Iterable[str]) -> None:
         note(settings, text)
 
 
-def error(failure: ApplianceError) -> None:
-    """Print a refusal and its hint."""
+def error(failure: ApplianceError, before: str = "") -> None:
+    """Print a refusal and its hint; with --json as a document too, unless the command has printed its own."""
+    if _OUTPUT.wanted and not _OUTPUT.printed:
+        said = {name: getattr(failure, name) for name in ("message", "hint", "where")}
+        _print_document("error", {"error": type(failure).__name__, "exit_status": failure.exit_status, **said})
+    print(before, end="", file=sys.stderr)
     print(f"appliance: error: {failure}", file=sys.stderr)
     if failure.hint:
         print(f"appliance: hint: {failure.hint}", file=sys.stderr)

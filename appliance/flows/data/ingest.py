@@ -88,13 +88,38 @@ def ingest(
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
             with desk.ledger.read() as rows:
                 known = rows.datasets.list()
-            if declared.name in {dataset.name for dataset in known}:
-                raise UsageError(f"a dataset named {declared.name} exists", hint="choose another name with --name")
+            _require_free_name(declared.name, known)
             require_unsealed(home)
             material = _seal(home, paths, spec, declared, policy, progress)
         dataset = _book(desk, material, known, spec, policy)
     overlaps = tuple(orjson.loads(dataset.overlaps))
     return Ingested(dataset=dataset, rejected=material.rejected, overlaps=overlaps)
+
+
+def try_ingest(home: Home, paths: Sequence[Path], spec: IngestSpec, declared: Declaration) -> tuple[BadRow, ...]:
+    """Read files as `ingest` would, and keep nothing; needs no key.
+
+    Returns:
+      The rows that would be rejected.
+
+    Raises:
+      PolicyDenied, DataInvalid, UsageError: as `ingest`, but nothing is recorded.
+    """
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
+        with ledger.read() as rows:
+            _require_free_name(declared.name, rows.datasets.list())
+    check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+    ingestion = Ingestion(paths, spec, secrets.token_bytes(32))
+    for _ in ingestion:
+        pass
+    _check_contents(ingestion, declared, policy)
+    return tuple(ingestion.rejected)
+
+
+def _require_free_name(name: str, known: Sequence[DatasetRow]) -> None:
+    if name in {dataset.name for dataset in known}:
+        raise UsageError(f"a dataset named {name} exists", hint="choose another name with --name")
 
 
 def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy) -> DatasetRow:

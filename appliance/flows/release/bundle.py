@@ -78,6 +78,14 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
         return seal_directory(desk, out, contents)
 
 
+def preview(home: Home, run_id: str, out: Path) -> Release:
+    """Find what `bundle` would release; nothing is written. Raises as it does."""
+    if out.exists():
+        raise UsageError("the directory exists already and is not replaced", where=str(out))
+    with home.reader() as ledger:
+        return _release(ledger, home, run_id)
+
+
 def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> verifier.Examination:
     """Check a sealed directory with the very code that lies in it as `verify.py`.
 
