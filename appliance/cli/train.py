@@ -57,15 +57,9 @@ def plan(
     if out is not None and out.exists() and not chosen.yes:
         raise UsageError(f"{out} exists", hint="choose another name, or overwrite it with `appliance --yes train plan`")
     request = PlanRequest(
-        epsilon=epsilon,
-        name=name,
-        named_like=_like(out),
-        steps=steps,
-        expected_batch_size=batch,
-        lr=lr,
-        max_tokens=max_tokens,
-        rank=rank,
-    )
+        epsilon=epsilon, name=name, named_like=_like(out), steps=steps, expected_batch_size=batch, lr=lr,
+        max_tokens=max_tokens, rank=rank,
+    )  # fmt: skip
     run = plan_flow.draft(chosen.home(), dataset, model, request)
     drafted = _draft(chosen.home(), run, device, dtype, _bytes(memory))
     if out is not None and not chosen.dry_run:

@@ -37,6 +37,7 @@ from appliance.store import container
 from appliance.values import decimal
 
 Progress = Callable[[int], None]
+Told = Callable[[BadRow], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,9 @@ def ingest(
     declared: Declaration,
     operator: Operator,
     progress: Progress = lambda records: None,
+    told: Told = lambda row: None,
 ) -> Ingested:
-    """Read, validate, group and seal foreign files as one dataset.
+    """Read, validate, group and seal foreign files as one dataset; `told` is given each row that is rejected.
 
     Raises:
       PolicyDenied: the active policy does not allow this class, unit of privacy or declared size.
@@ -90,14 +92,16 @@ def ingest(
                 known = rows.datasets.list()
             _require_free_name(declared.name, known)
             require_unsealed(home)
-            material = _seal(home, paths, spec, declared, policy, progress)
+            material = _seal(desk, (paths, spec, told), declared, policy, progress)
         dataset = _book(desk, material, known, spec, policy)
     overlaps = tuple(orjson.loads(dataset.overlaps))
     return Ingested(dataset=dataset, rejected=material.rejected, overlaps=overlaps)
 
 
-def try_ingest(home: Home, paths: Sequence[Path], spec: IngestSpec, declared: Declaration) -> tuple[BadRow, ...]:
-    """Read files as `ingest` would, and keep nothing; needs no key.
+def try_ingest(
+    home: Home, paths: Sequence[Path], spec: IngestSpec, declared: Declaration, told: Told
+) -> tuple[BadRow, ...]:
+    """Read files as `ingest` would, and keep nothing; needs no key. `told` is given each row that would be rejected.
 
     Returns:
       The rows that would be rejected.
@@ -110,7 +114,7 @@ def try_ingest(home: Home, paths: Sequence[Path], spec: IngestSpec, declared: De
         with ledger.read() as rows:
             _require_free_name(declared.name, rows.datasets.list())
     check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
-    ingestion = Ingestion(paths, spec, secrets.token_bytes(32))
+    ingestion = Ingestion(paths, spec, secrets.token_bytes(32), told)
     for _ in ingestion:
         pass
     _check_contents(ingestion, declared, policy)
@@ -137,17 +141,17 @@ def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: In
 
 
 def _seal(
-    home: Home,
-    paths: Sequence[Path],
-    spec: IngestSpec,
+    desk: Desk,
+    files: tuple[Sequence[Path], IngestSpec, Told],
     declared: Declaration,
     policy: Policy,
     progress: Progress,
 ) -> _Material:
+    home, (paths, spec, told) = desk.home, files
     dataset_id = new_id("ds")
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
-    ingestion = Ingestion(paths, spec, mac_key)
+    ingestion = Ingestion(paths, spec, mac_key, told)
     sweep(home.objects)
     with _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
