@@ -170,6 +170,17 @@ def test_erasing_asks_first(home: Appliance, capsys: pytest.CaptureFixture[str])
     assert run(["ledger", "erase", "2", "--yes"]) == 0
 
 
+def test_unlocking_again_checks_the_passphrase_and_takes_the_new_time(appliance: Appliance, tmp_path: Path) -> None:
+    before = appliance.json("key", "status")["until"]
+    wrong = tmp_path / "wrong.txt"
+    wrong.touch(mode=0o600)
+    wrong.write_text("not the passphrase at all\n")
+    appliance("key", "unlock", "--passphrase-file", str(wrong), expect=13)
+    assert appliance.json("key", "status")["until"] == before
+    assert appliance.json("key", "unlock", "--minutes", "5")["until"] < before
+    assert appliance.json("key", "status")["state"] == "unsealed"
+
+
 def shell(home: Appliance, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = f"{sys.executable} -I -m appliance --home {home.home} {line}"
     variables = {name: value for name, value in {**os.environ, **environment}.items() if value}
