@@ -17,7 +17,7 @@ from appliance.events.evaluation import EvaluationReserved
 from appliance.events.policy import PolicyActivated
 from appliance.events.run import RunAborted, RunFailed, RunReserved, RunSettled, RunStarted
 from appliance.events.states import RunState
-from appliance.flows import budget, catalog
+from appliance.flows import budget, catalog, former
 from appliance.flows.budget import BudgetSnapshot
 from appliance.flows.run.reserve import state_plan
 from appliance.flows.timeline import TELLING, Timeline
@@ -119,13 +119,14 @@ class _History:
         stated = state_plan(plan).model_dump(mode="json", by_alias=True, exclude_unset=True)
         if any(stated.get(name) != value for name, value in facts["plan"].items()):
             yield "states another plan than its run has"
-        yield from self._weigh(leaf, Spend.of_plan(today.id, facts["dataset_id"], plan))
+        yield from self._weigh(leaf, Spend.of_plan(today.id, facts["dataset_id"], plan), plan.sampler_delta)
         fresh = dataclasses.replace(today, state=RunState.RESERVED, charged_attempts=None, epsilon_gap="0")
         self.runs[today.id] = fresh
 
     def _reserve_evaluation(self, leaf: Mapping[str, Any]) -> Iterator[str]:
         row = self.rows.evaluations[leaf["facts"]["evaluation_id"]]
-        yield from self._weigh(leaf, budget.spend_of_evaluation(row, catalog.unit_of(self.datasets[row.dataset_id])))
+        unit = catalog.unit_of(self.datasets[row.dataset_id])
+        yield from self._weigh(leaf, budget.spend_of_evaluation(row, unit), float(row.sampler_delta))
         self.evaluations[row.id] = row
 
     def _end(self, leaf: Mapping[str, Any]) -> Iterator[str]:
@@ -139,26 +140,28 @@ class _History:
         if (today.charged_attempts, float(today.epsilon_gap)) != (ended.charged_attempts, gap):
             yield "charges something else than the run's row says"
 
-    def _weigh(self, leaf: Mapping[str, Any], asked: Spend) -> Iterator[str]:
+    def _weigh(self, leaf: Mapping[str, Any], asked: Spend, sampler_delta: float) -> Iterator[str]:
         """Decide again whether it could be afforded, by the policy that was in force."""
         facts, policy = leaf["facts"], self._policy(self.in_force)
         if leaf["policy_sha256"] != self.in_force:
             yield "reserves under a policy that was not in force"
-        caps = {row.id: budget.cap_of(policy, row, self.sealed[row.id], self._find) for row in self.datasets.values()}
-        if facts["cap"] != (cap := decimal(caps[asked.dataset_id].epsilon)):
-            yield f"states the cap {facts['cap']} where the policy in force said {cap}"
-        if "filter_order" not in facts:  # it was decided by the rule of an earlier release
-            if self.filtered:
-                yield "states no order of the filter, though an earlier entry does"
-            return
+        if self.filtered and "filter_order" not in facts:
+            yield "states no order of the filter, though an earlier entry does"
         try:
-            found = budget.weigh(self._snapshot(), Timeline.told_by(self.told), caps, asked).facts()
+            found = self._decide(policy, asked, sampler_delta, formerly="filter_order" not in facts)
         except ApplianceError as error:
             yield f"reserves what could not be afforded: {error.message}"
             return
         for name, value in found.items():
             if not _agrees(name, facts[name], value):
                 yield f"states {name} {facts[name]} where it was {value}"
+
+    def _decide(self, policy: Policy, asked: Spend, sampler_delta: float, *, formerly: bool) -> dict[str, Any]:
+        """Give what is stated of such a reservation, by this release's rule or by that of those before the filter."""
+        if formerly:
+            return dict(former.weigh(self._snapshot(), policy, asked, sampler_delta))
+        caps = {row.id: budget.cap_of(policy, row, self.sealed[row.id], self._find) for row in self.datasets.values()}
+        return budget.weigh(self._snapshot(), Timeline.told_by(self.told), caps, asked).facts()
 
     def _find(self, sha256: str) -> PolicyRow | None:
         return self.rows.policies.get(sha256)

@@ -22,12 +22,12 @@ from appliance.flows.home import Home, Operator
 from appliance.flows.init import Places, init
 from appliance.flows.relocate import Move, relocate
 
-PASSPHRASE = "correct horse battery staple"
+PASSPHRASE = b"correct horse battery staple"
 ANN = Operator(name="ann")
 
 
 def make(root: Path, places: Places | None = None) -> Home:
-    return init(root, policies.load("demo"), PASSPHRASE, ANN, places or Places()).home
+    return init(root, policies.load("demo"), bytearray(PASSPHRASE), ANN, places or Places()).home
 
 
 def edit(root: Path, **changes: str) -> Home:
@@ -60,7 +60,7 @@ def outside(tmp_path: Path) -> Home:
 def unsealed(tmp_path: Path) -> Iterator[Home]:
     """A home with everything inside, whose key agent runs."""
     home = make(tmp_path / "home")
-    key.unlock(home, PASSPHRASE, ANN, ttl_s=600)
+    key.unlock(home, bytearray(PASSPHRASE), ANN, ttl_s=600)
     yield home
     home.agent().lock()
 
@@ -188,7 +188,7 @@ def test_parts_are_moved_by_a_verb_that_the_ledger_remembers(outside: Home, tmp_
     with moved.reader() as ledger:
         assert [HomeConfigured.of(e.leaf["facts"]) for e in ledger.entries(HomeConfigured)] == [before, stated]
     assert flow.verify(moved, lambda *_: None).verification.problems == ()
-    key.unlock(moved, PASSPHRASE, ANN, ttl_s=600)
+    key.unlock(moved, bytearray(PASSPHRASE), ANN, ttl_s=600)
     try:
         use(moved)
         with pytest.raises(UsageError, match="the key agent serves the places"):

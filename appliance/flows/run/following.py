@@ -46,10 +46,13 @@ def window_of(reserved: int) -> int:
 
 def unseen(ledger: LedgerReader, run_id: str) -> int:
     """Find how many attempts beyond those recorded a run may have made, by the last entry about its attempts."""
-    for entry in ledger.entries(subject=run_id, newest_first=True):
-        if entry.leaf["type"] in (RunStarted.type, RunResumed.type, RunCheckpointed.type):
-            return int(entry.leaf["facts"].get("unseen", FORMER_WINDOW))
-    return 0
+    found = [
+        entry
+        for kind in (RunStarted, RunResumed, RunCheckpointed)  # one by one: entries of a kind are proved
+        for entry in ledger.entries(kind, run_id, limit=1, newest_first=True)
+    ]
+    last = max(found, key=lambda entry: entry.index, default=None)
+    return 0 if last is None else int(last.leaf["facts"].get("unseen", FORMER_WINDOW))
 
 
 def recorded(row: RunRow) -> tuple[int, str] | None:
