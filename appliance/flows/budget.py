@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,7 +11,7 @@ import orjson
 
 from appliance.events.data import DataSealed
 from appliance.events.states import EvaluationState
-from appliance.flows import catalog
+from appliance.flows import catalog, timeline
 from appliance.flows.home import Home
 from appliance.flows.timeline import Places, Timeline
 from appliance.jobs.plan import UnitOfPrivacy
@@ -24,8 +24,6 @@ from appliance.privacy.budget import check_budget
 from appliance.privacy.filter import best_order
 from appliance.privacy.lifetime import Cap, Spend, Spent, lifetime, sampler_distance
 from appliance.values import decimal
-
-FindPolicy = Callable[[str], PolicyRow | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +63,56 @@ class BudgetSnapshot:
         units = {row.id: catalog.unit_of(row) for row in self.datasets}
         runs = [spend_of(run, timeline.of(run.id)) for run in self.runs]
         return runs + [spend_of_evaluation(row, units[row.dataset_id], timeline.of(row.id)) for row in self.evaluations]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What the ledger tells besides the rows.
+
+    Attributes:
+      timeline: what came after what.
+      sealed: for each dataset the leaf that says that it was sealed.
+      policies: every policy that was ever in force, by its digest.
+    """
+
+    timeline: Timeline
+    sealed: Mapping[str, Mapping[str, Any]]
+    policies: Mapping[str, PolicyRow]
+
+    @staticmethod
+    def read(ledger: LedgerReader) -> Past:
+        """Read it from the ledger as it is."""
+        leaves = list(ledger.leaves(DataSealed, *timeline.KINDS))
+        with ledger.read() as rows:
+            policies = rows.policies.list()
+        return Past.of_leaves(leaves, policies)
+
+    @staticmethod
+    def of_leaves(leaves: Sequence[Mapping[str, Any]], policies: Iterable[PolicyRow]) -> Past:
+        """Read it from these entries, in their order."""
+        sealed = [leaf for leaf in leaves if leaf["type"] == DataSealed.type]
+        return Past(
+            timeline=Timeline.of_leaves(leaf for leaf in leaves if leaf["type"] != DataSealed.type),
+            sealed={leaf["facts"]["dataset_id"]: leaf for leaf in sealed},
+            policies={row.sha256: row for row in policies},
+        )
+
+    def caps(self, policy: Policy, datasets: Sequence[DatasetRow]) -> dict[str, Cap]:
+        """Find the lifetime cap of every dataset under a policy, with the order of its filter."""
+        return {row.id: cap_of(policy, row, self._order(policy, row)) for row in datasets}
+
+    def _order(self, policy: Policy, dataset: DatasetRow) -> float:
+        """Find the order that was fixed when the dataset was sealed.
+
+        Releases before there was a filter did not state it; then it is what this one would have stated, under the
+        policy that was in force.
+        """
+        leaf = self.sealed.get(dataset.id)
+        if leaf is not None and "filter_order" in leaf["facts"]:
+            return float(leaf["facts"]["filter_order"])
+        then = self.policies.get(leaf["policy_sha256"]) if leaf is not None and leaf["policy_sha256"] else None
+        in_force = parse(then.text.encode(), f"policy {then.name}") if then else policy
+        return best_order(*catalog.limits(in_force, dataset.class_, dataset.declared_units))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,18 +202,18 @@ def afford(ledger: LedgerReader, policy: Policy, asked: Spend) -> Afforded:
     """
     with ledger.read() as rows:
         snapshot = BudgetSnapshot.read(rows)
-    caps = caps_of(ledger, policy, snapshot.datasets)
-    return weigh(snapshot, Timeline.read(ledger), caps, asked)
+    return weigh(snapshot, Past.read(ledger), policy, asked)
 
 
-def weigh(snapshot: BudgetSnapshot, timeline: Timeline, caps: Mapping[str, Cap], asked: Spend) -> Afforded:
-    """Check as `afford` does, at one moment: with the caps, rows and entries that there were.
+def weigh(snapshot: BudgetSnapshot, past: Past, policy: Policy, asked: Spend) -> Afforded:
+    """Check as `afford` does, at one moment: by a policy, with the rows that there were and what the ledger told.
 
     `ledger verify` works out by it again what a reservation states.
     """
+    caps = past.caps(policy, snapshot.datasets)
     before, after = check_budget(
         asked,
-        spends=snapshot.spends(timeline),
+        spends=snapshot.spends(past.timeline),
         overlaps={row.id: overlaps(row.id, snapshot.datasets) for row in snapshot.datasets},
         caps=caps,
     )
@@ -174,36 +222,13 @@ def weigh(snapshot: BudgetSnapshot, timeline: Timeline, caps: Mapping[str, Cap],
 
 def caps_of(ledger: LedgerReader, policy: Policy, datasets: Sequence[DatasetRow]) -> dict[str, Cap]:
     """Find the lifetime cap of every dataset under a policy, with the order of its filter."""
-    sealed = {leaf["facts"]["dataset_id"]: leaf for leaf in ledger.leaves(DataSealed)}
-    with ledger.read() as rows:
-        return {row.id: cap_of(policy, row, sealed.get(row.id), rows.policies.find) for row in datasets}
+    return Past.read(ledger).caps(policy, datasets)
 
 
-def cap_of(policy: Policy, dataset: DatasetRow, sealed: Mapping[str, Any] | None, find: FindPolicy) -> Cap:
-    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class.
-
-    Args:
-      policy: in force.
-      dataset: its row.
-      sealed: the leaf of its sealing, if there is one.
-      find: finds a policy by its digest.
-    """
+def cap_of(policy: Policy, dataset: DatasetRow, order: float) -> Cap:
+    """Find the lifetime cap of a dataset's class; the strictest of all if the policy dropped the class."""
     epsilon, delta = catalog.limits(policy, dataset.class_, dataset.declared_units)
-    order = _order(policy, dataset, sealed, find)
     return Cap(epsilon=epsilon, delta=delta, order=order, unit=catalog.unit_of(dataset))
-
-
-def _order(policy: Policy, dataset: DatasetRow, sealed: Mapping[str, Any] | None, find: FindPolicy) -> float:
-    """Find the order that was fixed when the dataset was sealed.
-
-    Releases before there was a filter did not state it; then it is what this one would have stated, under the policy
-    that was in force.
-    """
-    if sealed is not None and "filter_order" in sealed["facts"]:
-        return float(sealed["facts"]["filter_order"])
-    then = find(sealed["policy_sha256"]) if sealed is not None and sealed["policy_sha256"] else None
-    in_force = parse(then.text.encode(), f"policy {then.name}") if then else policy
-    return best_order(*catalog.limits(in_force, dataset.class_, dataset.declared_units))
 
 
 def accounts(home: Home) -> list[Account]:

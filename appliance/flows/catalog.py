@@ -75,14 +75,6 @@ def policy_in_force(ledger: LedgerReader) -> Policy:
     return policy
 
 
-def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float, float]:
-    """Find the lifetime epsilon and delta of a dataset of a class; the strictest if the policy dropped the class."""
-    named = policy.classes.get(class_name)
-    rules = [named] if named else list(policy.classes.values())
-    ceiling = min(rule.max_delta for rule in rules)
-    return min(rule.max_epsilon for rule in rules), lifetime_delta(declared_units, ceiling)
-
-
 def require_in_force(rows: Rows, policy: Policy) -> None:
     """Raise `Busy` unless this policy, by which something was decided, is still in force."""
     if [row.sha256 for row in _active(rows)] != [policy.digest]:
@@ -91,6 +83,14 @@ def require_in_force(rows: Rows, policy: Policy) -> None:
 
 def _active(rows: Rows) -> list[PolicyRow]:
     return [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+
+
+def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float, float]:
+    """Find the lifetime epsilon and delta of a dataset of a class; the strictest if the policy dropped the class."""
+    named = policy.classes.get(class_name)
+    rules = [named] if named else list(policy.classes.values())
+    ceiling = min(rule.max_delta for rule in rules)
+    return min(rule.max_epsilon for rule in rules), lifetime_delta(declared_units, ceiling)
 
 
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:

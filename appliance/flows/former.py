@@ -18,7 +18,7 @@ _Part = tuple[Spend, float]
 """What was spent, and the part of delta that its noise sampler used up."""
 
 
-def weigh(snapshot: BudgetSnapshot, policy: Policy, asked: Spend, sampler_delta: float) -> dict[str, str]:
+def weigh_formerly(snapshot: BudgetSnapshot, policy: Policy, asked: Spend, sampler_delta: float) -> dict[str, str]:
     """Work out what such a release stated of a reservation: before, after, cap.
 
     It composed all spends by privacy loss distributions, whatever was chosen after what, at the delta of the policy.
@@ -27,12 +27,9 @@ def weigh(snapshot: BudgetSnapshot, policy: Policy, asked: Spend, sampler_delta:
       BudgetExceeded: it would have refused, for the dataset or one that shares a unit with it.
     """
     near = budget.overlaps(asked.dataset_id, snapshot.datasets)
-    found: dict[str, str] = {}
-    for dataset in snapshot.datasets:
-        if dataset.id == asked.dataset_id or dataset.id in near:
-            facts = _weigh_one(dataset, snapshot, policy, (asked, sampler_delta))
-            found = facts if dataset.id == asked.dataset_id else found
-    return found
+    concerned = {row.id: row for row in snapshot.datasets if row.id == asked.dataset_id or row.id in near}
+    found = {id_: _weigh_one(row, snapshot, policy, (asked, sampler_delta)) for id_, row in concerned.items()}
+    return found[asked.dataset_id]
 
 
 def _weigh_one(dataset: DatasetRow, snapshot: BudgetSnapshot, policy: Policy, asked: _Part) -> dict[str, str]:
@@ -50,7 +47,8 @@ def _weigh_one(dataset: DatasetRow, snapshot: BudgetSnapshot, policy: Policy, as
 
 def _parts(snapshot: BudgetSnapshot) -> list[_Part]:
     units = {row.id: catalog.unit_of(row) for row in snapshot.datasets}
-    runs = [(budget.spend_of(run, Places()), catalog.plan_of(run).sampler_delta) for run in snapshot.runs]
+    nowhere = Places()
+    runs = [(budget.spend_of(run, nowhere), catalog.plan_of(run).sampler_delta) for run in snapshot.runs]
     evaluations = [
         (budget.spend_of_evaluation(row, units[row.dataset_id]), float(row.sampler_delta))
         for row in snapshot.evaluations

@@ -15,12 +15,12 @@ from appliance.errors import ApplianceError
 from appliance.events.data import DataSealed
 from appliance.events.evaluation import EvaluationReserved
 from appliance.events.policy import PolicyActivated
-from appliance.events.run import RunAborted, RunFailed, RunReserved, RunSettled, RunStarted
+from appliance.events.run import RunReserved, RunStarted
 from appliance.events.states import RunState
-from appliance.flows import budget, catalog, former
-from appliance.flows.budget import BudgetSnapshot
+from appliance.flows import budget, catalog, timeline
+from appliance.flows.budget import BudgetSnapshot, Past
+from appliance.flows.former import weigh_formerly
 from appliance.flows.run.reserve import state_plan
-from appliance.flows.timeline import TELLING, Timeline
 from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, EvaluationRow, PolicyRow, RunRow
 from appliance.ledger.transaction import Reading
@@ -28,8 +28,6 @@ from appliance.policy.policy import Policy, parse
 from appliance.privacy.lifetime import Spend
 from appliance.values import decimal
 
-_ENDS = (RunSettled, RunFailed, RunAborted)
-_TELLING = frozenset(event.type for event in TELLING)
 _ROUNDING = 2e-4  # epsilon is rounded up to a multiple of 1e-4; another machine may round the last digit otherwise
 
 
@@ -43,7 +41,7 @@ class Finding:
 
 def recount(ledger: LedgerReader) -> list[Finding]:
     """Work out every reservation again in a ledger that was verified: each row is what its newest entry says."""
-    leaves = list(ledger.leaves(DataSealed, PolicyActivated, RunReserved, RunStarted, EvaluationReserved, *_ENDS))
+    leaves = list(ledger.leaves(DataSealed, PolicyActivated, *timeline.KINDS))
     with ledger.read() as rows:
         history = _History.of(rows)
     return [Finding(leaf["index"], f"entry {leaf['index']} {said}") for leaf in leaves for said in history.take(leaf)]
@@ -56,20 +54,16 @@ class _History:
     Attributes:
       rows: the rows there are today, of which only what never changes is used: plans, overlaps, texts.
       in_force: digest of the policy in force.
-      told: leaves that tell what came after what.
-      sealed: leaves of the datasets' sealing.
-      filtered: whether an entry has stated the order of a filter; those after it do too.
       datasets, runs, evaluations: those there were, as they were.
+      leaves: the entries there were.
     """
 
     rows: _Today
     in_force: str = ""
-    told: list[Mapping[str, Any]] = field(default_factory=list)
-    sealed: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    filtered: bool = False
     datasets: dict[str, DatasetRow] = field(default_factory=dict)
     runs: dict[str, RunRow] = field(default_factory=dict)
     evaluations: dict[str, EvaluationRow] = field(default_factory=dict)
+    leaves: list[Mapping[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def of(rows: Reading) -> _History:
@@ -88,24 +82,20 @@ class _History:
         take: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
             DataSealed.type: self._seal,
             PolicyActivated.type: self._activate,
-            RunStarted.type: self._start,
             RunReserved.type: self._reserve_run,
             EvaluationReserved.type: self._reserve_evaluation,
+            RunStarted.type: lambda _: iter(()),
         }
         try:
             yield from take.get(leaf["type"], self._end)(leaf)
+            if leaf["type"] != PolicyActivated.type:
+                self.leaves.append(leaf)
         except KeyError:
             yield "is about what there is no row of"
-        self.filtered |= "filter_order" in leaf["facts"]
-        if leaf["type"] in _TELLING:
-            self.told.append(leaf)
 
     def _seal(self, leaf: Mapping[str, Any]) -> Iterator[str]:
         row = self.rows.datasets[leaf["facts"]["dataset_id"]]
-        self.datasets[row.id], self.sealed[row.id] = row, leaf
-        yield from ()
-
-    def _start(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        self.datasets[row.id] = row
         yield from ()
 
     def _activate(self, leaf: Mapping[str, Any]) -> Iterator[str]:
@@ -145,26 +135,20 @@ class _History:
         facts, policy = leaf["facts"], self._policy(self.in_force)
         if leaf["policy_sha256"] != self.in_force:
             yield "reserves under a policy that was not in force"
-        if self.filtered and "filter_order" not in facts:
+        if "filter_order" not in facts and any("filter_order" in earlier["facts"] for earlier in self.leaves):
             yield "states no order of the filter, though an earlier entry does"
         try:
-            found = self._decide(policy, asked, sampler_delta, formerly="filter_order" not in facts)
+            if "counted_by" in facts:
+                past = Past.of_leaves(self.leaves, self.rows.policies.values())
+                right = budget.weigh(self._snapshot(), past, policy, asked).facts()
+            else:
+                right = weigh_formerly(self._snapshot(), policy, asked, sampler_delta)
         except ApplianceError as error:
             yield f"reserves what could not be afforded: {error.message}"
             return
-        for name, value in found.items():
-            if not _agrees(name, facts[name], value):
+        for name, value in right.items():
+            if not _same(name, facts[name], value):
                 yield f"states {name} {facts[name]} where it was {value}"
-
-    def _decide(self, policy: Policy, asked: Spend, sampler_delta: float, *, formerly: bool) -> dict[str, Any]:
-        """Give what is stated of such a reservation, by this release's rule or by that of those before the filter."""
-        if formerly:
-            return dict(former.weigh(self._snapshot(), policy, asked, sampler_delta))
-        caps = {row.id: budget.cap_of(policy, row, self.sealed[row.id], self._find) for row in self.datasets.values()}
-        return budget.weigh(self._snapshot(), Timeline.told_by(self.told), caps, asked).facts()
-
-    def _find(self, sha256: str) -> PolicyRow | None:
-        return self.rows.policies.get(sha256)
 
     def _policy(self, sha256: str) -> Policy:
         row = self.rows.policies[sha256]
@@ -178,10 +162,9 @@ class _History:
         )
 
 
-def _agrees(name: str, stated: str, found: str) -> bool:
-    if name.startswith("epsilon_"):
-        return abs(float(stated) - float(found)) <= _ROUNDING
-    return stated == found
+def _same(name: str, stated: str, right: str) -> bool:
+    """Tell whether two facts are the same: to the letter, an epsilon but for rounding."""
+    return stated == right or (name.startswith("epsilon") and abs(float(stated) - float(right)) <= _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)

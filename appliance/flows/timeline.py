@@ -15,8 +15,9 @@ from appliance.events.run import RunAborted, RunFailed, RunReserved, RunSettled,
 from appliance.ledger.reading import LedgerReader
 from appliance.privacy.lifetime import NEVER
 
-TELLING = (RunReserved, RunStarted, RunSettled, RunFailed, RunAborted, EvaluationReserved)
-"""The events that tell of it."""
+_ENDS = (RunSettled, RunFailed, RunAborted)
+KINDS = (RunReserved, RunStarted, *_ENDS, EvaluationReserved)
+"""The entries from which it is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,12 @@ class Timeline:
 
     @staticmethod
     def read(ledger: LedgerReader) -> Timeline:
-        """Read it from the whole ledger."""
-        return Timeline.told_by(ledger.leaves(*TELLING))
+        """Read it from the ledger as it is."""
+        return Timeline.of_leaves(ledger.leaves(*KINDS))
 
     @staticmethod
-    def told_by(leaves: Iterable[Mapping[str, Any]]) -> Timeline:
-        """Read it from leaves of `TELLING`, in order.
+    def of_leaves(leaves: Iterable[Mapping[str, Any]]) -> Timeline:
+        """Read it from these entries, in their order.
 
         A key is released to a run from its start on, to an evaluation from its reservation on.
         """

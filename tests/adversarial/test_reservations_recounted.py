@@ -182,7 +182,7 @@ def test_what_a_release_without_a_filter_reserved_is_worked_out_by_its_rule(
     def formerly(tx: Transaction, event: Event) -> int:
         if event.type == "run.reserved":
             stated = {fact: said for fact, said in event.facts().items() if fact not in FILTER}
-            stated |= former.weigh(snapshots[-1], scene.rules, spend_of_run("trained"), PLAN.sampler_delta)
+            stated |= former.weigh_formerly(snapshots[-1], scene.rules, spend_of_run("trained"), PLAN.sampler_delta)
             event = type(event).of(stated | ({name: value} if name else {}))
         return append(tx, event)
 

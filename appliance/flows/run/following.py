@@ -48,11 +48,12 @@ def unseen(ledger: LedgerReader, run_id: str) -> int:
     """Find how many attempts beyond those recorded a run may have made, by the last entry about its attempts."""
     found = [
         entry
-        for kind in (RunStarted, RunResumed, RunCheckpointed)  # one by one: entries of a kind are proved
+        for kind in (RunStarted, RunResumed, RunCheckpointed)
         for entry in ledger.entries(kind, run_id, limit=1, newest_first=True)
     ]
-    last = max(found, key=lambda entry: entry.index, default=None)
-    return 0 if last is None else int(last.leaf["facts"].get("unseen", FORMER_WINDOW))
+    if not found:
+        return 0
+    return int(max(found, key=lambda entry: entry.index).leaf["facts"].get("unseen", FORMER_WINDOW))
 
 
 def recorded(row: RunRow) -> tuple[int, str] | None:
