@@ -40,8 +40,8 @@ KEPT_ENVIRONMENT = (
 SPINS = "10000"
 """How often a thread of OpenMP looks for work before it sleeps: some 20 µs.
 
-Its own default is a millisecond and more, in which a thread that waits for one that is not on a processor takes the time
-of the machine's other work.
+Its own default is a millisecond and more, in which a thread that waits for one that is not on a processor takes the
+time of the machine's other work.
 """
 GPU_ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """GPUs are numbered as by nvidia-smi. torch's allocator grows its blocks in place: with fixed blocks it would hold up
