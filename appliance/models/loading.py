@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,14 @@ from appliance.models.offline import strict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBLEMS = (
+    ("missing_keys", "is missing"),
+    ("mismatched_keys", "has another shape than configured"),
+    ("unexpected_keys", "is stored, but the configured model does not use it"),
+)
+DERIVED = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.(attn|attention)\.(bias|masked_bias)$"
+"""Stored constants that every model computes by itself: rotary frequencies, positions, causal masks of GPT-2's time."""
 
 HERE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
@@ -83,20 +94,53 @@ def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
     with strict("the model cannot be loaded", str(directory)):
         from transformers import AutoModelForCausalLM
 
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
-        )
-    check_complete(info, str(directory))
+        with _nothing_ignored() as unused:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
+            )
+    check_complete({**info, "unexpected_keys": unused}, str(directory))
     return model
 
 
+@contextmanager
+def _nothing_ignored() -> Iterator[set[str]]:
+    """Collect, while models are loaded, every tensor of the files that they do not take.
+
+    transformers drops some of them by patterns that its authors wrote for one checkpoint, before it says which.
+    """
+    from transformers import PreTrainedModel
+
+    adjust, unused = PreTrainedModel._adjust_missing_and_unexpected_keys, set[str]()
+
+    def note(self: PreTrainedModel, loading_info: Any) -> None:
+        unused.update(key for key in loading_info.unexpected_keys if not _is_derived(self, key))
+        adjust(self, loading_info)
+
+    PreTrainedModel._adjust_missing_and_unexpected_keys = note
+    try:
+        yield unused
+    finally:
+        PreTrainedModel._adjust_missing_and_unexpected_keys = adjust
+
+
+def _is_derived(model: PreTrainedModel, key: str) -> bool:
+    """Tell whether a stored tensor is known to change nothing: a constant, or a part that only guesses ahead."""
+    if re.search(DERIVED, key):
+        return True
+    config: Any = model.config.get_text_config()
+    ahead = getattr(config, "num_nextn_predict_layers", None) or 0
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
+    declared = layer is not None and 0 <= int(layer[1]) - config.num_hidden_layers < ahead
+    return declared or re.match(r"(model\.)?mtp\.", key) is not None
+
+
 def check_complete(info: dict[str, Any], where: str) -> None:
-    """Refuse what transformers only warns of: parameters that were not in the files and were made up.
+    """Refuse what transformers only warns of: parameters that were made up, and stored tensors that are not used.
 
     Raises:
-      DataInvalid: naming the first parameter.
+      DataInvalid: naming the first of them.
     """
-    for kind, problem in (("missing_keys", "is missing"), ("mismatched_keys", "has another shape than configured")):
+    for kind, problem in PROBLEMS:
         found = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
         if found:
             raise DataInvalid(f"the weight {found[0]!r} {problem} ({len(found)} in all)", where=where)
