@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models.foreign_json import read_object
 from appliance.models.offline import strict
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ PROBLEMS = (
 DERIVED = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.(attn|attention)\.(bias|masked_bias)$"
 """Stored constants that every model computes by itself: rotary frequencies, positions, causal masks of GPT-2's time."""
 
+NUMBERS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("intermediate_size", "max_position_embeddings", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
+    *("qk_nope_head_dim", "v_head_dim", "n_routed_experts", "num_experts", "num_local_experts"),
+    *("num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace"),
+)
+"""What the estimates take of a configuration, as transformers' attribute map names it for every architecture."""
+
 HERE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -36,14 +45,16 @@ class Structure:
     Attributes:
       architecture: class of the model, such as "LlamaForCausalLM".
       parameters: number of parameters, shared ones counted once.
-      shapes: (out_features, in_features) of every `nn.Linear`, by module name.
+      shapes: (out_features, in_features) of every `nn.Linear` of the decoder and of the head, by module name.
       has_chat_template: whether the tokenizer brings a chat template.
+      numbers: those of `NUMBERS` that the configuration states, under one name whatever its own for them is.
     """
 
     architecture: str
     parameters: int
     shapes: dict[str, tuple[int, int]]
     has_chat_template: bool
+    numbers: dict[str, int]
 
 
 def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -54,9 +65,13 @@ def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
       DataInvalid: weights are missing or have another shape than the configuration says, or files cannot be read.
       WillNotFit: memory does not suffice.
     """
-    model = _from_pretrained(directory, dtype=dtype)
+    return load_model(directory, dtype), load_tokenizer(directory)
+
+
+def load_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model alone; see `load`."""
     # A parameter that transformers keeps in float32 whatever it is asked (a router bias) stays what it is.
-    return model.requires_grad_(False).eval(), load_tokenizer(directory)
+    return _from_pretrained(directory, dtype=dtype).requires_grad_(False).eval()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -64,7 +79,35 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with strict("the tokenizer cannot be loaded", str(directory)):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory, **HERE_ONLY)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **HERE_ONLY)
+        if tokenizer.eos_token_id is None:
+            _mend_end(tokenizer, directory)
+        return tokenizer
+
+
+def _mend_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Give a tokenizer without an end token the one that the model's configuration names: a text must end in it.
+
+    Raises:
+      DataInvalid: the configuration names one that the tokenizer does not have.
+    """
+    from transformers import AutoConfig
+
+    stated = AutoConfig.from_pretrained(directory, **HERE_ONLY).get_text_config(decoder=True).eos_token_id
+    generation = directory / "generation_config.json"
+    if stated is None and generation.exists():
+        stated = read_object(generation).get("eos_token_id")
+    if stated is None:
+        return
+    ends = [tokenizer.convert_ids_to_tokens(end) for end in (stated if isinstance(stated, list) else [stated])]
+    known = [end for end in ends if end is not None]
+    if not known:
+        raise DataInvalid(
+            "the configuration names an end token that the tokenizer does not have",
+            hint="set eos_token in a copy of tokenizer_config.json",
+            where=str(directory),
+        )
+    tokenizer.eos_token = known[0]
 
 
 def inspect(directory: Path) -> Structure:
@@ -79,13 +122,26 @@ def inspect(directory: Path) -> Structure:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:
         raise DataInvalid(f"the tokenizer goes up to token {largest}, the embedding has {rows}", where=str(directory))
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = _linear_layers(model)
     return Structure(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         shapes={name: (module.out_features, module.in_features) for name, module in linear.items()},
         has_chat_template=bool(tokenizer.chat_template),
+        numbers=_numbers(model.config.get_text_config(decoder=True)),
     )
+
+
+def _numbers(config: Any) -> dict[str, int]:
+    found = {name: getattr(config, name, None) for name in NUMBERS}
+    return {name: value for name, value in found.items() if type(value) is int and value >= 0}
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Linear]:
+    """List the linear layers of the decoder, not of what sees or hears, and the head, as training does."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {name: module for name, module in linear if id(module) in inside or module is head}
 
 
 def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
