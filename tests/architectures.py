@@ -76,7 +76,8 @@ def row(kind: str, found: dict[str, str] | None) -> str:
 def read_rows() -> dict[str, str]:
     """The rows of the matrix as the page has them, by kind."""
     lines = PAGE.read_text().partition(START)[2].partition(END)[0].splitlines()
-    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    rows = [line for line in lines if line.startswith("| ")][1:]
+    return {line.split("|")[1].strip(): line for line in rows}
 
 
 def write(rows: Iterable[str]) -> None:

@@ -29,10 +29,12 @@ def template(conversations: Mapping[str, bool], source: str) -> list[str]:
         return []
     carried = [shape for shape, carries in conversations.items() if carries]
     left = [shape for shape, carries in conversations.items() if not carries]
+    if not left:
+        return ["carries every shape of conversation that was tried"]
     found = [f"carries {', '.join(carried) or 'no conversation'}"]
-    if left and source == "fallback":
+    if source == "fallback":
         found.append(f"conversations with {', '.join(left)} become plain text, as template.from: fallback asks")
-    elif left:
+    else:
         found.append(f"conversations with {', '.join(left)} are not learned from; template.from: fallback makes them")
         found.append("plain text")
     return found

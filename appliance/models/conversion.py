@@ -18,6 +18,7 @@ import torch
 
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.models import gguf_keys, gguf_rope
+from appliance.models.directory import check_count
 from appliance.models.gguf_file import GgufHeader, read_header
 from appliance.models.loading import HERE_ONLY, check_complete, load_tokenizer
 from appliance.models.offline import strict
@@ -47,6 +48,8 @@ def convert(source: Path, output: Path) -> GgufHeader:
     header = read_header(source)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise ArtefactMissing("one part of a GGUF that was split", hint="merge the parts first", where=source.name)
+    for key, value in header.metadata.items():
+        check_count(key, value, source.name)
     if "tokenizer.ggml.tokens" not in header.metadata:
         raise ArtefactMissing("there is no tokenizer in the GGUF", hint=HINT, where=source.name)
     # Alone under a name of ours: transformers reads tokenizer and generation settings that lie beside a GGUF.

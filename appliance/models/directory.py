@@ -40,6 +40,8 @@ CODE = ("*.py", "*.pyc", "*.so")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 REMOTE_KEYS = ("auto_map", "custom_pipelines", "transformers_weights", "fusion_config", "kernel_config")
 README_BYTES = 65536
+MOST = {"layer": 1024, "layers": 1024, "experts": 4096, "block_count": 1024, "expert_count": 4096}
+"""How large a number may be whose name ends so: a model is built part by part, and real ones have a tenth of that."""
 
 
 def select_files(source: Path) -> tuple[str, ...]:
@@ -153,6 +155,7 @@ def _check_config(value: Any, name: str) -> None:
         if not isinstance(item, dict):
             continue
         for key, child in item.items():
+            check_count(key, child, name)
             # transformers takes an implementation with a slash in its name for a kernel to download.
             fetched = "_implementation" in key and "/" in str(child)
             if fetched or (key in REMOTE_KEYS and child):
@@ -162,6 +165,13 @@ def _check_config(value: Any, name: str) -> None:
                     where=name,
                 )
             pending.append(child)
+
+
+def check_count(key: str, value: Any, where: str) -> None:
+    """Refuse a number of parts that would keep the import building for hours. Raises `DataInvalid`."""
+    most = next((most for ending, most in MOST.items() if re.search(rf"(^|[._]){ending}$", key)), None)
+    if most is not None and type(value) is int and value > most:
+        raise DataInvalid(f"{key!r} is larger than any real model has", where=where)
 
 
 def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:

@@ -204,6 +204,20 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     "unknown architecture": (edit("config.json", model_type="nope"), DataInvalid, "cannot be loaded"),
     "no language model": (edit("config.json", model_type="vit"), DataInvalid, "cannot be loaded"),
     "nonsense sizes": (edit("config.json", hidden_size=-1), DataInvalid, "cannot be loaded"),
+    "countless layers": (edit("config.json", num_hidden_layers=10**9), DataInvalid, "'num_hidden_layers' is larger"),
+    "countless experts inside": (
+        edit("config.json", text_config={"n_routed_experts": 10**6}),
+        DataInvalid,
+        "is larger",
+    ),
+    "an end token that the tokenizer has not": (
+        lambda model: (
+            edit("tokenizer_config.json", eos_token=None)(model),
+            edit("config.json", eos_token_id=271)(model),
+        ),
+        DataInvalid,
+        "names an end token that the tokenizer does not have",
+    ),
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
     "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
@@ -314,6 +328,7 @@ def test_a_gguf_is_refused(name: str, write_tiny_gguf: Callable[..., Path], tmp_
         ({"skip": "layers.1.mlp.up_proj"}, 6, "'model.layers.1.mlp.up_proj.weight' is missing"),
         ({"pre": "deepseek-llm"}, 6, "pre-tokenizer 'deepseek-llm'"),
         ({"arch": "deepseek2"}, 6, "cannot be converted"),
+        ({"keys": {"llama.block_count": 10**9}}, 6, "'llama.block_count' is larger"),
     ],
 )
 def test_a_gguf_that_would_give_another_model_is_refused(

@@ -159,6 +159,7 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
     check.check_run(policy, named, facts, ModelFacts(id=base.id, sha256=base.sha256))
     if run.lora.quantize_base != "none":
         catalog.require_trainable(ledger, base, run.lora.quantize_base)
+    _require_exact_length(ledger, base, run.train.max_tokens)
     parameters = trainable_parameters(run, base)
     plan = make_plan(
         unit=unit,
@@ -183,6 +184,13 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
         parameters=parameters,
         conversations={} if run.template.from_ == "none" else catalog.imported(ledger, base).conversations or {},
     )
+
+
+def _require_exact_length(ledger: LedgerReader, base: ModelRow, max_tokens: int) -> None:
+    most = (catalog.imported(ledger, base).numbers or {}).get("exact_tokens")
+    if most is not None and max_tokens > most:
+        problem = f"beyond {most} tokens the rotary embedding of {base.id} follows the records it has seen"
+        raise ConfigInvalid(problem, hint=f"set max_tokens to {most} at most", where="train.max_tokens")
 
 
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:

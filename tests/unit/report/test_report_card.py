@@ -69,6 +69,7 @@ def test_the_commands_of_the_card_compute_the_digest_of_a_base_model(tiny_model_
     assert done.stdout.split()[0] == tree_digest(tiny_model_dir)[0]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks by an old name
 def test_the_example_of_the_card_generates(tiny_model_dir: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -77,7 +78,9 @@ def test_the_example_of_the_card_generates(tiny_model_dir: Path, tmp_path: Path)
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     code = LOADING.removeprefix("```python\n").removesuffix("```").replace("DIRECTORY OF THE BASE MODEL", "MODEL")
     code = code.replace("MODEL", str(tiny_model_dir), 1).replace("len(text)", "4")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
