@@ -67,10 +67,10 @@ class DataInvalid(ApplianceError):
 
 
 class IsolationViolated(ApplianceError):
-    """An isolation that the policy requires is not in force."""
+    """An isolation that is required is not in force."""
 
     exit_status = 7
-    meaning = "isolation: an isolation that the policy requires is not in force"
+    meaning = "isolation: an isolation that is required is not in force"
 
 
 class IntegrityError(ApplianceError):

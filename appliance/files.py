@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,8 @@ def staged(path: Path, mode: int = 0o600, *, replace: bool = True) -> Iterator[i
         fd = _open_locked(temporary, mode)
         try:
             os.ftruncate(fd, 0)
-            os.fchmod(fd, mode)
+            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # the umask, or a leftover; a worker may change no modes
+                os.fchmod(fd, mode)
             yield fd
             os.fsync(fd)
             _publish(temporary, path, replace=replace)

@@ -245,7 +245,7 @@ def travelled(journey: Journey, device: str, parts: Collection[str]) -> Iterator
 
 def recorded(document: Path, home: Path) -> bool:
     """Whether the document stands in the ledger of `home` now."""
-    command = [sys.executable, "-m", "appliance", "--home", str(home), "doctor", "--record", str(document)]
+    command = [sys.executable, "-I", "-m", "appliance", "--home", str(home), "doctor", "--record", str(document)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout.strip() if done.returncode == 0 else last_line(done.stderr)
     print(f"{'recorded' if done.returncode == 0 else 'failed':8}  {home}: {said}", file=sys.stderr, flush=True)

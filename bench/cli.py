@@ -18,7 +18,7 @@ def times(words: list[str], repeats: int) -> list[float]:
     found = []
     for _ in range(repeats):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "appliance", *words], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-I", "-m", "appliance", *words], capture_output=True, check=True)
         found.append(time.perf_counter() - began)
     return found
 
@@ -36,8 +36,9 @@ def main() -> None:
     report.figures.append(figure("help_s", ["--help"], 0.3, repeats))
     with tempfile.TemporaryDirectory() as directory:
         home, secret = f"{directory}/home", Path(directory) / "passphrase"
+        secret.touch(mode=0o600)
         secret.write_text("a passphrase for a benchmark\n")
-        init = [sys.executable, "-m", "appliance", "--home", home, "init", "--passphrase-file", str(secret)]
+        init = [sys.executable, "-I", "-m", "appliance", "--home", home, "init", "--passphrase-file", str(secret)]
         subprocess.run(init, capture_output=True, check=True)
         report.figures.append(figure("ledger_verify_small_s", ["--home", home, "ledger", "verify"], 1.0, repeats))
     report.print(as_json=options.json)

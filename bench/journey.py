@@ -69,6 +69,7 @@ class Journey:
         return {name: step for name, step in every.items() if name not in self.wanted.without}
 
     def init(self) -> str:
+        (self.work / "passphrase").touch(mode=0o600)
         (self.work / "passphrase").write_text("a passphrase for an examination\n")
         self.known["fingerprint"] = self.run("init", "--policy", "default")["fingerprint"]
         return "policy default"
@@ -146,7 +147,7 @@ class Journey:
 
     def run(self, *words: str) -> dict[str, Any]:
         """The document of one command; `Failed` with its own words if it ends badly."""
-        command = [sys.executable, "-m", "appliance", "--home", str(self.home), "--json", *words]
+        command = [sys.executable, "-I", "-m", "appliance", "--home", str(self.home), "--json", *words]
         environment = {**os.environ, "APPLIANCE_PASSPHRASE_FILE": str(self.work / "passphrase")}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
         if done.returncode:
@@ -183,7 +184,7 @@ def travel(journey: Journey) -> Iterator[tuple[str, str, str]]:
                 broken = name
                 yield name, "failed", f"{failure} ({time.monotonic() - began:.1f} s)"
     finally:
-        lock = [sys.executable, "-m", "appliance", "--home", str(journey.home), "--quiet", "key", "lock"]
+        lock = [sys.executable, "-I", "-m", "appliance", "--home", str(journey.home), "--quiet", "key", "lock"]
         subprocess.run(lock, capture_output=True, check=False)
 
 

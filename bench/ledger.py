@@ -7,6 +7,7 @@ settings. The PostgreSQL figures need its server programs; they start a server o
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import re
@@ -32,7 +33,8 @@ from appliance.ledger.database import Database
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.reading import LedgerReader
-from appliance.ledger.rows import PolicyRow
+from appliance.ledger.rows import PolicyRow, RunRow
+from appliance.ledger.transaction import Reading, Transaction
 from tests import postgres
 
 ACTOR = Actor("p-1", "")
@@ -186,6 +188,67 @@ def cost_figures(name: str, sides: Sides, bar_ms: float, bar_batch: float, repea
             note=f"plain {median(plain):.0f}/s; spread is the quartiles",
         ),
     ]
+
+
+def decision_figure(name: str, sides: Sides, repeats: int) -> Figure:
+    """What it costs a decision that all it reads is proved: 100 runs, and entries that came since the last decision."""
+    run = RunRow(
+        id="", name="run", dataset_id="ds", model_id="m", state="finished", spec_sha256="44" * 32,
+        policy_sha256="55" * 32, plan="p" * 700, reserved_attempts=100, recorded_attempts=100, charged_attempts=100,
+        epsilon_reserved="8", delta="0.00001",
+    )  # fmt: skip
+    for number in range(100):
+        with sides.ledger.transaction(ACTOR) as tx:
+            tx.runs.add(dataclasses.replace(run, id=f"run_{number:012x}"))
+            tx.append(event("key.unlocked", UNTIL))
+        sides.ledger_batch(4)
+
+    def read(rows: Reading | Transaction) -> None:
+        assert len(rows.runs.list()) == 100
+        for gateway in (rows.datasets, rows.evaluations, rows.policies):
+            gateway.list()
+
+    def proved() -> None:
+        with sides.ledger.transaction(ACTOR) as tx:
+            read(tx)
+
+    def believed() -> None:
+        with sides.ledger._database.write() as connection:
+            read(Reading(connection, None))
+
+    taken = []
+    for _ in range(5 + repeats):
+        sides.ledger_batch(4)
+        sides.ledger.sign()
+        taken.append((seconds(proved) * 1000, seconds(believed) * 1000))
+    with_proof, without = (median(column) for column in zip(*taken[5:], strict=True))
+    added = sorted(ours - plain for ours, plain in taken[5:])
+    return Figure(
+        name=f"{name}_decision_ms",
+        value=with_proof - without,
+        unit="ms",
+        bar=2.0,
+        repeats=repeats,
+        spread=(added[len(added) // 4], added[-len(added) // 4]),
+        peer="the same rows, believed",
+        note=f"100 runs, 4 new entries; median {with_proof:.2f} ms, believed {without:.2f} ms; spread is the quartiles",
+    )
+
+
+def decision_figures(root: Path, repeats: int) -> list[Figure]:
+    """`decision_figure` on both engines."""
+    sides = sqlite_sides(root / "deciding-sqlite")
+    figures = [decision_figure("sqlite", sides, repeats)]
+    sides.close()
+    place = root / "deciding"
+    place.mkdir()
+    root.chmod(0o755)
+    with server_in(place) as server:
+        if server:
+            sides = postgres_sides(place / "postgres", server)
+            figures.append(decision_figure("postgres", sides, repeats))
+            sides.close()
+    return figures
 
 
 def memory_figures(repeats: int) -> list[Figure]:
@@ -400,6 +463,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="bench-ledger-", dir=os.environ.get("TMPDIR", "/var/tmp")))
     try:
         report.figures.append(fsync_figure(root, repeats))
+        report.figures += decision_figures(root, repeats)
         sides = sqlite_sides(root / "sqlite")
         report.figures += cost_figures("sqlite", sides, 0.4, 10_000, repeats)
         report.figures += [writers_figure("sqlite", sides, writers, 2 * repeats) for writers in (1, 4, 8)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import gammainc, gammaincc, ndtr
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammainc, gammaincc, kl_div, ndtr
 
 from appliance.jobs.selftest import Check
 from appliance.values import decimal
 
 CHANCE = 1e-6
-TESTS = 10
+TESTS = 48
 SHARE = CHANCE / TESTS
 _LEAST = 1e-30
 
@@ -46,23 +46,56 @@ def products(total: float, count: int) -> float:
 
 def frequency(seen: int, count: int, rate: float) -> float:
     """Bound the chance that `seen` of `count` events of probability `rate` happen, or fewer or more (Chernoff)."""
-    part = seen / count
-    divergence = (part * math.log(part / rate) if part else 0.0) + (
-        (1 - part) * math.log((1 - part) / (1 - rate)) if part < 1 else 0.0
-    )
-    return min(1.0, 2 * math.exp(-count * divergence))
+    return float(frequencies(np.array([seen]), np.array([count]), np.array([rate]))[0])
+
+
+def frequencies(seen: ArrayLike, count: ArrayLike, rate: ArrayLike) -> NDArray[np.float64]:
+    """Do the same for many at once. Without a trial there is nothing to see, and the chance is 1."""
+    counts = np.asarray(count, dtype=np.float64)
+    part = np.asarray(seen, dtype=np.float64) / np.maximum(counts, 1)
+    rates = np.asarray(rate, dtype=np.float64)
+    divergence = kl_div(part, rates) + kl_div(1 - part, 1 - rates)
+    both: NDArray[np.float64] = np.minimum(1.0, 2 * np.exp(-counts * divergence))
+    return both
+
+
+def hoeffding(total: float, count: int, most: float) -> float:
+    """Bound the chance that a sum is `total` or more in magnitude (Azuma and Hoeffding).
+
+    Args:
+      total: a sum of `count` terms, each of mean zero whatever the ones before it are.
+      count: of the terms.
+      most: what a term is at most in magnitude.
+    """
+    return min(1.0, 2 * math.exp(-(total**2) / (2 * count * most**2)))
+
+
+def rate_lower(seen: int, count: int) -> float:
+    """Bound a rate from below: what is returned is too large with probability at most SHARE (Chernoff)."""
+    low, high, part = 0.0, seen / count, seen / count
+    for _ in range(60):
+        rate = (low + high) / 2
+        divergence = float(kl_div(part, rate) + kl_div(1 - part, 1 - rate))
+        low, high = (rate, high) if count * divergence > -math.log(SHARE) else (low, rate)
+    return low
 
 
 def normality(values: NDArray[np.float64], allowance: float) -> float:
-    """Bound the chance of this distance from the standard normal (Kolmogorov-Smirnov; Massart's constant).
+    """Bound the chance of this distance from the standard normal, as `uniformity` does. Sorts the values in place."""
+    values.sort()
+    return uniformity(ndtr(values), allowance)
+
+
+def uniformity(values: NDArray[np.float64], allowance: float) -> float:
+    """Bound the chance of this distance from the uniform law on [0, 1] (Kolmogorov-Smirnov; Massart's constant).
 
     Args:
-      values: the sample; sorted in place.
+      values: the sample.
       allowance: what is taken off the distance because the law is discrete.
     """
-    values.sort()
+    expected = np.sort(values)
     count = len(values)
-    expected, steps = ndtr(values), np.arange(count + 1) / count
+    steps = np.arange(count + 1) / count
     distance = max(float(np.max(steps[1:] - expected)), float(np.max(expected - steps[:-1])))
     return min(1.0, 2 * math.exp(-2 * count * max(0.0, distance - allowance) ** 2))
 

@@ -1,4 +1,8 @@
-"""Synthetic units for the self-test: gradients of chosen direction and norm, and records that are nobody's."""
+"""Gradients of the self-test: irregular, of any norm, and the same in float32 as in bfloat16.
+
+Norms that are round numbers hide what a norm in low precision does. So values are cut from a pool of random signs and
+mantissas; what they add up to is as irregular as the gradients of records.
+"""
 
 from __future__ import annotations
 
@@ -6,82 +10,108 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.random import Generator, default_rng
-from numpy.typing import NDArray
+from numpy.random import Generator
 
-from appliance.audit.tap import Floats, Row, Tap
-from appliance.jobs.record import Record
+from appliance.audit.tap import Claim, Doubles, Floats, Integers, Row
+from appliance.privacy.sampler import GUARD
 
-DIRECTIONS = 128
-"""Canaries along coordinates, each in its own release or all in one."""
+MODERATE = (0.3, 0.5, 0.9, 0.99, 1.01, 1.1, 1.5, 1.99, 3.0, 9.0, 30.0, 200.0)
+"""Norms in units of C at which a clip that starts too late or too early would show."""
 
-MODERATE = (0.5, 0.99, 1.01, 1.1, 1.5, 1.99, 3.0, 9.0, 30.0, 200.0)
-"""Norms in units of C at which a clip that starts too late would show."""
-
-_SIGN = np.uint32(1 << 31)
-_WORK = 1 << 29  # row elements that the joint release of the canaries may cost
+_STABILITY = 0.01  # what normalised clipping adds to a norm
+_MANTISSAS = 4  # so many sixteenths above one: squares that differ little, so that no value hides behind another
+_QUARTERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Canary:
-    """A gradient that is zero but on a few coordinates.
+class Gradient:
+    """Every `step`-th value of `values` from `first` on, times `scale`, and zeros between.
 
     Attributes:
-      coordinates: positions in the flat vector, int64 [k], apart from those of every other canary of its set.
-      norm: its L2 norm.
+      values: float32 [P].
     """
 
-    coordinates: NDArray[np.int64]
-    norm: float
+    values: Floats
+    scale: float
+    first: int = 0
+    step: int = 1
 
     def __call__(self, out: Floats) -> None:
         """Write the gradient."""
-        out[self.coordinates] = self.norm / math.sqrt(len(self.coordinates))
+        np.multiply(self.values[self.first :: self.step], np.float32(self.scale), out=out[self.first :: self.step])
+
+    def doubles(self) -> Doubles:
+        """Give the values on its support, float64."""
+        return self.values[self.first :: self.step].astype(np.float64) * self.scale
+
+    def times(self, factor: float) -> Gradient:
+        """Multiply it by a power of two, or turn it round."""
+        return Gradient(self.values, self.scale * factor, self.first, self.step)
 
 
-def directions(tap: Tap, generator: Generator) -> list[Canary]:
-    """Make canaries far beyond the clip whose coordinates reach every trainable tensor, at its ends or inside.
+class Pool:
+    """Where the values of gradients come from.
 
-    Up to 128 tensors each canary is a single coordinate; where there are more tensors, or the adapter is so large that
-    128 rows would take seconds, a canary is spread over several.
+    Args:
+      parameters: P.
+      generator: what they are drawn with.
     """
-    rows = min(DIRECTIONS, max(16, _WORK // tap.parameters), tap.parameters // 2)
-    chosen = _coordinates(tap, max(rows, len(tap.tensors)), generator)
-    norm = 1e3 * max(1.0, tap.clip_norm)
-    return [Canary(np.array(chosen[row::rows]), norm) for row in range(min(rows, len(chosen)))]
+
+    def __init__(self, parameters: int, generator: Generator) -> None:
+        sixteenths = 1 + np.arange(2 * _MANTISSAS) // 2 / 16
+        table = np.where(np.arange(2 * _MANTISSAS) % 2, -sixteenths, sixteenths).astype(np.float32)
+        self._values = table[np.frombuffer(generator.bytes(2 * parameters), dtype=np.uint8) & (2 * _MANTISSAS - 1)]
+        self._parameters, self._generator = parameters, generator
+
+    def window(self, start: int = 0) -> Floats:
+        """Give P of its values, from `start` below P on."""
+        found: Floats = self._values[start : start + self._parameters]
+        return found
+
+    def gradient(self, norm: float, first: int = 0, step: int = 1) -> Gradient:
+        """Cut a gradient of about this norm."""
+        return cut(self.window(int(self._generator.integers(self._parameters))), norm, self._generator, first, step)
 
 
-def moderate(tap: Tap, generator: Generator) -> list[Canary]:
-    """Make canaries with norms around C."""
-    chosen = generator.choice(tap.parameters, len(MODERATE), replace=False)
-    return [Canary(np.array([at]), times * tap.clip_norm) for at, times in zip(chosen, MODERATE, strict=True)]
+def cut(values: Floats, norm: float, generator: Generator, first: int = 0, step: int = 1) -> Gradient:
+    """Scale values to about this norm, within a factor of 1.8, by so few bits that they stay the same in bfloat16."""
+    squares = float(np.square(values[first::step], dtype=np.float64).sum())
+    exponent = round(math.log2(norm / math.sqrt(squares)))
+    return Gradient(values, 2.0**exponent * (1 + int(generator.integers(_QUARTERS)) / _QUARTERS), first, step)
 
 
-def _coordinates(tap: Tap, count: int, generator: Generator) -> list[int]:
-    seen: dict[int, None] = {}
-    turn = 0
-    while len(seen) < count:
-        _, start, stop = tap.tensors[turn % len(tap.tensors)]
-        kind = generator.integers(4)
-        at = (start, stop - 1)[kind] if kind < 2 else int(generator.integers(start, stop))
-        if at not in seen or turn > 8 * count:  # a tensor smaller than its share is passed over in the end
-            seen[at] = None
-        turn += 1
-        if turn > 16 * count:
-            break
-    return list(seen)
+def far(claim: Claim, times: float = 1e3) -> float:
+    """Give a norm far beyond the clip. Normalised clipping adds to a norm: a multiple of a tiny C would not be far."""
+    return times * max(1.0, claim.clip_norm)
 
 
-def dense(parameters: int, norm: float, seed: int) -> Row:
-    """Make a gradient of random signs and equal magnitudes; a negative norm points the other way."""
-    magnitude = np.float32(abs(norm) / math.sqrt(parameters)).view(np.uint32)
-    turned = np.uint32(_SIGN if norm < 0 else 0) | magnitude
+def influence(claim: Claim, gradient: Doubles) -> Doubles:
+    """Compute what a unit with this gradient adds to the sum, in grid units, before it is rounded to whole ones."""
+    norm, bound = float(np.sqrt(np.square(gradient).sum())), claim.clip_norm * (1 - GUARD)
+    if claim.clipping == "normalised":
+        return gradient * (bound / (norm + _STABILITY) / claim.grid)
+    return gradient * (min(1.0, bound / norm if norm else 1.0) / claim.grid)
 
-    def fill(out: Floats) -> None:
-        bits = np.frombuffer(default_rng(seed).bytes(4 * parameters), dtype=np.uint32)
-        np.bitwise_xor(bits & _SIGN, turned, out=out.view(np.uint32))
 
-    return fill
+@dataclass(frozen=True, slots=True)
+class Spikes:
+    """A gradient that is zero but on a few coordinates.
+
+    Attributes:
+      at: positions, int64 [k].
+      values: float32 [k].
+    """
+
+    at: Integers
+    values: Floats
+
+    def __call__(self, out: Floats) -> None:
+        """Write the gradient."""
+        out[self.at] = self.values
+
+    def doubles(self) -> Doubles:
+        """Give the values on its support, float64."""
+        return self.values.astype(np.float64)
 
 
 def poisoned(parameters: int, value: float) -> Row:
@@ -92,9 +122,3 @@ def poisoned(parameters: int, value: float) -> Row:
         out[parameters // 2] = value
 
     return fill
-
-
-def records() -> list[Record]:
-    """Write four short synthetic texts; nobody's data."""
-    texts = ("The sky is blue today.", "One two three four five.", "Water is wet and cold.", "Cats sleep all day long.")
-    return [Record(unit=f"synthetic-{n}", kind="text", parts=(("text", text),)) for n, text in enumerate(texts)]

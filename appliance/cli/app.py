@@ -15,6 +15,7 @@ from appliance.cli import render
 from appliance.cli.lazy import Words
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError, Interrupted, UsageError
+from appliance.isolation import process
 
 app = typer.Typer(
     name="appliance",
@@ -70,7 +71,8 @@ def options(
 
 
 def main() -> None:
-    """Run the command line and exit with the status that docs/cli.md names."""
+    """Run the command line and exit with the status that docs/cli.md names. Its memory goes into no core file."""
+    process.deny_core_dumps()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -12,20 +12,22 @@ from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
 from appliance.flows.data.ingest import Declaration, Ingested
 from appliance.flows.data.ingest import ingest as ingest_flow
-from appliance.flows.data.sources import spec_for
+from appliance.flows.data.sources import find_files, spec_for
 from appliance.flows.data.verify import verify as verify_data
 from appliance.ledger.rows import DatasetRow
 
 app = typer.Typer()
 
 PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'."
+SPLIT_HELP = "What one record of plain text is: file (unless told), paragraph, line, or such as 400-tokens."
+SUBJECT_FROM_HELP = "The file's place names the subject: 'directory', or a pattern such as '{subject}_*.txt'."
 COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'."
 
 
 @app.command()
 def ingest(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="JSONL, CSV, TSV or text files, also gzipped.")],
+    paths: Annotated[list[Path], typer.Argument(help="JSONL, CSV, TSV or text files, also gzipped; or directories.")],
     name: Annotated[str, typer.Option(help="A name for the dataset.")],
     units: Annotated[int, typer.Option(min=1, help="About how many units of privacy (records or subjects) there are.")],
     class_name: Annotated[str, typer.Option("--class", help="Class of data in the policy.")] = "default",
@@ -37,7 +39,9 @@ def ingest(
     subject: Annotated[
         str, typer.Option(help="Column that names whom a record is about; the unit of privacy is then the subject.")
     ] = "",
+    subject_from: Annotated[str, typer.Option(help=SUBJECT_FROM_HELP)] = "",
     max_records: Annotated[int, typer.Option(min=1, help="At most so many records per subject, in file order.")] = 1,
+    split: Annotated[str, typer.Option(help=SPLIT_HELP)] = "",
     keep: Annotated[
         list[str] | None, typer.Option(help="Column to seal beside each record, for a curriculum; may be repeated.")
     ] = None,
@@ -48,17 +52,18 @@ def ingest(
     Rows that cannot be used are listed by file, line and byte offset; nothing of their content is shown.
     """
     chosen = settings.writing(context)
+    files, others = find_files(paths, format_)
     spec = spec_for(
-        paths, format_, prompt=prompt, completion=completion, text=text, subject=subject, max_records=max_records,
-        unescape_html=unescape_html, keep=keep or (),
+        files, format_, prompt=prompt, completion=completion, text=text, subject=subject, subject_from=subject_from,
+        max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
     )  # fmt: skip
     declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
     with render.progress(chosen, "sealing") as bar:
         made = ingest_flow(
-            chosen.home(), paths, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
+            chosen.home(), files, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
         )
-    for row in made.rejected[:20]:
-        render.note(chosen, f"rejected {row.file}:{row.line} (byte {row.offset}): {row.reason}")
+    left_out = [f"left out {path}: not {spec.format}" for path in others[:20]]
+    render.notes(chosen, [*left_out, *(f"rejected {row}" for row in made.rejected[:20])])
     render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
 
 
@@ -116,7 +121,8 @@ def _document(row: DatasetRow) -> dict[str, Any]:
         "unit_key": row.unit_key,
         "max_records": row.max_records,
         "declared_units": row.declared_units,
-        "format": row.format,
+        "format": row.format.partition(":")[0],
+        "split": row.format.partition(":")[2] or None,
         "state": row.state,
         "object_blake3": row.object_blake3,
         "object_bytes": row.object_bytes,

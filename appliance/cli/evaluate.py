@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import render, settings, spending
 from appliance.flows.evaluation import evaluate as flow
 from appliance.flows.evaluation.evaluate import Cost, Evaluated
 
@@ -53,9 +53,7 @@ def _cost_document(cost: Cost) -> dict[str, Any]:
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "noise_nat": plan.noise_nat,
-        "epsilon_before": cost.before,
-        "epsilon_after": cost.after,
-        "cap": cost.cap,
+        **spending.afforded_document(cost.afforded),
     }
 
 
@@ -64,7 +62,7 @@ def _cost_lines(cost: Cost) -> list[str]:
     return render.fields(
         [
             ("would cost", f"epsilon {cost.epsilon:.4f} at delta {plan.delta:.3g} of {found.dataset.name}"),
-            ("lifetime budget", f"epsilon {cost.before:.3f} spent, {cost.after:.3f} afterwards, cap {cost.cap:g}"),
+            ("lifetime budget", spending.afforded_line(cost.afforded)),
             ("noise", f"{plan.noise_nat:.4f} nat per token on each gain, over {plan.declared_units} declared units"),
             ("compared with the base", ", ".join(found.names)),
         ]
@@ -72,7 +70,7 @@ def _cost_lines(cost: Cost) -> list[str]:
 
 
 def _document(done: Evaluated) -> dict[str, Any]:
-    return {**done.settled.facts(), "epsilon_before": done.before, "epsilon_after": done.after, "cap": done.cap}
+    return {**done.settled.facts(), **spending.afforded_document(done.afforded)}
 
 
 def _lines(done: Evaluated) -> list[str]:
@@ -84,7 +82,7 @@ def _lines(done: Evaluated) -> list[str]:
     lines.append(
         f"charged: epsilon {facts['epsilon_charged']} at delta {float(facts['delta']):.3g} of the held-out data"
     )
-    lines.append(f"their lifetime budget: epsilon {done.after:.3f} of {done.cap:g} is spent")
+    lines.append(f"their lifetime budget: {spending.afforded_line(done.afforded)}")
     return lines
 
 

@@ -9,6 +9,7 @@ import typer
 
 from appliance.cli import render, settings
 from appliance.cli.options import PassphraseFile
+from appliance.cli.passphrase import passphrase
 from appliance.errors import IsolationViolated
 from appliance.flows import acceptance
 from appliance.flows import init as flow
@@ -43,8 +44,8 @@ def init(
         database_url=db, database_owner=db_owner, database_eraser=db_eraser, anchor_dir=anchor,
         epoch_keys=epoch_keys, origin=origin,
     )  # fmt: skip
-    secret = settings.passphrase(chosen, passphrase_file, new=True)
-    made = flow.init(chosen.root, rules, secret, chosen.operator(), places)
+    with passphrase(passphrase_file, new=True) as secret:
+        made = flow.init(chosen.root, rules, secret, chosen.operator(), places)
     render.result(chosen, "init", _document(made), _lines(made, places))
 
 

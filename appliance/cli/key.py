@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.cli.options import PassphraseFile
+from appliance.cli.passphrase import passphrase
 from appliance.errors import UsageError
 from appliance.flows import key as flow
 from appliance.store.client import AgentStatus
 
 app = typer.Typer()
-PassphraseFile = Annotated[
-    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
-]
 
 
 @app.command()
@@ -27,7 +25,8 @@ def unlock(
     """Start the key agent, which holds the root key until `key lock` or until its time is up."""
     chosen = settings.writing(context)
     home = chosen.home()
-    status = flow.unlock(home, settings.passphrase(chosen, passphrase_file), chosen.operator(), ttl_s=minutes * 60)
+    with passphrase(passphrase_file) as secret:
+        status = flow.unlock(home, secret, chosen.operator(), ttl_s=minutes * 60)
     _show(chosen, "key.unlock", status)
 
 

@@ -1,4 +1,4 @@
-"""`appliance ledger`: log, show, prove, verify, head, sign, witness, export, erase, upgrade."""
+"""`appliance ledger`: log, show, prove, verify, head, sign, witness, export, erase, upgrade, relocate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from appliance.cli.settings import Settings
 from appliance.errors import UsageError
 from appliance.flows import ledger as flow
 from appliance.flows.home import fingerprint as fingerprint_of
-from appliance.flows.ledger import VerifyOptions, Wanted
+from appliance.flows.ledger import Wanted
+from appliance.flows.relocate import Move
+from appliance.flows.relocate import relocate as relocate_flow
+from appliance.flows.verify import VerifyOptions
+from appliance.flows.verify import verify as verify_flow
 from appliance.ledger.entries import Entry
 
 app = typer.Typer()
@@ -129,7 +133,7 @@ def verify(
     chosen = settings.of(context)
     options = VerifyOptions(pinned=fingerprint, heads=tuple(head or ()), witnesses=witness_keys, body_keys=deep)
     with render.progress(chosen, "verifying") as bar:
-        done = flow.verify(chosen.home(), lambda n, total: bar.update(n, total, "entries"), options)
+        done = verify_flow(chosen.home(), lambda n, total: bar.update(n, total, "entries"), options)
     document = verification.document(done, pinned=bool(fingerprint))
     render.result(chosen, "ledger.verify", document, verification.lines(done, pinned=bool(fingerprint)))
     verification.require(done.verification, witnessed=require_witness)
@@ -207,6 +211,24 @@ def upgrade(
     chosen = settings.writing(context)
     size = flow.upgrade(chosen.home(), db_owner, db_eraser)
     render.result(chosen, "ledger.upgrade", {"size": size}, [f"the database is up to date; {size} entries"])
+
+
+@app.command()
+def relocate(
+    context: typer.Context,
+    db: Annotated[str | None, typer.Option(help="Database URL; bring the database there first.")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="Directory on another volume for the anchor; it is copied.")
+    ] = None,
+    epoch_keys: Annotated[
+        Path | None, typer.Option(help="Directory of the key-encryption keys; bring them there first.")
+    ] = None,
+) -> None:
+    """State in the ledger that database, anchor or epoch keys lie elsewhere from now on, and write home.json."""
+    chosen = settings.writing(context)
+    move = Move(database_url=db, anchor_dir=anchor, epoch_keys=epoch_keys)
+    facts = relocate_flow(chosen.home(), chosen.operator(), move).facts()
+    render.result(chosen, "ledger.relocate", facts, render.fields(facts.items()))
 
 
 @app.command()

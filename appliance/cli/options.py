@@ -16,5 +16,5 @@ MemoryOption = Annotated[
     typer.Option(min=0, help="GiB of memory to count on, with --device cuda of each GPU's. Default: what is free."),
 ]
 PassphraseFile = Annotated[
-    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE).")
+    Path | None, typer.Option(help="Read the passphrase from this file (also APPLIANCE_PASSPHRASE_FILE), of mode 600.")
 ]

@@ -57,7 +57,6 @@ def join(
 ) -> None:
     """On a node (`node init`): take part in the run that a ticket is for, until it ends. The result stays elsewhere."""
     here = settings.writing(context)
-    node.without_core_dumps()
     done = node.join(here.root, ticket, object_, model, timeout)
     last = done.first + done.ranks - 1
     numbers = f"rank {last}" if done.ranks == 1 else f"ranks {done.first} to {last}"

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.cli import render
+from appliance.flows.run.alternatives import Alternative
 from appliance.flows.run.forecast import Forecast
 from appliance.jobs.plan import PrivacyPlan
-
-Row = tuple[float, int, int, float, float]
 
 
 def sampling(plan: PrivacyPlan) -> list[str]:
@@ -69,18 +68,31 @@ def _memory(expected: Forecast) -> list[tuple[str, str]]:
     ]
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Show the trade-off as a table: the last column is what the model feels."""
-    head = ("epsilon", "steps", "batch", "noise multiplier", "noise / batch")
-    cells = [(f"{e:g}", steps, batch, f"{noise:.2f}", f"{ratio:.5f}") for e, steps, batch, noise, ratio in rows]
-    return ["what other choices would mean (less noise / batch is a better model):", *render.table(head, cells)]
+def table(rows: Sequence[Alternative]) -> list[str]:
+    """Show the trade-off as a table: noise, and what policy, budget and the study of the defaults say."""
+    if not rows:
+        return []
+    head = ("epsilon", "steps", "batch", "noise multiplier", "noise / batch", "")
+    cells = [(*_numbers(row), _remark(row)) for row in rows]
+    return ["what other choices would mean (docs/utility.md: noise is not all):", *render.table(head, cells)]
 
 
-def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
+def _numbers(row: Alternative) -> tuple[str, int, int, str, str]:
+    plan = row.plan
+    noise = (f"{plan.noise_multiplier:.2f}", f"{row.noise_per_unit:.5f}")
+    return f"{plan.epsilon:g}", plan.steps, plan.expected_batch_size, *noise
+
+
+def _remark(row: Alternative) -> str:
+    if row.chosen:
+        return "chosen"
+    return f"refused: {row.refused}" if row.refused else row.found
+
+
+def document(expected: Forecast, rows: Sequence[Alternative]) -> dict[str, Any]:
     """Give the same for --json: bytes, seconds, and the table."""
     memory, time = expected.memory, expected.time
     parts = {name: getattr(memory, name) for name in memory.__slots__}
-    names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier", "noise_per_unit")
     return {
         "memory_bytes": {**parts, "total": memory.total},
         "memory_available": expected.room.host if expected.engine.device == "cpu" else expected.room.gpu,
@@ -90,7 +102,18 @@ def document(expected: Forecast, rows: Sequence[Row]) -> dict[str, Any]:
         "gpu": expected.room.name or None,
         "physical_tokens": expected.engine.physical_tokens,
         "seconds": None if time is None else [round(time.least), round(time.most)],
-        "alternatives": [dict(zip(names, row, strict=True)) for row in rows],
+        "alternatives": [_alternative(row) for row in rows],
+    }
+
+
+def _alternative(row: Alternative) -> dict[str, Any]:
+    names = ("epsilon", "steps", "expected_batch_size", "noise_multiplier")
+    return {
+        **{name: getattr(row.plan, name) for name in names},
+        "noise_per_unit": row.noise_per_unit,
+        "chosen": row.chosen,
+        "refused": row.refused or None,
+        "found": row.found or None,
     }
 
 

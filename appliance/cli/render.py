@@ -31,6 +31,12 @@ def note(settings: Settings, text: str) -> None:
         print(json.dumps({"note": text}) if settings.json else text, file=sys.stderr)
 
 
+def notes(settings: Settings, texts: Iterable[str]) -> None:
+    """Say several things beside the result."""
+    for text in texts:
+        note(settings, text)
+
+
 def error(failure: ApplianceError) -> None:
     """Print a refusal and its hint."""
     print(f"appliance: error: {failure}", file=sys.stderr)

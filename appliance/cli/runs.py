@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from appliance.cli import planning, render
+from appliance.cli import planning, render, spending
+from appliance.flows.budget import Afforded
 from appliance.flows.home import Home
 from appliance.flows.run import selftest
 from appliance.flows.run.following import Step
 from appliance.flows.run.listing import Listed
 from appliance.flows.run.plan import Resolved
-from appliance.flows.run.progress import guarantee, spent_text
+from appliance.flows.run.progress import guarantee, spent_text, unit_words
 from appliance.ledger.rows import RunRow
 
 
@@ -85,17 +86,16 @@ def plan_document(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def plan_lines(resolved: Resolved, before: float, after: float) -> list[str]:
+def plan_lines(resolved: Resolved, afforded: Afforded) -> list[str]:
     """Describe the plan of a run, and what it leaves of the lifetime budget."""
     plan = resolved.plan
-    cap = resolved.policy.rules(resolved.dataset.class_).max_epsilon
     return render.fields(
         [
-            ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {plan.unit.kind}"),
+            ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {unit_words(plan.unit)}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f} at clip norm {plan.max_grad_norm:g} ({plan.clipping})"),
             *(("sampling", line) for line in planning.sampling(plan)),
             *(("template", line) for line in planning.template(resolved.conversations, resolved.run.template.from_)),
             ("adapter", f"{resolved.parameters} parameters on {resolved.model.id}"),
-            ("lifetime budget", f"epsilon {before:.3f} spent, {after:.3f} after this run, cap {cap:g}"),
+            ("lifetime budget", spending.afforded_line(afforded)),
         ]
     )

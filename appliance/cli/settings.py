@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,25 +59,3 @@ def writing(context: typer.Context) -> Settings:
     if of(context).dry_run:
         raise UsageError("this verb has no dry run", hint="leave --dry-run out; nothing was done")
     return of(context)
-
-
-def passphrase(settings: Settings, file: Path | None, *, new: bool = False) -> str:
-    """Ask for the passphrase: in `file`, in APPLIANCE_PASSPHRASE_FILE, or on the terminal.
-
-    Raises:
-      UsageError: there is no terminal and no file, the file cannot be read, or a new passphrase is too short.
-    """
-    if file is None and (named := os.environ.get("APPLIANCE_PASSPHRASE_FILE")):
-        file = Path(named)
-    if file is not None:
-        try:
-            value = file.read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError):
-            raise UsageError(f"cannot read a passphrase from {file}") from None
-    elif os.isatty(0):
-        value = typer.prompt("passphrase", hide_input=True, confirmation_prompt=new, err=True)
-    else:
-        raise UsageError("a passphrase is needed and there is no terminal", hint="give --passphrase-file FILE")
-    if new and len(value) < 12:
-        raise UsageError("a passphrase has at least 12 characters", hint="six random words are a good one")
-    return value

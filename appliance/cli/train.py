@@ -9,15 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import partners, planning, render, runs, settings
+from appliance.cli import partners, planning, render, runs, settings, spending
 from appliance.cli.options import DeviceOption, DtypeOption, MemoryOption, RunArgument, RunFileArgument
 from appliance.cli.settings import Settings
 from appliance.errors import UsageError
+from appliance.flows.budget import Afforded
 from appliance.flows.home import Home
 from appliance.flows.run import abort as abort_flow
 from appliance.flows.run import detached, forecast, listing, reserve
 from appliance.flows.run import plan as plan_flow
 from appliance.flows.run import train as train_flow
+from appliance.flows.run.alternatives import Alternative, list_alternatives
 from appliance.flows.run.forecast import Forecast
 from appliance.flows.run.hardware import engine_options
 from appliance.flows.run.partners import Partners
@@ -35,7 +37,7 @@ def plan(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="Dataset, by name or id.")],
     model: Annotated[str, typer.Argument(help="Base model, by name.")],
-    epsilon: Annotated[float, typer.Option(help="Epsilon of this run at delta 1/(100 declared units).")],
+    epsilon: Annotated[float, typer.Option(help="Epsilon of this run at delta 0.9/(100 declared units).")],
     out: Annotated[Path | None, typer.Option(help="Write the run file here.")] = None,
     name: Annotated[str, typer.Option(help="A name for the run.")] = "run",
     steps: Annotated[int | None, typer.Option(min=1, help="Sampled steps.")] = None,
@@ -67,27 +69,26 @@ class _Draft:
 
     text: str
     resolved: Resolved
-    before: float
-    after: float
+    afforded: Afforded
     expected: Forecast
+    others: list[Alternative]
 
     def document(self) -> dict[str, Any]:
-        table = list(forecast.alternatives(self.resolved.plan))
-        parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, table)}
-        return {**parts, "epsilon_before": self.before, "epsilon_after": self.after, "run_file": self.text}
+        parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, self.others)}
+        return {**parts, **spending.afforded_document(self.afforded), "run_file": self.text}
 
     def lines(self, out: Path | None) -> list[str]:
-        table = list(forecast.alternatives(self.resolved.plan))
-        lines = [*runs.plan_lines(self.resolved, self.before, self.after), *planning.lines(self.expected), ""]
+        lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected), ""]
         last = f"wrote {out}; start it with `appliance train start {out}`" if out else self.text.rstrip()
-        return [*lines, *planning.table(table), last]
+        return [*lines, *planning.table(self.others), last]
 
 
 def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None) -> _Draft:
     run = forecast.fit_batch(home, run, _engine(device, dtype, None, 0, run, memory=memory), memory)
-    resolved, before, after = plan_flow.preview(home, run)
+    resolved, afforded = plan_flow.preview(home, run)
     expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=memory), memory)
-    return _Draft(run_files.render(run), resolved, before, after, expected)
+    others = list_alternatives(home, resolved)
+    return _Draft(run_files.render(run), resolved, afforded, expected, others)
 
 
 @app.command()
@@ -127,9 +128,9 @@ def start(
 
 
 def _preview(home: Home, run: RunFile, engine: EngineOptions, memory: int | None) -> list[str]:
-    resolved, before, after = plan_flow.preview(home, run)
+    resolved, afforded = plan_flow.preview(home, run)
     expected = forecast.forecast(home, resolved, engine, memory)
-    return [*runs.plan_lines(resolved, before, after), *planning.lines(expected)]
+    return [*runs.plan_lines(resolved, afforded), *planning.lines(expected)]
 
 
 def _detach(chosen: Settings, row: RunRow) -> tuple[RunRow, list[str]]:

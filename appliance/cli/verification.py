@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from appliance.errors import IntegrityError, Stale
-from appliance.flows.ledger import Verified
+from appliance.flows.verify import Verified
 from appliance.ledger.verify import Verification
 
 

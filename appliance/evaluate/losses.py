@@ -17,6 +17,7 @@ from torch import Tensor
 
 from appliance.errors import ConfigInvalid
 from appliance.evaluate.variants import Variants
+from appliance.jobs.limits import positions
 
 _PIECE = 1 << 22  # logits that exist at once
 _MOST_ROWS = 256
@@ -70,7 +71,9 @@ class Meter:
         self._logits = logits or self._head
         self._fixed_rows: dict[int, int] = {}
         cuda = self._head.weight.device.type != "cpu"  # its libraries choose a kernel by shape
-        self.fixed = cuda or not all(self._rows_are_independent(n, min(16, self._most(n))) for n in _PROOF_LENGTHS)
+        limit = positions(variants.model.config.to_dict())
+        lengths = {n if limit is None else min(n, limit) for n in _PROOF_LENGTHS}
+        self.fixed = cuda or not all(self._rows_are_independent(n, min(16, self._most(n))) for n in lengths)
 
     def measure(self, records: Sequence[Tokens]) -> Tensor:
         """Measure the losses of records.

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from appliance.events.event import Digest, Event, Id, Refusal, Text, Whole, optional
+from appliance.events.event import Digest, Event, Id, Number, Refusal, Text, Whole, optional
 from appliance.events.states import Purpose
 
 
@@ -31,6 +31,7 @@ class DataSealed(Event):
     fingerprints_blake3: Digest
     source: Text
     kept: list[str] = optional()
+    filter_order: Number = optional()
 
 
 class DataRefused(Refusal):

@@ -33,6 +33,9 @@ class EvaluationReserved(_Evaluation):
     epsilon_before: Number
     epsilon_after: Number
     cap: Number
+    lifetime_delta: Number = optional()
+    filter_order: Number = optional()
+    counted_by: Text = optional()
 
 
 class EvaluationStarted(_Evaluation):

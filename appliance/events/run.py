@@ -56,6 +56,7 @@ class PlanFacts(Facts):
     sampler_delta: Number
     accountant: Text
     phases: list[PhaseFacts] = optional()
+    split: Text = optional()
 
 
 class RunReserved(Event):
@@ -73,6 +74,9 @@ class RunReserved(Event):
     epsilon_before: Number
     epsilon_after: Number
     cap: Number
+    lifetime_delta: Number = optional()
+    filter_order: Number = optional()
+    counted_by: Text = optional()
 
 
 class CheckFacts(Facts):
@@ -120,6 +124,12 @@ class SelfTested(Event):
 
 
 class _Start(Event):
+    """A worker is about to start.
+
+    Attributes:
+      unseen: how many attempts beyond those recorded it may make before the next are recorded.
+    """
+
     about: ClassVar[str] = "run_id"
     told: ClassVar[Told] = OUTSIDE
     opens: ClassVar[str] = "dataset_id"
@@ -128,6 +138,7 @@ class _Start(Event):
     dataset_id: Id
     attempts_left: Whole
     nonce: Nonce
+    unseen: Whole = optional()
     ranks: Whole = optional()
     nnodes: Whole = optional()
     nodes: list[Digest] = optional()
@@ -146,7 +157,11 @@ class RunResumed(_Start):
 
 
 class RunCheckpointed(Event):
-    """The journal had come so far: whoever rolls it back further is noticed."""
+    """The journal had come so far: whoever rolls it back further is noticed.
+
+    Attributes:
+      unseen: how many attempts more may be made before the next are recorded; 0 once the worker has ended.
+    """
 
     type: ClassVar[str] = "run.checkpointed"
     about: ClassVar[str] = "run_id"
@@ -154,6 +169,7 @@ class RunCheckpointed(Event):
     run_id: Id
     attempts: Whole
     journal_sha256: Digest
+    unseen: Whole = optional()
 
 
 class PhaseSpent(Facts):

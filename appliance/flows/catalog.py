@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, UsageError
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
 from appliance.events.model import ModelImported
 from appliance.events.states import PolicyState
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
-from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
+from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
 from appliance.ledger.transaction import Reading, Transaction
 from appliance.policy.policy import Policy, parse
+from appliance.privacy.lifetime import lifetime_delta
 
 Rows = Reading | Transaction
 _RUNS = "`appliance train status` lists the runs"
@@ -87,7 +88,7 @@ def identify_run(rows: Rows, named: str) -> str:
 def policy_in_force(ledger: LedgerReader) -> Policy:
     """Read the policy in force. Raises `IntegrityError` where there is not exactly one, or not the one it names."""
     with ledger.read() as rows:
-        active = [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+        active = _active(rows)
     if len(active) != 1:
         raise IntegrityError(f"{len(active)} policies are active, expected one")
     policy = parse(active[0].text.encode(), f"policy {active[0].name}")
@@ -96,9 +97,30 @@ def policy_in_force(ledger: LedgerReader) -> Policy:
     return policy
 
 
+def require_in_force(rows: Rows, policy: Policy) -> None:
+    """Raise `Busy` unless this policy, by which something was decided, is still in force."""
+    if [row.sha256 for row in _active(rows)] != [policy.digest]:
+        raise Busy("another policy came into force meanwhile; nothing was written", hint="try again")
+
+
+def _active(rows: Rows) -> list[PolicyRow]:
+    return [row for row in rows.policies.list() if row.state == PolicyState.ACTIVE]
+
+
+def limits(policy: Policy, class_name: str, declared_units: int) -> tuple[float, float]:
+    """Find the lifetime epsilon and delta of a dataset of a class; the strictest if the policy dropped the class."""
+    named = policy.classes.get(class_name)
+    rules = [named] if named else list(policy.classes.values())
+    ceiling = min(rule.max_delta for rule in rules)
+    return min(rule.max_epsilon for rule in rules), lifetime_delta(declared_units, ceiling)
+
+
 def unit_of(dataset: DatasetRow) -> UnitOfPrivacy:
     """Say with which unit of privacy a dataset was ingested."""
-    return UnitOfPrivacy(kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records)
+    _, _, split = dataset.format.partition(":")
+    return UnitOfPrivacy(
+        kind=dataset.unit_kind, key=dataset.unit_key, max_records=dataset.max_records, split=split or None
+    )
 
 
 def plan_of(run: RunRow) -> PrivacyPlan:

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, IntegrityError, KeyUnavailable
 from appliance.events.event import Event, Refusal
 from appliance.flows import catalog
 from appliance.flows.home import Home, Operator
 from appliance.ledger import proof
+from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.transaction import Transaction
@@ -71,14 +72,45 @@ class Desk:
             yield tx
         self.ledger.sign()
 
+    @contextmanager
+    def decide(self, policy: Policy) -> Iterator[Transaction]:
+        """Transact by a policy that was looked at before: nothing is written unless it is still in force.
+
+        Raises:
+          Busy: another one came into force meanwhile.
+        """
+        with self.transact(policy.digest) as tx:
+            catalog.require_in_force(tx, policy)
+            yield tx
+
     def record(self, event: Event, policy_sha256: str | None = None) -> int:
         """Write one entry, signed; its index."""
         with self.transact(policy_sha256) as tx:
             return tx.append(event)
 
     def prove(self, index: int) -> bytes:
-        """Prove an entry: the evidence for which the key agent releases a key."""
-        return proof.evidence(self.ledger.prove(index), self.ledger.leaf(index))
+        """Prove an entry: the evidence for which the key agent releases a key. The agent follows the log to it first.
+
+        Raises:
+          KeyUnavailable: the store is sealed, or was unlocked for another ledger than this.
+        """
+        return proof.evidence(self.ledger.prove(index, self._lead_agent()), self.ledger.leaf(index))
+
+    def _lead_agent(self) -> TreeHead:
+        """Prove to the key agent that the anchored tree head continues the newest one that it knows."""
+        agent, places = self.home.agent(), self.home.places
+        while True:
+            known, head = agent.follow(places), self.ledger.anchored()
+            if known > head.size:
+                raise IntegrityError(
+                    f"the key agent has seen {known} entries of the ledger, its anchor has {head.size}"
+                )
+            try:
+                agent.follow(places, self.ledger.prove_consistency(known, head))
+                return head
+            except KeyUnavailable:
+                if (known, head) == (agent.follow(places), self.ledger.anchored()):  # else others were faster
+                    raise
 
     @contextmanager
     def refusals(

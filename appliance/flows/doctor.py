@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +16,7 @@ from appliance.errors import ApplianceError
 from appliance.flows import gpus
 from appliance.flows.home import Home
 from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
+from appliance.isolation import interpreter
 from appliance.store.agent import AgentClient
 
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "cryptography", "sqlalchemy", "dp-accounting")
@@ -41,8 +41,8 @@ def examine(root: Path, *, sandboxed: bool = True) -> list[Check]:
 
 
 def _leakers(options: list[str], where: str = "") -> Iterator[Check]:
-    command = [sys.executable, "-m", "appliance.isolation.leakers", *options]
-    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd="/")
+    command = interpreter.module("appliance.isolation.leakers", *options)
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, cwd=interpreter.DIRECTORY)
     try:
         verdicts: dict[str, str] = orjson.loads(done.stdout)
     except orjson.JSONDecodeError:
@@ -55,7 +55,8 @@ def _leakers(options: list[str], where: str = "") -> Iterator[Check]:
 
 def _namespaces() -> Iterator[Check]:
     script = "from appliance.isolation import loopback; loopback.enter()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False, cwd="/")
+    command = interpreter.python("-c", script)
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=interpreter.DIRECTORY)
     detail = "" if done.returncode == 0 else "user namespaces are not allowed; `train start --nproc` would refuse"
     yield Check(name="network of several ranks", verdict="warning" if detail else "ok", detail=detail)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import orjson
 
 from appliance.errors import WillNotFit
 from appliance.flows import launch
-from appliance.isolation import gpu, gpu_probe
+from appliance.isolation import gpu, gpu_probe, interpreter
 from appliance.jobs.job import EngineOptions
 
 _ROOT = Path("/")
@@ -146,7 +145,7 @@ def _probe(root: Path, *arguments: str, without: str = "", ordinal: int = 0) -> 
     left_out = ["--without", without] if without else []
     with tempfile.TemporaryDirectory(prefix="gpu-") as directory:
         (Path(directory) / "tmp").mkdir()
-        command = [sys.executable, "-m", gpu_probe.__name__, directory, "--root", str(root), "--ordinal", str(ordinal)]
+        command = interpreter.module(gpu_probe.__name__, directory, "--root", str(root), "--ordinal", str(ordinal))
         try:
             done = subprocess.run(
                 [*command, *left_out, *arguments],
@@ -154,7 +153,7 @@ def _probe(root: Path, *arguments: str, without: str = "", ordinal: int = 0) -> 
                 capture_output=True,
                 timeout=_SECONDS,
                 check=False,
-                cwd=directory,
+                cwd=interpreter.DIRECTORY,
                 env=launch.environment(Path(directory)),
             )
             out, ending = done.stdout, _ending(done.returncode, done.stderr)

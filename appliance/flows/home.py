@@ -5,6 +5,7 @@ HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/
                     witnesses.txt (verifier keys of trusted witnesses, put there by hand)
 HOME/ledger.db      the database, unless `init --db` named another
 HOME/anchor/        the anchor, unless `init --anchor` named another volume
+HOME/register       what the log says of every row, as far as it was read; signed, and made again where it is missing
 HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
 HOME/models/        base models, named by the SHA-256 of their file list
 HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
@@ -20,14 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from appliance.errors import ArtefactMissing, ConfigInvalid
+from appliance.errors import ArtefactMissing, ConfigInvalid, UsageError
+from appliance.events.home import HomeConfigured
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
+from appliance.ledger.canonical import canonical
 from appliance.ledger.config import LedgerConfig
+from appliance.ledger.database import place_of
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.reading import LedgerReader
@@ -35,6 +39,9 @@ from appliance.ledger.transaction import Reading
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
 from appliance.values import Value
+
+_CONFIGURED = b"appliance/home/v1\n"
+_PLACES = b"appliance/places/v1\n"
 
 
 class HomeConfig(Value):
@@ -113,6 +120,26 @@ class Home:
         return bool(self.config.anchor)
 
     @property
+    def configuration(self) -> HomeConfigured:
+        """What the ledger is told of the configuration; of the paths only a digest, without the database's password."""
+        config = self.config
+        database = place_of(config.database_url) if config.database_url else ""
+        places = {"database": database, "anchor": config.anchor, "epoch_keys": config.epoch_keys}
+        told = canonical({"origin": config.origin, **places})
+        where: dict[str, Any] = {name: "outside" if place else "home" for name, place in places.items()}
+        return HomeConfigured(origin=config.origin, **where, sha256=hashlib.sha256(_CONFIGURED + told).hexdigest())
+
+    @property
+    def places(self) -> str:
+        """Digest of where database and anchor lie, wherever that is: the key agent serves no home but its own."""
+        where = {"database": place_of(self._database_url), "anchor": str(self.anchor)}
+        return hashlib.sha256(_PLACES + canonical(where)).hexdigest()
+
+    @property
+    def _database_url(self) -> str:
+        return self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}"
+
+    @property
     def objects(self) -> Path:
         """Directory of sealed objects."""
         return self.root / "objects"
@@ -147,7 +174,7 @@ class Home:
     def ledger_config(self, owner_url: str = "", eraser_url: str = "") -> LedgerConfig:
         """Say how the ledger of this home is opened; the other roles' URLs are given when needed, and not kept."""
         return LedgerConfig(
-            url=self.config.database_url or f"sqlite:///{self.root / 'ledger.db'}",
+            url=self._database_url,
             origin=self.config.origin,
             signing_dir=self.root / "keys" / "signing",
             anchor=self.anchor,
@@ -155,6 +182,8 @@ class Home:
             owner_url=owner_url,
             eraser_url=eraser_url,
             witnesses=self.root / "keys" / "witnesses.txt",
+            register=self.root / "register",
+            configuration=self.configuration,
         )
 
     @contextmanager
@@ -186,6 +215,14 @@ class Home:
         """Find the ledger's actor for an operator, known by a random pseudonym."""
         person: Person = recognise(self.roster, operator.name or login_name())
         return Actor(pseudonym=person.pseudonym, name=person.name, auth="asserted")
+
+
+def anchor_file(directory: Path, origin: str, root: Path) -> Path:
+    """Name the anchor's file in a directory outside the home. Raises `UsageError` for one inside it."""
+    directory = directory.absolute()
+    if directory.is_relative_to(root):
+        raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
+    return directory / f"{origin.rsplit('/', 1)[-1]}.anchor"
 
 
 def fingerprint(verifier_keys: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from appliance.events.key import KeyCreated
 from appliance.export.bundle import verifier_source
 from appliance.files import make_directory, staged_directory, write_atomic
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, HomeConfig, Operator, fingerprint
+from appliance.flows.home import Home, HomeConfig, Operator, anchor_file, fingerprint
 from appliance.flows.policy import activate_in
 from appliance.ledger.ledger import Ledger
 from appliance.policy.policy import Policy
@@ -46,7 +46,7 @@ class Initialised:
     policy: str
 
 
-def init(root: Path, policy: Policy, passphrase: str, operator: Operator, places: Places) -> Initialised:
+def init(root: Path, policy: Policy, passphrase: bytearray, operator: Operator, places: Places) -> Initialised:
     """Make a home at `root` with keys, database, signing keys and an active policy.
 
     Raises:
@@ -77,12 +77,10 @@ def _config(root: Path, places: Places) -> HomeConfig:
     origin = places.origin or f"appliance.invalid/{secrets.token_hex(8)}"
     anchor = ""
     if places.anchor_dir is not None:
-        directory = places.anchor_dir.absolute()
-        if directory.is_relative_to(root):
-            raise UsageError("an anchor inside the home is restored together with it", hint="name another volume")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        make_directory(directory)
-        anchor = str(directory / f"{origin.rsplit('/', 1)[-1]}.anchor")
+        file = anchor_file(places.anchor_dir, origin, root)
+        file.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(file.parent)
+        anchor = str(file)
     epoch_keys = str(places.epoch_keys.absolute()) if places.epoch_keys is not None else ""
     for taken in (anchor, epoch_keys and f"{epoch_keys}/epoch-1.json"):
         if taken and Path(taken).exists():
@@ -106,7 +104,7 @@ def _clear_outside(config: HomeConfig) -> None:
 
 
 def _furnish(
-    home: Home, policy: Policy, passphrase: str, operator: Operator, places: Places
+    home: Home, policy: Policy, passphrase: bytearray, operator: Operator, places: Places
 ) -> tuple[tuple[str, ...], str]:
     for name in DIRECTORIES:
         (home.root / name).mkdir(mode=0o700)

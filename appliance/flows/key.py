@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from appliance.errors import IntegrityError, KeyUnavailable, UsageError
 from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, fingerprint
+from appliance.isolation import interpreter
 from appliance.ledger.heads import TreeHead
 from appliance.store import keyslots
 from appliance.store.charge import Charge, send
@@ -19,7 +19,7 @@ from appliance.store.client import AgentStatus
 from appliance.store.keys import RootKey, body_public_key, read_body_public_key
 
 
-def unlock(home: Home, passphrase: str, operator: Operator, *, ttl_s: int) -> AgentStatus:
+def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int) -> AgentStatus:
     """Open a keyslot and start the key agent for `ttl_s` seconds.
 
     Raises:
@@ -40,6 +40,9 @@ def unlock(home: Home, passphrase: str, operator: Operator, *, ttl_s: int) -> Ag
                 who=desk.actor.name,
                 trusted=list(desk.ledger.verifier_keys),
                 since=newest + 1,
+                head=desk.ledger.anchored().note,
+                anchor=str(home.anchor),
+                places=home.places,
             )
         start_agent(home, root, charge)
     finally:
@@ -55,12 +58,12 @@ def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0)
     """
     home.agent_socket.parent.mkdir(mode=0o700, exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-m", "appliance.keyagent"],
+        interpreter.module("appliance.keyagent"),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        cwd="/",
+        cwd=interpreter.DIRECTORY,
     )
     assert process.stdin is not None  # noqa: S101 - PIPE was asked for
     with process.stdin as pipe:

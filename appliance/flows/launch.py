@@ -10,7 +10,6 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,11 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 import appliance.errors
-from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, Interrupted, WillNotFit
 from appliance.files import lock
+from appliance.isolation import interpreter
 from appliance.jobs.job import Failure
+from appliance.jobs.permits import Permits
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.values import Value, to_json
@@ -104,6 +105,8 @@ def run_worker(
     poll_s: float = 0.1,
     ranks: int = 1,
     rendezvous: Rendezvous | None = None,
+    permits: Permits | None = None,
+    within_s: float = float("inf"),
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
 
@@ -114,8 +117,11 @@ def run_worker(
       poll_s: seconds between polls.
       ranks: how many processes on this machine work on the job together.
       rendezvous: where they meet those on other machines.
+      permits: for a worker that samples, through which it asks for each attempt.
+      within_s: seconds after which it is stopped.
 
     Raises:
+      WillNotFit: it took longer than `within_s`.
       ApplianceError: what the worker refused with, under its own class.
       Interrupted: the user interrupted, or the worker was killed.
       IntegrityError: the worker left something that is not a result.
@@ -123,14 +129,18 @@ def run_worker(
     """
     require_compute()
     run_dir.result.unlink(missing_ok=True)
-    process = _spawn(run_dir, ranks, rendezvous)
+    process = _spawn(run_dir, ranks, rendezvous, permits)
+    pause = permits.wait if permits else time.sleep
+    deadline = time.monotonic() + within_s
     try:
         with _interrupts_noted() as noted:
             while process.poll() is None:
                 watch()
-                time.sleep(poll_s)
+                pause(poll_s)
                 if noted():
                     raise KeyboardInterrupt
+                if time.monotonic() > deadline:
+                    raise WillNotFit(f"the worker was stopped after {within_s:.0f} s")
             watch()
     except BaseException:
         _stop(process)
@@ -178,7 +188,6 @@ def environment(directory: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "BITSANDBYTES_NOWELCOME": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
@@ -190,19 +199,25 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None) -> subprocess.Popen[bytes]:
-    run_dir.tmp.mkdir(exist_ok=True, mode=0o700)
+def _spawn(
+    run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None, permits: Permits | None
+) -> subprocess.Popen[bytes]:
+    run_dir.renew(run_dir.tmp)  # compiled kernels of an earlier worker lie there, who may have been taken over
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
-    return subprocess.Popen(
-        [sys.executable, "-m", *(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])],
+    process = subprocess.Popen(
+        interpreter.module(*(several if ranks > 1 or rendezvous else ["appliance.worker", str(run_dir.path)])),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir.path,
-        env=environment(run_dir.path),
+        cwd=interpreter.DIRECTORY,
+        env=environment(run_dir.path) | (permits.environment() if permits else {}),
         close_fds=True,
+        pass_fds=permits.inherited if permits else (),
     )
+    if permits:
+        permits.hand_over()
+    return process
 
 
 def wait_for_workers(run_dir: RunDir, wait_s: float = 60.0) -> None:

@@ -1,53 +1,19 @@
-"""`ledger`: show, prove, verify, sign, witness, export, erase, upgrade."""
+"""`ledger`: show, prove, sign, witness, export, erase, upgrade."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import IntegrityError, KeyUnavailable, UsageError
-from appliance.flows.home import Home, Operator, fingerprint
+from appliance.errors import KeyUnavailable, UsageError
+from appliance.flows.home import Home, Operator
 from appliance.ledger.entries import Entry
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.ledger import Ledger
-from appliance.ledger.verify import Verification
 from appliance.ledger.witness import Cosigned
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """A verification, and in plain words what the holder of the signing key could still alter unnoticed.
-
-    `key_sets`: for each set of signing keys, oldest first, the smallest tree size that it signs and its fingerprint.
-    """
-
-    verification: Verification
-    anchor_external: bool
-    exposure: str
-    fingerprint: str
-    key_sets: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyOptions:
-    """What a verifier brings along.
-
-    Attributes:
-      pinned: fingerprint of keys that the log has or had; empty when they are not pinned.
-      heads: files of signed tree heads that were kept elsewhere.
-      witnesses: file of witness keys; the home's own where it is None.
-      body_keys: open the bodies too, with the key that the unsealed store gives.
-      indexes: let the database check its indexes and pages too.
-    """
-
-    pinned: str = ""
-    heads: tuple[Path, ...] = ()
-    witnesses: Path | None = None
-    body_keys: bool = False
-    indexes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,38 +37,6 @@ class Wanted:
     until: datetime | None = None
     last: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
-
-
-def verify(home: Home, progress: Callable[[int, int], None], options: VerifyOptions | None = None) -> Verified:
-    """Check the whole ledger against itself, its signatures, its anchor and what the verifier brings along.
-
-    Raises:
-      IntegrityError: it is not signed by the keys of the pinned fingerprint, or too damaged to be read.
-      KeyUnavailable: bodies are to be opened and the store is sealed.
-    """
-    options = options or VerifyOptions()
-    body_key = home.agent().body_key() if options.body_keys else None
-    pinned = options.pinned
-    with home.reader(checked=False) as ledger:
-        found = ledger.verify(
-            progress,
-            body_key=body_key,
-            deep=options.indexes,
-            witnesses=options.witnesses,
-            kept=[_read(path) for path in options.heads],
-        )
-    sets = [(keys.since, fingerprint(keys.texts)) for keys in found.key_sets]
-    if pinned and pinned.replace(" ", "").lower() not in [printed.replace(" ", "") for _, printed in sets]:
-        raise IntegrityError(
-            "the ledger is not signed by the keys of this fingerprint", hint=f"its keys: {sets[-1][1]}"
-        )
-    return Verified(
-        verification=found,
-        anchor_external=home.anchor_is_external,
-        exposure=_exposure(home, found),
-        fingerprint=sets[-1][1],
-        key_sets=tuple(sets),
-    )
 
 
 def exposure(home: Home, signed: int) -> str:
@@ -171,7 +105,7 @@ def witness_request(home: Home, old_size: int | None) -> str:
 def add_cosignatures(home: Home, answer: Path) -> list[Cosigned]:
     """Take the cosignature lines of a witness into the ledger: all of them, or none when one does not verify."""
     with home.ledger() as ledger:
-        return ledger.add_cosignatures(_read(answer))
+        return ledger.add_cosignatures(read_text(answer))
 
 
 def export(home: Home, directory: Path) -> tuple[TreeHead, int]:
@@ -193,17 +127,8 @@ def upgrade(home: Home, owner_url: str, eraser_url: str) -> int:
         return ledger.sign().size
 
 
-def _exposure(home: Home, found: Verification) -> str:
-    """Say `exposure`, told also by witnesses and heads that the verifier brought along."""
-    if found.alterable_from == 0 or (found.anchor_external and not found.cosigned):
-        return exposure(home, found.signed_size)
-    if found.alterable_from >= found.entries:
-        return "every entry is covered by a tree head that was witnessed or kept elsewhere"
-    first, last = found.alterable_from, found.entries - 1
-    return f"entries {first} to {last} could still be altered by whoever holds the signing keys: nobody else saw them"
-
-
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file that the user named. Raises `UsageError`."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError):

@@ -19,13 +19,12 @@ from appliance.errors import (
     ConfigInvalid,
     IntegrityError,
     Interrupted,
-    IsolationViolated,
     KeyUnavailable,
     UsageError,
 )
 from appliance.files import write_atomic
 from appliance.flows import launch
-from appliance.isolation import links, process, sandbox
+from appliance.isolation import links, sandbox
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import RankResult, Rendezvous, Ticket
 from appliance.jobs.train import TrainJob
@@ -67,18 +66,6 @@ def init(root: Path) -> NodeKey:
 def show(root: Path) -> NodeKey:
     """Read the public key of the node at `root`."""
     return nodes.read(directory(root))
-
-
-def without_core_dumps() -> None:
-    """Keep the memory of this process, which is about to hold a key for a moment, out of core dumps.
-
-    Raises:
-      IsolationViolated: the kernel refuses.
-    """
-    try:
-        process.deny_core_dumps()
-    except OSError as error:
-        raise IsolationViolated(f"core dumps could not be turned off: {error.strerror}") from None
 
 
 def join(root: Path, path: Path, sealed: Path | None, model: Path | None, timeout_s: float | None) -> Joined:

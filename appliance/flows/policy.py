@@ -47,12 +47,13 @@ def activate_in(desk: Desk, policy: Policy) -> str | None:
         old = [row for row in tx.policies.list() if row.state == PolicyState.ACTIVE]
         for row in old:
             if row.sha256 != policy.digest:
-                tx.policies.update(row.sha256, state=PolicyState.SUPERSEDED)
-        if tx.policies.find(policy.digest) is None:
+                tx.policies.update(row, state=PolicyState.SUPERSEDED)
+        known = tx.policies.find(policy.digest)
+        if known is None:
             text, state = policy.text.decode(), PolicyState.ACTIVE
             tx.policies.add(PolicyRow(sha256=policy.digest, name=policy.name, text=text, state=state))
         else:
-            tx.policies.update(policy.digest, state=PolicyState.ACTIVE)
+            tx.policies.update(known, state=PolicyState.ACTIVE)
         tx.append(PolicyActivated(name=policy.name, sha256=policy.digest))
     return old[0].name if old else None
 

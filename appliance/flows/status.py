@@ -86,7 +86,7 @@ def status(home: Home) -> Status:
 def _budgets(home: Home) -> dict[str, str]:
     try:
         return {
-            account.dataset.name: f"epsilon {account.reserved:.3f} of {account.cap.epsilon:g}"
+            account.dataset.name: f"epsilon {account.reserved.epsilon:.3f} of {account.cap.epsilon:g}"
             for account in budget.accounts(home)
         }
     except ApplianceError as failure:

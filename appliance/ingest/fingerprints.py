@@ -6,19 +6,22 @@ units. Without the key nobody can test whether some text is among them.
 
 from __future__ import annotations
 
-from html import unescape
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import blake3
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from appliance.errors import IntegrityError
+from appliance.ingest.sameness import squeeze, words
 from appliance.ingest.shapes import Parts
 
 SIZE = 16
-LONG_ENOUGH = 40  # characters; a shorter text says little about where it comes from
+_GAP = re.compile(r"\n[^\S\n]*\n")
+LONG_ENOUGH = 32  # characters besides blanks; a shorter text says little about where it comes from
+LONG_PASSAGE = 100  # the same of a passage inside a text: letterheads and set phrases are shorter
 
 
 class Fingerprinter:
@@ -27,55 +30,69 @@ class Fingerprinter:
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:
             raise ValueError("a fingerprint key has 32 bytes")
-        names = (b"subject", b"record", b"text", b"row", b"pair")
-        self._subject, self._record, self._text, self._row, self._pair = (
-            blake3.blake3(b"appliance/fingerprint/1/" + name, key=key).digest() for name in names
+        names = (b"subject", b"record", b"content", b"pair")
+        self._subject, self._record, self._content, self._pair = (
+            blake3.blake3(b"appliance/fingerprint/2/" + name, key=key).digest() for name in names
         )
 
     def subject(self, name: str) -> bytes:
-        """Fingerprint a subject's name; spelling in upper or lower case and blanks do not matter."""
-        return _hash(_normal(name).encode(), self._subject)
+        """Fingerprint a subject's name."""
+        return _hash(squeeze(name), self._subject)
 
-    def record(self, kind: str, parts: Parts) -> bytes:
-        """Fingerprint a whole record, exactly."""
-        return _hash(orjson.dumps((kind, parts)), self._record)
+    def record(self, parts: Parts) -> bytes:
+        """Fingerprint what a record says."""
+        return _hash("\x1f".join(squeeze(text) for _, text in parts), self._record)
 
     def pair(self, subject: bytes, record: bytes) -> bytes:
         """Combine the fingerprints of a subject and a record."""
         return _hash(subject + record, self._pair)
 
-    def row(self, fields: dict[str, Any]) -> bytes:
-        """Fingerprint each long text of a source row, and all its values together, concatenated.
+    def contents(
+        self, fields: dict[str, Any], columns: Sequence[str], parts: Parts, sources: Iterable[str] = ()
+    ) -> bytes:
+        """Fingerprint what a source row says, so that it is known again however it is presented.
 
-        The values together recognise rows of short texts under other column names. Texts of system messages count
-        only there: the same instruction in two datasets does not make them overlap.
+        All its cells together, those that the record was made of, and the record as it became: each in its order, and
+        its words without any order, so that other columns, templates or joined columns make no difference. Each long
+        cell by itself and each long paragraph and line in it, whatever the split; but nothing of system messages, as
+        one instruction in two datasets does not make them overlap.
+
+        Args:
+          fields: the row.
+          columns: those that the record was made of; none if its shape says.
+          parts: of the record.
+          sources: texts that the row is a part of.
         """
-        found = bytearray()
-        values = []
-        for text, shared in _texts(fields):
-            normal = _normal(text)
-            values.append(normal)
-            if len(normal) >= LONG_ENOUGH and not shared:
-                found += _hash(normal.encode(), self._text)
-        values.sort()
-        whole = "\x1f".join(values)
-        if len(values) > 1 and len(whole) >= LONG_ENOUGH:
-            found += _hash(whole.encode(), self._row)
-        return bytes(found)
+        texts = _texts(fields)
+        cells = [(words(text), shared) for text, shared in texts]
+        used = [words(text) for text, _ in _texts({name: fields.get(name) for name in columns})]
+        said = [words(text) for role, text in parts if role != "system"]
+        found = {"".join(cell) for cell, shared in cells if not shared and _is_long(cell, LONG_ENOUGH)}
+        longer = [*sources, *(text for text, shared in texts if not shared)]
+        inside = (words(passage) for text in longer for passage in _passages(text))
+        found |= {"".join(passage) for passage in inside if _is_long(passage, LONG_PASSAGE)}
+        for whole in ([cell for cell, _ in cells], used, said):
+            flat = [word for cell in whole for word in cell]
+            found |= {"".join(flat), "\x1f".join(sorted(flat))} if flat else set()
+        return b"".join(_hash(text, self._content) for text in sorted(found))
 
 
-def _hash(data: bytes, key: bytes) -> bytes:
+def _is_long(text: list[str], enough: int) -> bool:
+    return sum(map(len, text)) >= enough
+
+
+def _passages(text: str) -> list[str]:
+    return [*_GAP.split(text), *text.splitlines()] if len(text) >= LONG_PASSAGE else []
+
+
+def _hash(data: str | bytes, key: bytes) -> bytes:
+    data = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     digest: bytes = blake3.blake3(data, key=key).digest(length=SIZE)
     return digest
 
 
-def _normal(text: str) -> str:
-    """Leave out differences of white space, case and HTML escaping."""
-    return " ".join((unescape(text) if "&" in text else text).split()).casefold()
-
-
 def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
-    """List every scalar of a row as text, and whether it belongs to a system message."""
+    """List every scalar of a row as text, in order, and whether it belongs to a system message."""
     found: list[tuple[str, bool]] = []
     stack: list[tuple[Any, bool]] = [(fields, False)]
     while stack:
@@ -84,9 +101,9 @@ def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
             found.append((value, shared))
         elif type(value) is dict:
             shared = shared or value.get("role") == "system"
-            stack.extend([(part, shared) for part in value.values()])
+            stack.extend([(part, shared) for part in reversed(value.values())])
         elif type(value) is list:
-            stack.extend([(part, shared) for part in value])
+            stack.extend([(part, shared) for part in reversed(value)])
         elif value is not None:
             found.append((str(value), shared))
     return found
@@ -98,7 +115,7 @@ def sort_unique(fingerprints: bytes | bytearray) -> bytes:
 
 
 def overlap(a: bytes, b: bytes) -> bool:
-    """Tell whether two sets of fingerprints, as `sorted_unique` writes them, share at least one.
+    """Tell whether two sets of fingerprints, as `sort_unique` writes them, share at least one.
 
     Raises:
       IntegrityError: if one of them is not a whole number of fingerprints.

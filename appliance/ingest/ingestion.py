@@ -10,9 +10,10 @@ from appliance.errors import DataInvalid
 from appliance.ingest.fingerprints import Fingerprinter, sort_unique
 from appliance.ingest.keyset import KeySet
 from appliance.ingest.reading import read_rows
-from appliance.ingest.shapes import Parts, keep_columns, shaper, subject_of, unescape
+from appliance.ingest.shapes import Parts, keep_columns, shaper, unescape
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
+from appliance.ingest.subjects import check_names, subject_reader
 from appliance.jobs.plan import UnitKind
 from appliance.jobs.record import Record, RecordKind
 from appliance.values import Private
@@ -33,10 +34,10 @@ class _Candidate(NamedTuple):
 class Ingestion:
     """Reads files once, in order, and yields their Records.
 
-    Exact duplicates are merged: the first is kept, within the whole dataset if a record is the unit of privacy, within
-    one subject if a subject is. (A record that two subjects share stays with both; otherwise one subject's presence
-    would change what is kept of the other.) Of each subject the first `max_records` different records are kept.
-    Whether a row is kept thus depends on nothing but the rows of its own unit.
+    Rows that say the same (`ingest.sameness`) are merged: the first is kept, within the whole dataset if a record is
+    the unit of privacy, within one subject if a subject is. (A record that two subjects share stays with both;
+    otherwise one subject's presence would change what is kept of the other.) Of each subject the first `max_records`
+    different records are kept. Whether a row is kept thus depends on nothing but the rows of its own unit.
 
     A record's `unit` is a keyed fingerprint in hex, so a subject's name is not stored again beside its records.
 
@@ -47,8 +48,8 @@ class Ingestion:
 
     Raises:
       ArtefactMissing: if a file is not there.
-      DataInvalid: if a file is not a regular one; while iterating also if a file is damaged, or if not one row of all
-        files is usable.
+      DataInvalid: if a file is not a regular one, or its name does not fit the unit of privacy; while iterating also
+        if a file is damaged, or if not one row of all files is usable.
     """
 
     def __init__(self, paths: Sequence[Path], spec: IngestSpec, fingerprint_key: bytes) -> None:
@@ -56,9 +57,13 @@ class Ingestion:
             raise DataInvalid("no file was named")
         for path in paths:
             check_source(path)
+        if spec.unit.key is not None:
+            check_names(tuple(paths), spec.unit.key)
         self._paths = tuple(paths)
         self._spec = spec
         self._shape = shaper(spec)
+        key = spec.unit.key
+        self._subject = None if key is None else subject_reader(key)
         self._print = Fingerprinter(fingerprint_key)
         self._found = bytearray()
         self._seen = KeySet()
@@ -74,7 +79,7 @@ class Ingestion:
         batch: list[_Candidate] = []
         for path in self._paths:
             for row in read_rows(path, self._spec):
-                candidate = self._candidate(row, str(path))
+                candidate = self._candidate(row, path)
                 if candidate is not None:
                     batch.append(candidate)
                 if len(batch) >= _BATCH:
@@ -115,7 +120,7 @@ class Ingestion:
             raise RuntimeError("the files have not been read to their end")
         return sort_unique(self._found)
 
-    def _candidate(self, row: Row | BadRow, file: str) -> _Candidate | None:
+    def _candidate(self, row: Row | BadRow, path: Path) -> _Candidate | None:
         if isinstance(row, BadRow):
             self._reject(row)
             return None
@@ -123,16 +128,15 @@ class Ingestion:
         try:
             kind, parts = self._shape(fields)
             kept = keep_columns(fields, self._spec.keep)
-            record = self._print.record(kind, parts)
-            key = unit = record
-            column = self._spec.unit.key
-            if column is not None:
-                unit = self._print.subject(subject_of(fields, column))
+            key = unit = record = self._print.record(parts)
+            if self._subject is not None:
+                unit = self._print.subject(self._subject(fields, path))
                 key = self._print.pair(unit, record)
         except RowRefused as refused:
-            self._reject(BadRow(file, row.line, row.offset, str(refused)))
+            self._reject(BadRow(str(path), row.line, row.offset, str(refused)))
             return None
-        return _Candidate(key, unit, kind, parts, kept, record + self._print.row(fields))
+        prints = self._print.contents(fields, self._spec.text_columns, parts, row.passages)
+        return _Candidate(key, unit, kind, parts, kept, prints)
 
     def _reject(self, row: BadRow) -> None:
         self._counts["rejected"] += 1

@@ -17,5 +17,5 @@ def read_rows(path: Path, spec: IngestSpec) -> Iterator[Row | BadRow]:
     if spec.format == "jsonl":
         return read_jsonl(path, spec.max_row_bytes)
     if spec.format == "text":
-        return read_text(path, spec.split, spec.max_row_bytes)
+        return read_text(path, spec.unit.split or "file", spec.max_row_bytes)
     return read_delimited(path, "," if spec.format == "csv" else "\t", spec.max_row_bytes, spec.columns)

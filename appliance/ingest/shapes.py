@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable
 from typing import Any
 
+from appliance.ingest.sameness import is_blank
 from appliance.ingest.source import RowRefused
 from appliance.ingest.spec import IngestSpec, Template
 from appliance.jobs.record import ROLES, RecordKind
@@ -74,16 +75,6 @@ def unescape(value: Any) -> Any:
     return value
 
 
-def subject_of(fields: dict[str, Any], column: str) -> str:
-    """Find the subject a row names: a text without the blanks around it, or a whole number. Raises `RowRefused`."""
-    value = fields.get(column)
-    if type(value) is int:
-        return str(value)
-    if type(value) is not str or not (name := value.strip()):
-        raise RowRefused(f"column '{column}' names no subject")
-    return name
-
-
 def keep_columns(fields: dict[str, Any], columns: tuple[str, ...]) -> Parts:
     """Take (column, value) of the kept columns; one that is missing or null is left out. Raises `RowRefused`."""
     found = [(column, _column(fields, column)) for column in columns if fields.get(column) is not None]
@@ -120,7 +111,7 @@ def _column(fields: dict[str, Any], column: str) -> str:
 
 
 def _require_text(text: str, name: str) -> str:
-    if not text or text.isspace():
+    if is_blank(text):
         raise RowRefused(f"'{name}' is empty")
     if "\0" in text:
         raise RowRefused(f"'{name}' holds a NUL character")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from appliance.errors import ArtefactMissing, DataInvalid
 
 _BLOCK = 1 << 20
+_LINES_FREE = 1 << 20  # lines that a compressed file may have beyond one for each of its bytes
 _UTF8_BOM = b"\xef\xbb\xbf"
 # The first bytes of files that are certainly not lines of UTF-8, and what to do about them.
 _FOREIGN = {
@@ -29,11 +30,19 @@ _FOREIGN = {
 
 
 class Row(NamedTuple):
-    """One row as it stands in a file: its line (from 1), its byte offset (decompressed), its columns."""
+    """One row as it stands in a file.
+
+    Attributes:
+      line: from 1.
+      offset: in bytes, decompressed.
+      fields: its columns.
+      passages: texts of the source that it is known by, besides what it holds.
+    """
 
     line: int
     offset: int
     fields: dict[str, Any]
+    passages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +115,18 @@ def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     A line longer than `limit` bytes comes as None; it is skipped without being held. A byte order mark is skipped.
 
     Raises:
-      DataInvalid: if the file is of a foreign kind, or cannot be read or decompressed to its end.
+      DataInvalid: if the file is of a foreign kind, cannot be read or decompressed to its end, or unpacks to more lines
+        than data do: to nothing but line feeds, for example.
     """
     number = offset = 0
     with open_source(path) as stream:
+        most = _LINES_FREE + os.fstat(stream.fileno()).st_size
         try:
             offset = _skip_mark(stream, path)
             while data := stream.readline(limit + 1):
                 number += 1
+                if number > most:
+                    raise DataInvalid("more lines than a file of this size can mean", where=f"{path}:{number}")
                 size = len(data)
                 if size > limit and data[-1] != 10:
                     size += _skip_line(stream)

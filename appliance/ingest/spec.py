@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from appliance.errors import UsageError
+from appliance.ingest.subjects import FROM_FILE, subject_reader
 from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
 Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
-Split = Literal["file", "line", "paragraph"]
 
 _RECORD = UnitOfPrivacy()
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
@@ -69,8 +69,8 @@ class IngestSpec:
       prompt: column or template of the prompt.
       completion: column or template of the completion.
       text: column or template of a plain text.
-      unit: the unit of privacy; a subject's `key` names a column.
-      split: for format "text": what one record is.
+      unit: the unit of privacy; a subject's `key` names a column, or the file's place (`ingest.subjects`). For format
+        "text" its `split` says what one record is; for others there is none.
       unescape_html: turn character references such as `&#039;` into characters, in every column.
       keep: columns whose value is sealed beside every record, for the filters of a curriculum.
       max_row_bytes: longer rows are rejected; it bounds the memory a row can take.
@@ -85,7 +85,6 @@ class IngestSpec:
     completion: str | None = None
     text: str | None = None
     unit: UnitOfPrivacy = _RECORD
-    split: Split = "paragraph"
     unescape_html: bool = False
     keep: tuple[str, ...] = ()
     max_row_bytes: int = 4 << 20
@@ -99,6 +98,11 @@ class IngestSpec:
             raise UsageError("max_row_bytes must be positive")
 
     @property
+    def reading(self) -> str:
+        """The format, and of plain text what one record is, behind a colon."""
+        return f"{self.format}:{self.unit.split}" if self.unit.split else self.format
+
+    @property
     def resolved_shape(self) -> Shape:
         """The shape, where the templates decide what "auto" means."""
         if self.shape != "auto":
@@ -110,9 +114,14 @@ class IngestSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that the templates, the unit of privacy and the kept fields need."""
+        subject = (self.unit.key,) if self.unit.key is not None and not self.unit.key.startswith(FROM_FILE) else ()
+        return tuple(dict.fromkeys([*self.text_columns, *subject, *self.keep]))
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that the templates name, in order."""
         templates = [Template(t) for t in (self.prompt, self.completion, self.text) if t is not None]
-        subject = (self.unit.key,) if self.unit.key is not None else ()
-        return tuple(dict.fromkeys([*(c for t in templates for c in t.columns), *subject, *self.keep]))
+        return tuple(dict.fromkeys(c for t in templates for c in t.columns))
 
 
 def _check_templates(spec: IngestSpec) -> None:
@@ -133,7 +142,12 @@ def _check_templates(spec: IngestSpec) -> None:
 def _check_unit(unit: UnitOfPrivacy, file_format: Format) -> None:
     if unit.kind == UnitKind.SUBJECT and not unit.key:
         raise UsageError("the unit of privacy 'subject' needs the column that names the subject")
-    if unit.kind == UnitKind.SUBJECT and file_format == "text":
-        raise UsageError("a plain text file has no column that names a subject")
+    if unit.key is not None:
+        subject_reader(unit.key)
+    if unit.kind == UnitKind.SUBJECT and file_format == "text" and not (unit.key or "").startswith(FROM_FILE):
+        hint = "take it from the file's place with --subject-from"
+        raise UsageError("a plain text file has no column that names a subject", hint=hint)
+    if unit.split is not None and file_format != "text":
+        raise UsageError("what one record is, is said for plain text and for nothing else")
     if unit.kind == UnitKind.RECORD and (unit.key is not None or unit.max_records != 1):
         raise UsageError("the unit of privacy 'record' has neither a key column nor a cap")

@@ -80,11 +80,11 @@ def _enter(found: Gpu, write: list[Path], without: str | None) -> str:
     if "files" in kept:
         landlock.restrict_files(read, write, devices=found.devices, own_threads=True)
     if "sockets" in kept:
-        seccomp.deny_all_but_the_drivers(tcp=False)
+        seccomp.restrict_calls_until_the_driver_runs(tcp=False)
     if found.ordinal is not None:
         cuda.start(found.ordinal)
     if {"sockets", "closing"} <= kept:
-        seccomp.deny_network()
+        seccomp.restrict_calls(gpu=True)
     return f"without {without}"
 
 

@@ -21,9 +21,10 @@ _MAKE_CHAR, _MAKE_DIR, _MAKE_REG, _MAKE_SOCK, _MAKE_FIFO, _MAKE_BLOCK, _MAKE_SYM
 _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
-# No EXECUTE: what a worker may write it may not run. No devices and no sockets either.
-_WRITE = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _MAKE_FIFO
-_WRITE |= _MAKE_SYM | _REFER | _TRUNCATE | _IOCTL_DEV
+# No EXECUTE: what a worker may write it may not run. No devices, sockets, pipes or links: who reads its directory
+# afterwards, with more rights, finds files and directories.
+_WRITE = _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG
+_WRITE |= _REFER | _TRUNCATE | _IOCTL_DEV
 _DEVICE = _READ_FILE | _WRITE_FILE | _IOCTL_DEV
 _CHANGE = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE  # what is there already; nothing is made or removed
 _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV

@@ -15,17 +15,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import IsolationViolated
 from appliance.isolation import gpu as gpus
-from appliance.isolation import loopback, sandbox
+from appliance.isolation import interpreter, loopback, sandbox
 from appliance.isolation.leaks import LEAKERS, SECONDS_EACH, Plan
 from appliance.isolation.targets import Targets
 from appliance.jobs.job import IsolationSpec
 
-_MODULE = ("-m", "appliance.isolation.leakers")
+_MODULE = "appliance.isolation.leakers"
 
 
 def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False) -> dict[str, str]:
@@ -47,10 +48,11 @@ def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False
         plan = targets.plan() | {"tcp": rank, "gpu": gpu, "gpus": [str(path) for path in gpus.gpu(None).devices]}
         try:
             done = subprocess.run(
-                [sys.executable, *_MODULE, how, json.dumps(plan)],
+                interpreter.module(_MODULE, how, json.dumps(plan)),
                 capture_output=True,
                 timeout=SECONDS_EACH * len(LEAKERS) + 30,
                 check=False,
+                cwd=interpreter.DIRECTORY,
                 env={**os.environ, "RES_OPTIONS": "timeout:1 attempts:1"},
             )
             through: dict[str, bool] = json.loads(done.stdout)
@@ -60,16 +62,46 @@ def run_leakers(*, sandboxed: bool = True, rank: bool = False, gpu: bool = False
     return {name: "leaked" if through[name] or name in arrived else "blocked" for name in through}
 
 
-def _alone(leaker: Callable[[Plan], bool], plan: Plan) -> bool:
+def _run_each(plan: Plan, enter: Callable[[], None]) -> dict[str, bool]:
+    """Run every leaker in a fork that has entered the sandbox; True for what got through.
+
+    Where a GPU's driver starts on the way in, it is entered once: the rules of a job on a GPU let it fork.
+    """
+    if plan["gpu"]:
+        enter()
+        enter = _stay
+    else:
+        _can_enter(enter)
+    return {name: _alone(partial(leaker, plan), enter) for name, leaker in LEAKERS.items()}
+
+
+def _stay() -> None:
+    """Enter nothing."""
+
+
+def _can_enter(enter: Callable[[], None]) -> None:
+    """Raise `IsolationViolated` if the sandbox cannot be entered: leakers that do not run have not been blocked."""
+    if not _alone(lambda: True, enter):
+        raise IsolationViolated("the sandbox cannot be entered")
+
+
+def _alone(leaker: Callable[[], bool], enter: Callable[[], None]) -> bool:
     """Run one leaker in a fork: whatever kills it stops only itself. True if it got through."""
     child = os.fork()
     if child == 0:
         signal.alarm(SECONDS_EACH)
         try:
-            os._exit(0 if leaker(plan) else 1)
+            enter()
+            os._exit(0 if leaker() else 1)
         except BaseException:  # noqa: BLE001 - a leaker that fails, however it fails, has not leaked
             os._exit(1)
     return os.waitpid(child, 0)[1] == 0
+
+
+def _enter(plan: Plan, *, ranks: bool) -> None:
+    write = [Path(plan["inside"]), Path("/dev/null")]
+    gpu = _gpu() if plan["gpu"] else None
+    sandbox.enter(IsolationSpec(), read=sandbox.system_paths(), write=write, ranks=ranks, gpu=gpu)
 
 
 def _gpu() -> gpus.Gpu:
@@ -82,14 +114,12 @@ def main(arguments: list[str]) -> None:
     """Run this module: to test (no argument, --gpu or --control), or as the process of the leakers."""
     if arguments and arguments[0] == "--rank":  # the launcher of the ranks, and then a rank
         loopback.enter()
-        os.execv(sys.executable, [sys.executable, *_MODULE, "--inside-rank", arguments[1]])  # noqa: S606 - itself, as a rank is started
+        command = interpreter.module(_MODULE, "--inside-rank", arguments[1])
+        os.execv(command[0], command)  # noqa: S606 - itself, as a rank is started
     if arguments and arguments[0] in ("--inside", "--inside-rank", "--unhindered"):
         plan: Plan = json.loads(arguments[1])
-        if arguments[0] != "--unhindered":
-            write = [Path(plan["inside"]), Path("/dev/null")]
-            ranks, gpu = arguments[0] == "--inside-rank", _gpu() if plan["gpu"] else None
-            sandbox.enter(IsolationSpec(), read=sandbox.system_paths(), write=write, ranks=ranks, gpu=gpu)
-        result: dict[str, Any] = {name: _alone(leaker, plan) for name, leaker in LEAKERS.items()}
+        enter = partial(_enter, plan, ranks=arguments[0] == "--inside-rank")
+        result: dict[str, Any] = _run_each(plan, _stay if arguments[0] == "--unhindered" else enter)
     else:
         result = dict(run_leakers(sandboxed="--control" not in arguments, gpu="--gpu" in arguments))
     sys.stdout.write(json.dumps(result) + "\n")

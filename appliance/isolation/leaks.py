@@ -12,12 +12,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from appliance.isolation import kernel
+from appliance.isolation import doors, interpreter, kernel
 
 SECONDS_EACH = 8
 
@@ -109,7 +108,7 @@ def _python(plan: Plan) -> bool:
     script = (
         "import socket,sys; socket.create_connection(('127.0.0.1', int(sys.argv[1])), 2).sendall(sys.argv[2].encode())"
     )
-    command = [sys.executable, "-c", script, str(plan["child"]), plan["token"]]
+    command = interpreter.python("-c", script, str(plan["child"]), plan["token"])
     return subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False).returncode == 0
 
 
@@ -197,4 +196,5 @@ LEAKERS: dict[str, Callable[[Plan], bool]] = {
     "other-process": _other_process,
     **({"curl": _curl} if shutil.which("curl") else {}),
     **({"i386-socket": _i386_socket} if kernel.machine() == "x86_64" else {}),
+    **doors.LEAKERS,
 }

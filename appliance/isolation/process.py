@@ -38,8 +38,17 @@ def deny_core_dumps() -> None:
     The limit is 1 byte, not 0: both prevent a core file, but for core handlers behind a pipe the kernel ignores 0
     and honours only 1 (fs/coredump.c). Programs that are executed inherit the limit, but not the dumpable flag.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 0 if most == 0 else 1  # who may not raise it to 1 again
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+
+
+def limit_memory(most: int) -> None:
+    """Limit what this process may hold of its own, in bytes; files that it maps do not count. Raises OSError."""
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = most if limit == resource.RLIM_INFINITY else min(most, limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def deny_new_privileges() -> None:

@@ -90,7 +90,7 @@ def enter(
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
     files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, gpu, tcp=ranks)
-    network = _leave_ranks(spec, address, gpu) if ranks else _deny_network(spec, gpu)
+    network = _leave_ranks(spec, address, gpu) if ranks else _restrict_calls(spec, gpu)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
@@ -109,11 +109,11 @@ def _restrict_files(
     return NOT_RESTRICTED
 
 
-def _deny_network(spec: IsolationSpec, gpu: Gpu | None) -> str:
+def _restrict_calls(spec: IsolationSpec, gpu: Gpu | None) -> str:
     try:
         _refuse_open_sockets()
         _start_driver(gpu, tcp=False)
-        seccomp.deny_network()
+        seccomp.restrict_calls(gpu=gpu is not None)
         _probe_sockets()
     except IsolationViolated:
         if spec.network == "required":
@@ -126,7 +126,7 @@ def _leave_ranks(spec: IsolationSpec, address: str, gpu: Gpu | None) -> str:
     try:
         _refuse_open_sockets(unix=False)
         _start_driver(gpu, tcp=True)
-        seccomp.deny_all_but_tcp()
+        seccomp.restrict_calls(tcp=True, gpu=gpu is not None)
         _probe_sockets(tcp=True)
         if not address and loopback.interfaces() != ["lo"]:
             raise IsolationViolated("a rank sees a network beyond loopback")
@@ -145,7 +145,7 @@ def _leave_ranks(spec: IsolationSpec, address: str, gpu: Gpu | None) -> str:
 def _start_driver(gpu: Gpu | None, *, tcp: bool) -> None:
     """Start the GPU's driver under a filter that leaves it one Unix socket; the filter that follows takes that too."""
     if gpu is not None:
-        seccomp.deny_all_but_the_drivers(tcp=tcp)
+        seccomp.restrict_calls_until_the_driver_runs(tcp=tcp)
         if gpu.ordinal is not None:
             cuda.start(gpu.ordinal)
 

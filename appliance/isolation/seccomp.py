@@ -1,86 +1,100 @@
-"""A seccomp filter that takes the network away for good, from this process and all that it starts.
+"""A seccomp filter of system calls, for good, for this process and all that it starts.
 
-Denied with EPERM: everything on sockets of every family, Unix sockets included; io_uring, which could do the same
-without these calls; reaching into other processes, which may have sockets; and other namespaces, which have other
-networks. Under another architecture's call table (32-bit on x86_64) the numbers mean other things, so any call
-through it kills the process.
+Landlock decides which files are opened. It does not know `chmod`, `utime`, `setxattr`, shared memory and messages of
+System V, the keyring of the kernel, sockets, or signals on older kernels: what a job may call of these, and of all the
+rest, is decided here, by the tables of `isolation.calls`. What is denied says EPERM. What is newer than the tables, or
+of the x32 numbering, says ENOSYS. Under another architecture's call table (32-bit on x86_64) the numbers mean other
+things, so any call through it kills the process.
 
-`deny_all_but_tcp` is for ranks in a network namespace with only loopback: it leaves TCP, and the route family of
-netlink, by which the C library lists interfaces (`isolation.loopback` has taken the right to change them). A Unix
-socket would reach beyond the namespace by its path, and a vsock by the hypervisor, so that is all it leaves.
+A job on the CPU starts no process and no program: whatever took it over is gone when it is gone. A job on a GPU may,
+because CUDA's driver has not been tried without (`calls.ON_A_GPU`).
 
-`deny_all_but_the_drivers` is for the moment in which CUDA's driver starts (`isolation.cuda`), which fails unless it may
-bind and listen on a Unix socket; one of the two others comes on top of it as soon as the driver is up.
+A rank in a network namespace with only loopback keeps TCP, and the route family of netlink, by which the C library
+lists interfaces (`isolation.loopback` has taken the right to change them). A Unix socket would reach beyond the
+namespace by its path, and a vsock by the hypervisor, so that is all it keeps.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 from appliance.errors import IsolationViolated
-from appliance.isolation import kernel, process
+from appliance.isolation import calls, kernel, process
 
-# asm/unistd_64.h of x86_64; asm-generic/unistd.h, which aarch64 uses.
-_DENIED: dict[str, dict[str, int]] = {
-    "x86_64": {
-        "socket": 41, "connect": 42, "accept": 43, "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47,
-        "bind": 49, "listen": 50, "socketpair": 53, "accept4": 288, "recvmmsg": 299, "sendmmsg": 307,
-        "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321, "unshare": 272, "setns": 308,
-    },
-    "aarch64": {
-        "socket": 198, "socketpair": 199, "bind": 200, "listen": 201, "accept": 202, "connect": 203, "sendto": 206,
-        "recvfrom": 207, "sendmsg": 211, "recvmsg": 212, "accept4": 242, "recvmmsg": 243, "sendmmsg": 269,
-        "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "bpf": 280, "unshare": 97, "setns": 268,
-    },
-}  # fmt: skip
-_EVERYWHERE = (kernel.IO_URING_SETUP, kernel.IO_URING_ENTER, kernel.IO_URING_REGISTER, kernel.PIDFD_GETFD)
-_X32_BIT = 0x40000000
-_OF_TCP = ("connect", "accept", "accept4", "bind", "listen", "sendto", "recvfrom", "sendmsg", "recvmsg")
-_OF_THE_DRIVER = ("bind", "listen")
 _UNIX, _INET, _INET6, _NETLINK, _ROUTE = 1, 2, 10, 16, 0  # of socket(2): families, and a protocol of the last
 _STREAM, _SEQPACKET, _KIND = 1, 5, 0xF  # kinds of socket, and the bits that say the kind
+_THREAD = 0x00010000  # linux/sched.h: CLONE_THREAD, and the flags that ask for a namespace
+_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+
+# linux/prctl.h: the death signal, core dumps and tracing, the memory map that /proc shows, cores shared with others
+_DENIED_ATTRIBUTES = (1, 4, 35, 57, 62, 0x59616D61)
+# linux/fcntl.h: signals to an owner, leases and notices on files of others, hints that stay with a file
+_DENIED_CONTROLS = (8, 10, 15, 1024, 1026, 1036, 1038, 1040)
+# asm-generic/ioctls.h: settings and size of a terminal, bytes that wait, flags of a descriptor
+_TERMINAL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# The same file: input into a terminal. linux/fs.h and what file systems bring: flags, version, project, encryption,
+# verity, shared extents, freezing. They change files that were opened for reading, and say so by the second byte.
+_DENIED_REQUESTS, _DENIED_KINDS = (0x5412, 0x541C), (0x6600, 0x7600, 0x5800, 0x9400)
 
 _SET_MODE_FILTER, _FLAG_TSYNC = 1, 1  # linux/seccomp.h
 _RET_KILL_PROCESS, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # linux/bpf_common.h
-_NUMBER_OFFSET, _ARCHITECTURE_OFFSET = 0, 4  # struct seccomp_data
-_FAMILY_OFFSET, _KIND_OFFSET, _PROTOCOL_OFFSET = 16, 24, 32  # low halves of its arguments, little-endian
+_NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16  # struct seccomp_data
 
 _Line = tuple[int, str, str, int]
 """An instruction: code, the label to go to if true and if false ("" is the next line), constant."""
+_Block = tuple[_Line | str, ...]
+"""What is done about a call: instructions and labels, the last a return."""
+
+_ALLOW: _Block = ((_RETURN, "", "", _RET_ALLOW),)
+_DENY: _Block = ((_RETURN, "", "", _RET_ERRNO | errno.EPERM),)
+_ABSENT: _Block = ((_RETURN, "", "", _RET_ERRNO | errno.ENOSYS),)
+_NOBODY: _Block = ((_RETURN, "", "", _RET_ERRNO | errno.ENOENT),)  # what connecting to an absent daemon says
 
 
-def deny_network() -> None:
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Whose calls are filtered: those of a rank, of a job on a GPU, and while that GPU's driver starts."""
+
+    tcp: bool = False
+    gpu: bool = False
+    driver: bool = False
+
+
+def restrict_calls(*, tcp: bool = False, gpu: bool = False) -> None:
     """Install the filter in all threads of this process. It cannot be taken back.
+
+    Args:
+      tcp: leave TCP, for ranks that talk to each other.
+      gpu: leave what CUDA may need and was not tried without.
 
     Raises:
       IsolationViolated: an unsupported machine, or a kernel that does not take the filter.
     """
-    _install(tcp=False, driver=False)
+    _install(_Rules(tcp=tcp, gpu=gpu))
 
 
-def deny_all_but_tcp() -> None:
-    """Deny the same with TCP left: new sockets are streams over IPv4 or IPv6, or for listing interfaces."""
-    _install(tcp=True, driver=False)
-
-
-def deny_all_but_the_drivers(*, tcp: bool) -> None:
-    """Deny the same but what CUDA's driver needs to start: a Unix socket it may bind and listen on, and nothing more.
+def restrict_calls_until_the_driver_runs(*, tcp: bool) -> None:
+    """Deny the same but what CUDA's driver needs to start: a Unix socket it may bind and listen on (`isolation.cuda`).
 
     Nobody is served on it: without TCP, connecting says that nobody is there, and accepting, sending and receiving
     are denied. With TCP those calls are left for TCP, so the time until the next filter is for the driver alone.
+    `restrict_calls` comes on top of it as soon as the driver is up.
     """
-    _install(tcp=tcp, driver=True)
+    _install(_Rules(tcp=tcp, gpu=True, driver=True))
 
 
-def _install(*, tcp: bool, driver: bool) -> None:
+def _install(rules: _Rules) -> None:
     machine = kernel.machine()
-    if machine not in _DENIED:
-        raise IsolationViolated(f"no network filter for {machine}")
-    program = _program(machine, tcp=tcp, driver=driver)
+    if machine not in kernel.ARCHITECTURES:
+        raise IsolationViolated(f"no filter of system calls for {machine}")
+    program = _program(machine, rules)
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a 16-bit count of instructions, then, aligned, a pointer to them.
     descriptor = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
@@ -88,56 +102,130 @@ def _install(*, tcp: bool, driver: bool) -> None:
         process.deny_new_privileges()
         result = kernel.syscall(kernel.SECCOMP[machine], _SET_MODE_FILTER, _FLAG_TSYNC, descriptor)
     except OSError as error:
-        raise IsolationViolated(f"the kernel does not take the network filter: {error.strerror}") from None
+        raise IsolationViolated(f"the kernel does not take the filter of system calls: {error.strerror}") from None
     if result:
-        raise IsolationViolated("a thread could not be put under the network filter")
+        raise IsolationViolated("a thread could not be put under the filter of system calls")
 
 
-def _program(machine: str, *, tcp: bool = False, driver: bool = False) -> bytes:
-    """Assemble an array of struct sock_filter (u16 code, u8 jump if true, u8 jump if false, u32 constant)."""
-    numbers = _DENIED[machine]
-    left = {"socket"} if tcp or driver else set()
-    left |= set(_OF_TCP) if tcp else set()
-    left |= {"connect", *_OF_THE_DRIVER} if driver else set()
-    denied = sorted((*(number for name, number in numbers.items() if name not in left), *_EVERYWHERE))
-    lines: list[_Line | str] = [
-        (_LOAD, "", "", _ARCHITECTURE_OFFSET),
-        (_EQUAL, "known", "", kernel.ARCHITECTURES[machine]),
-        (_RETURN, "", "", _RET_KILL_PROCESS),
-        "known",
-        (_LOAD, "", "", _NUMBER_OFFSET),
-        (_AT_LEAST, "deny", "", _X32_BIT),
-        *((_EQUAL, "deny", "", number) for number in denied),
-    ]
-    if driver and not tcp:
-        lines.append((_EQUAL, "nobody", "", numbers["connect"]))
-    if left:
-        lines += [(_EQUAL, "", "allow", numbers["socket"]), *_socket_rules(tcp=tcp, driver=driver)]
-    lines += ["allow", (_RETURN, "", "", _RET_ALLOW), "deny", (_RETURN, "", "", _RET_ERRNO | errno.EPERM)]
-    lines += ["nobody", (_RETURN, "", "", _RET_ERRNO | errno.ENOENT)]  # what connecting to an absent daemon says
-    return _assemble(lines)
+# --- what is done about each call -----------------------------------------------------------------------------------
 
 
-def _socket_rules(*, tcp: bool, driver: bool) -> list[_Line | str]:
-    """List which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
-    lines: list[_Line | str] = [(_LOAD, "", "", _FAMILY_OFFSET)]
-    if driver:
-        lines.append((_EQUAL, "unix", "" if tcp else "deny", _UNIX))
-    if tcp:
+def _decide(name: str, rules: _Rules) -> _Block:
+    if name in calls.ALLOWED or (rules.gpu and name in calls.ON_A_GPU):
+        return _ALLOW
+    if name in calls.CHECKED:
+        return _check(name, rules)
+    if name in calls.OF_TCP and rules.driver and not rules.tcp:
+        return {"connect": _NOBODY, "bind": _ALLOW, "listen": _ALLOW}.get(name, _DENY)
+    if rules.tcp and (name in calls.OF_TCP or name in calls.ON_SOCKETS):
+        return _ALLOW
+    if rules.gpu and name in calls.ON_SOCKETS:
+        return _ALLOW
+    return _ABSENT if name in calls.ABSENT else _DENY
+
+
+def _check(name: str, rules: _Rules) -> _Block:
+    """Write the test of a call's arguments, by their low halves, which are all that the kernel looks at there."""
+    itself, on_cpu = os.getpid(), not rules.gpu
+    match name:
+        case "clone":
+            return _masked(0, _NAMESPACES | (_THREAD if on_cpu else 0), _THREAD if on_cpu else 0)
+        case "kill" | "tgkill":
+            return _one_of(0, (itself,)) if on_cpu else _ALLOW
+        case "sched_setaffinity":
+            return _one_of(0, (0, itself)) if on_cpu else _ALLOW
+        case "prlimit64":
+            return (*_is_null(2, otherwise="set"), *_one_of(0, (0, itself)), "set", *_set_limit(on_cpu, itself))
+        case "prctl":
+            return _none_of(0, _DENIED_ATTRIBUTES)
+        case "fcntl":
+            return _none_of(1, _DENIED_CONTROLS)
+        case "ioctl" if on_cpu:
+            return _one_of(1, _TERMINAL)
+        case "ioctl":
+            kinds = [(_EQUAL, "none of", "", kind) for kind in _DENIED_KINDS]
+            return _none_of(1, _DENIED_REQUESTS, (_AND, "", "", 0xFF00), *kinds)
+    return _socket(rules)
+
+
+def _one_of(argument: int, values: Sequence[int]) -> _Block:
+    tests = [(_EQUAL, "one of", "", value) for value in values]
+    return (_low(argument), *tests, *_DENY, "one of", *_ALLOW)
+
+
+def _none_of(argument: int, values: Sequence[int], *more: _Line) -> _Block:
+    tests = [(_EQUAL, "none of", "", value) for value in values]
+    return (_low(argument), *tests, *more, *_ALLOW, "none of", *_DENY)
+
+
+def _masked(argument: int, mask: int, expected: int) -> _Block:
+    return (_low(argument), (_AND, "", "", mask), (_EQUAL, "", "other", expected), *_ALLOW, "other", *_DENY)
+
+
+def _is_null(argument: int, *, otherwise: str) -> _Block:
+    """Go on behind these lines if the pointer is null."""
+    high = (_LOAD, "", "", _ARGUMENTS_OFFSET + 8 * argument + 4)
+    return (_low(argument), (_EQUAL, "", otherwise, 0), high, (_EQUAL, "", otherwise, 0))
+
+
+def _set_limit(on_cpu: bool, itself: int) -> _Block:
+    """Refuse limits of other processes; a job on the CPU changes none of its own either, and none of core dumps."""
+    if on_cpu:
+        return _DENY
+    return (_low(0), (_EQUAL, "own", "", 0), (_EQUAL, "own", "", itself), *_DENY, "own", *_ALLOW)
+
+
+def _socket(rules: _Rules) -> _Block:
+    """Say which new sockets are left: streams over IP and route netlink, or the kinds of Unix socket that connect."""
+    lines: list[_Line | str] = [_low(0)]
+    if rules.driver:
+        lines.append((_EQUAL, "unix", "", _UNIX))
+    if rules.tcp:
         lines += [(_EQUAL, "stream", "", _INET), (_EQUAL, "stream", "", _INET6), (_EQUAL, "", "deny", _NETLINK)]
-        lines += [(_LOAD, "", "", _PROTOCOL_OFFSET), (_EQUAL, "allow", "deny", _ROUTE)]
-        lines += ["stream", (_LOAD, "", "", _KIND_OFFSET), (_AND, "", "", _KIND), (_EQUAL, "allow", "deny", _STREAM)]
-    if driver:
-        lines += ["unix", (_LOAD, "", "", _KIND_OFFSET), (_AND, "", "", _KIND)]
-        lines += [(_EQUAL, "allow", "", _STREAM), (_EQUAL, "allow", "deny", _SEQPACKET)]
-    return lines
+        lines += [_low(2), (_EQUAL, "allow", "deny", _ROUTE)]
+        lines += ["stream", _low(1), (_AND, "", "", _KIND), (_EQUAL, "allow", "deny", _STREAM)]
+    lines += ["deny", *_DENY]
+    if rules.driver:
+        lines += ["unix", _low(1), (_AND, "", "", _KIND)]
+        lines += [(_EQUAL, "allow", "", _STREAM), (_EQUAL, "allow", "", _SEQPACKET), *_DENY]
+    return (*lines, "allow", *_ALLOW)
 
 
-def _assemble(lines: Sequence[_Line | str]) -> bytes:
+def _low(argument: int) -> _Line:
+    return (_LOAD, "", "", _ARGUMENTS_OFFSET + 8 * argument)  # little-endian: the low half comes first
+
+
+# --- the program ----------------------------------------------------------------------------------------------------
+
+
+def _program(machine: str, rules: _Rules) -> bytes:
+    """Assemble an array of struct sock_filter (u16 code, u8 jump if true, u8 jump if false, u32 constant).
+
+    Calls that are next to each other and treated alike make one block, and the blocks stand in the order of numbers:
+    each is passed over by calls with larger ones.
+    """
+    named = {number: _decide(name, rules) for name, number in calls.numbers(machine).items()}
+    last = max(named)
+    program = _assemble(
+        (
+            (_LOAD, "", "", _ARCHITECTURE_OFFSET),
+            (_EQUAL, "known", "", kernel.ARCHITECTURES[machine]),
+            (_RETURN, "", "", _RET_KILL_PROCESS),
+            "known",
+            (_LOAD, "", "", _NUMBER_OFFSET),
+        )
+    )
+    for block, alike in groupby(range(last + 1), lambda number: named.get(number, _ABSENT)):
+        code = _assemble(block)
+        program += struct.pack("=HBBI", _AT_LEAST, len(code) // 8, 0, max(alike) + 1) + code
+    return program + _assemble(_ABSENT)
+
+
+def _assemble(block: Sequence[_Line | str]) -> bytes:
     """Assemble instructions with jumps counted in lines; a label names the instruction behind it."""
     labels: dict[str, int] = {}
     code: list[_Line] = []
-    for line in lines:
+    for line in block:
         if isinstance(line, str):
             labels[line] = len(code)
         else:

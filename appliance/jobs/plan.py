@@ -21,11 +21,19 @@ class UnitKind(StrEnum):
 
 
 class UnitOfPrivacy(Value):
-    """Whose presence is hidden: one record, or all records of one subject, capped by a public rule."""
+    """Whose presence is hidden: one record, or all records of one subject, capped by a public rule.
+
+    Attributes:
+      kind: of whom.
+      key: what names a subject: a column, or the place of the file.
+      max_records: most records of a subject.
+      split: of plain text, what one record is: `file`, `paragraph`, `line` or `N-tokens`.
+    """
 
     kind: Annotated[UnitKind, Field(strict=False)] = UnitKind.RECORD
     key: str | None = None
     max_records: Count = 1
+    split: Annotated[str, Field(pattern=r"^(file|paragraph|line|[1-9][0-9]{0,6}-tokens)$")] | None = None
 
 
 class Filter(Value):

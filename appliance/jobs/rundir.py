@@ -10,21 +10,25 @@ snapshots/          sealed training state
 selftest/           run directory of the run's self-test; proof.json is what it proved of row counts
 ranks/              what each of several ranks leaves, and where they meet
 tickets/            for the other machines of a start; ticket.json is what one of them was given
-tmp/                the worker's temporary files
+tmp/                the worker's temporary files and compiled kernels, made anew for each start
 worker.lock         held by the worker, supervisor.lock by who started it; supervisor.log is of a detached one
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from appliance.errors import IntegrityError
+from appliance.errors import IntegrityError, IsolationViolated
 from appliance.files import write_atomic
 from appliance.jobs.job import Job
 from appliance.jobs.selftest import ShapeProof
@@ -32,6 +36,15 @@ from appliance.values import to_json
 
 J = TypeVar("J", bound=Job)
 CERTIFICATE = "watermark_certificate.json"
+
+SNAPSHOT, SNAPSHOT_EVERY = "snapshot", 10
+"""Name of the training state in `snapshots`, and after how many steps it is written; and after the last."""
+_RELEASE = re.compile(r"release-([0-9]{6,9})", re.ASCII)
+
+
+def release_name(step: int) -> str:
+    """Name the file in `snapshots` in which the noised sum of a step is kept."""
+    return f"release-{step:06d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +160,14 @@ class RunDir:
         """What a detached supervisor says."""
         return self.path / "supervisor.log"
 
+    def proven_steps(self, steps: int) -> int:
+        """Say how many of so many planned steps are proven by what they left: adapter, training state, noised sums."""
+        if self.adapter.exists():
+            return steps
+        names = os.listdir(self.snapshots) if self.snapshots.is_dir() else []
+        found = [int(match[1]) for match in map(_RELEASE.fullmatch, names) if match]
+        return max([*found, min(SNAPSHOT_EVERY, steps) if SNAPSHOT in names else 0])
+
     def write_job(self, job: Job) -> str:
         """Write `job.json`; its SHA-256 (hex)."""
         data = to_json(job)
@@ -177,6 +198,20 @@ class RunDir:
             return kind.model_validate_json(data)
         except (FileNotFoundError, ValidationError):
             raise IntegrityError("the job of the run is gone or damaged", where=str(self.job)) from None
+
+    def renew(self, directory: Path) -> None:
+        """Make a directory below it anew and empty: what an earlier process left there, nobody reads again.
+
+        Raises:
+          IsolationViolated: it cannot be removed.
+        """
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory) if stat.S_ISDIR(directory.lstat().st_mode) else directory.unlink()
+            directory.mkdir(mode=0o700)
+        except OSError as error:
+            reason = f"what an earlier start left cannot be removed: {error.strerror}"
+            raise IsolationViolated(reason, hint="remove it by hand", where=str(directory)) from None
 
     def clear(self, *directories: Path) -> None:
         """Remove directories below it that have served."""

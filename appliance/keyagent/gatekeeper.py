@@ -2,7 +2,8 @@
 
 The leaf must be of a kind that opens a key (`Event.opens`), and younger than the agent and than two minutes. It is
 accepted once (once from each rank on this machine, where the leaf says how many there are), so evidence found in an old
-run directory opens nothing. To a node the key is given only sealed, once, and only if the leaf names the node's key.
+run directory opens nothing. The tree head must be one that the agent has followed (`line.py`). To a node the key is
+given only sealed, once, and only if the leaf names the node's key.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from appliance.errors import ApplianceError, KeyUnavailable
 from appliance.events.catalog import catalog
+from appliance.keyagent.line import Line
 from appliance.ledger import proof
 from appliance.store.agent import ReleaseRequest
 
@@ -26,14 +28,14 @@ class Gatekeeper:
     """Decides which requests for a dataset key are honoured. Its `check` is the agent's `authorise`.
 
     Attributes:
-      trusted: verifier keys of the log.
+      line: the tree heads that count.
       since: size of the log when the agent started; evidence must be newer.
       clock: seconds since 1970.
       used: nonces that have opened a dataset, and the processes that showed them.
       sealed: nonces and nodes for which a key has been sealed.
     """
 
-    trusted: tuple[str, ...]
+    line: Line
     since: int
     clock: Callable[[], float] = time.time
     used: dict[str, set[int]] = field(default_factory=dict)
@@ -71,9 +73,11 @@ class Gatekeeper:
 
     def _prove_leaf(self, evidence: bytes) -> dict[str, Any]:
         try:
-            return proof.verify_evidence(evidence, self.trusted).leaf
+            proven = proof.verify_evidence(evidence, self.line.trusted)
         except ApplianceError:
             raise KeyUnavailable("the evidence does not prove a run of this log") from None
+        self.line.require(proven.checkpoint)
+        return proven.leaf
 
 
 def _refuse_used() -> KeyUnavailable:

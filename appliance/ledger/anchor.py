@@ -20,18 +20,26 @@ class Anchor:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self, ring: Keyring) -> tuple[str, Checkpoint] | None:
-        """Read the anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
+    def text(self) -> str | None:
+        """Read the anchored note as it stands there, unchecked, or None where there is no file."""
         try:
-            note = self.path.read_bytes().decode()
+            return self.path.read_bytes().decode()
         except FileNotFoundError:
             return None
         except UnicodeDecodeError:
             raise IntegrityError("the anchor is damaged", where=str(self.path)) from None
+
+    def open(self, note: str, ring: Keyring) -> Checkpoint:
+        """Open a note that was read here. Raises `IntegrityError` when it does not verify."""
         try:
-            return note, ring.open_outside(note)
+            return ring.open_outside(note)
         except IntegrityError as error:
             raise IntegrityError(f"the anchor does not verify: {error.message}", where=str(self.path)) from None
+
+    def read(self, ring: Keyring) -> tuple[str, Checkpoint] | None:
+        """Read the anchored note, or None where there is no file. Raises `IntegrityError` when it does not verify."""
+        note = self.text()
+        return None if note is None else (note, self.open(note, ring))
 
     def advance(self, note: str, size: int, ring: Keyring) -> None:
         """Make `note` the anchor and fsync it, unless another process has anchored a larger tree meanwhile."""

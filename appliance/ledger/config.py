@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.events.home import HomeConfigured
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerConfig:
@@ -19,6 +21,9 @@ class LedgerConfig:
       owner_url: the same database as the role that owns the tables, to create and upgrade; empty where `url` is it.
       eraser_url: the same database as the role that may delete bodies; empty where `url` may.
       witnesses: file of the verifier keys of trusted witnesses, one a line; it need not exist.
+      register: file that keeps a signed copy of the register, so that the next process need not read every entry.
+      configuration: what the home says of itself. It is compared with what the ledger says before anything is decided,
+        and said there where it never was; None compares nothing.
     """
 
     url: str
@@ -29,3 +34,5 @@ class LedgerConfig:
     owner_url: str = ""
     eraser_url: str = ""
     witnesses: Path | None = None
+    register: Path | None = None
+    configuration: HomeConfigured | None = None

@@ -94,6 +94,12 @@ class Database:
             raise IntegrityError("the ledger's database is damaged", where=self.where) from None
 
 
+def place_of(url: str) -> str:
+    """Say where a database is, without a password. Raises `ConfigInvalid` for a URL that cannot be used."""
+    parsed, kind = dialect.parse_url(url)
+    return kind.place(parsed)
+
+
 def roles(application_url: str, eraser_url: str = "") -> Roles:
     """Find the roles behind the URLs of the application and of whoever erases bodies; proves that both can connect."""
     names = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -12,9 +12,12 @@ from typing import Any
 from sqlalchemy import Connection, Select, exists, select
 
 from appliance.errors import IntegrityError
-from appliance.ledger import schema
+from appliance.ledger import merkle, schema
 from appliance.ledger.bodies import BodyVerdict
 from appliance.ledger.leaf import parse_leaf, timestamp
+from appliance.ledger.register import Found
+
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,16 @@ class Filter:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def admits(self, leaf: dict[str, Any]) -> bool:
-        """Tell whether a leaf that the query found has the actor and the facts."""
+        """Tell whether a leaf that was found has the actor, the facts and the time."""
         wanted = all(leaf["facts"].get(name) == value for name, value in self.facts.items())
-        return wanted and (self.actor is None or leaf.get("actor") == self.actor)
+        late = self.since is None or leaf["time"] >= timestamp(self.since)
+        early = self.until is None or leaf["time"] <= timestamp(self.until)
+        return wanted and late and early and (self.actor is None or leaf.get("actor") == self.actor)
+
+    def choose(self, found: Sequence[Found]) -> Sequence[Found]:
+        """Choose from the entries of its type those that are about its subject, in its order."""
+        ordered = reversed(found) if self.newest_first else found
+        return [entry for entry in ordered if self.subject in (None, entry.subject)]
 
     def query(self) -> Select[tuple[int, bytes]]:
         """Ask for what the database knows in columns; actor and facts stand in the leaf only."""
@@ -59,13 +69,61 @@ class Filter:
         return query
 
 
-def read_entries(connection: Connection, wanted: Filter) -> Iterator[Entry]:
-    """Read the entries that match, one at a time. Raises `IntegrityError` for a leaf that is none."""
-    rows = connection.execute(wanted.query().execution_options(yield_per=1000))
-    leaves = ((row.idx, parse_leaf(row.leaf)) for row in rows)
+def read_entries(connection: Connection, wanted: Filter, registered: Sequence[Found] | None = None) -> Iterator[Entry]:
+    """Read the entries that match, one at a time.
+
+    Args:
+      connection: the snapshot.
+      wanted: which ones.
+      registered: all entries of the wanted type, as the register has them: each leaf is compared with it. None takes
+        the word of the database.
+
+    Raises:
+      IntegrityError: a leaf is none, or not the registered one.
+    """
+    leaves = _query(connection, wanted) if registered is None else _read(connection, wanted.choose(registered))
     matching = (item for item in leaves if wanted.admits(item[1]))
     for index, leaf in islice(matching, wanted.limit):
         yield Entry(index, leaf, body_verdict(connection, leaf))
+
+
+def _query(connection: Connection, wanted: Filter) -> Iterator[tuple[int, dict[str, Any]]]:
+    rows = connection.execute(wanted.query().execution_options(yield_per=1000))
+    return ((row.idx, parse_leaf(row.leaf)) for row in rows)
+
+
+def _read(connection: Connection, found: Sequence[Found]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for entry in found:
+        yield entry.index, read_registered(connection, entry)
+
+
+def read_registered(connection: Connection, found: Found) -> dict[str, Any]:
+    """Read the leaf of a registered entry. Raises `IntegrityError` when it is not the one that the log proves."""
+    query = select(schema.entry.c.leaf).where(schema.entry.c.idx == found.index)
+    return parse_leaf(_require_registered(found, connection.execute(query).scalar_one_or_none()))
+
+
+def read_leaves(connection: Connection, types: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Read the leaves of entries of these types in order, by the word of the database."""
+    column = schema.entry.c
+    query = select(column.leaf).where(column.type.in_(types)).order_by(column.idx).execution_options(yield_per=1000)
+    return (parse_leaf(leaf) for (leaf,) in connection.execute(query))
+
+
+def read_all_registered(connection: Connection, found: Sequence[Found]) -> Iterator[dict[str, Any]]:
+    """Read the leaves of registered entries, many at once. Raises `IntegrityError` as `read_registered` does."""
+    for start in range(0, len(found), _AT_ONCE):
+        some = found[start : start + _AT_ONCE]
+        query = select(schema.entry.c.idx, schema.entry.c.leaf).where(schema.entry.c.idx.in_([e.index for e in some]))
+        leaves = {row.idx: row.leaf for row in connection.execute(query)}
+        for entry in some:
+            yield parse_leaf(_require_registered(entry, leaves.get(entry.index)))
+
+
+def _require_registered(found: Found, leaf: object) -> bytes:
+    if not isinstance(leaf, bytes) or merkle.leaf_hash(leaf).hex() != found.leaf_hash:
+        raise IntegrityError(f"entry {found.index} of the ledger was altered")
+    return leaf
 
 
 def read_entry(connection: Connection, data: bytes) -> Entry:

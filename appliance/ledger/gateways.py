@@ -1,16 +1,21 @@
-"""Row gateways: the tables of the catalog as values. Changes are staged and written by the append that covers them."""
+"""Row gateways: the tables of the catalog as values. Changes are staged and written by the append that covers them.
+
+What is read is proved: each row has the digest that the newest entry which covers it states, no row that one covers is
+missing, and none is there that none covers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic
 
 from sqlalchemy import Connection, Table
 
-from appliance.errors import ApplianceError, ArtefactMissing, UsageError
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError, UsageError
 from appliance.ledger import dialect
+from appliance.ledger.canonical import LeafInvalid
 from appliance.ledger.dialect import Statement
 from appliance.ledger.rows import COLUMNS, Row, Value, from_columns, row_digest, to_columns
 from appliance.ledger.schema import TABLE_OF
@@ -39,6 +44,9 @@ class _Spelled:
 
 _spelled = cache(_Spelled)
 
+Covered = Callable[[str], Mapping[str, str]]
+"""Says which rows a table has, by the log: their keys, and the SHA-256 of each."""
+
 
 class Gateway(Generic[Row]):
     """Reads the rows of one table.
@@ -46,16 +54,18 @@ class Gateway(Generic[Row]):
     Args:
       connection: the transaction to read in.
       kind: the class of its rows.
+      covered: what they are compared with; None believes the database.
     """
 
-    def __init__(self, connection: Connection, kind: type[Row]) -> None:
+    def __init__(self, connection: Connection, kind: type[Row], covered: Covered | None) -> None:
         self._connection = connection
         self._sql = _spelled(TABLE_OF[kind])
         self._kind = kind
+        self._covered = covered
         self._staged: dict[str, Row] = {}
 
     def get(self, key: str) -> Row:
-        """Read the row with this key. Raises `ArtefactMissing`."""
+        """Read the row with this key. Raises `ArtefactMissing`, or `IntegrityError` if it is not as it was written."""
         row = self.find(key)
         if row is None:
             raise ArtefactMissing(f"there is no {self._sql.table} {key}")
@@ -65,19 +75,39 @@ class Gateway(Generic[Row]):
         """Read the row with this key, or None."""
         if key in self._staged:
             return self._staged[key]
-        return next(iter(self._find_stored(self._sql.one, key)), None)
+        covered = None
+        if self._covered is not None:
+            digests = self._covered(self._sql.table)
+            covered = {key: digests[key]} if key in digests else {}
+        return self._find_stored(covered, self._sql.one, key).get(key)
 
     def list(self) -> Sequence[Row]:
         """Read all rows, ordered by key."""
-        merged = {to_columns(row)[self._sql.key]: row for row in self._find_stored(self._sql.all)} | dict(self._staged)
-        return [merged[key] for key in sorted(merged, key=str)]
+        covered = None if self._covered is None else dict(self._covered(self._sql.table))
+        merged = self._find_stored(covered, self._sql.all) | self._staged
+        return [merged[key] for key in sorted(merged)]
 
     def _run(self, sql: str, *parameters: Value) -> dialect.Rows:
         return dialect.of(self._connection).run(self._connection, [(sql, parameters)])
 
-    def _find_stored(self, sql: str, *parameters: Value) -> Sequence[Row]:
-        found = self._run(sql, *parameters)
-        return [from_columns(self._kind, dict(zip(self._sql.names, row, strict=True))) for row in found]
+    def _find_stored(self, left: dict[str, str] | None, sql: str, *parameters: Value) -> dict[str, Row]:
+        """Read rows and prove them: they must be exactly those that are `left`, which none is then."""
+        found: dict[str, Row] = {}
+        for values in self._run(sql, *parameters):
+            columns = dict(zip(self._sql.names, values, strict=True))
+            key = columns[self._sql.key]
+            if left is not None and left.pop(key, None) != self._digest(columns):
+                raise IntegrityError(f"{self._sql.table} {key} is not what the ledger says of it")
+            found[key] = from_columns(self._kind, columns)
+        if left:
+            raise IntegrityError(f"{self._sql.table} {min(left)} is missing from the database")
+        return found
+
+    def _digest(self, columns: Mapping[str, Any]) -> str:
+        try:
+            return row_digest(self._sql.table, columns)
+        except LeafInvalid:
+            return ""
 
 
 class WritableGateway(Gateway[Row]):
@@ -86,11 +116,12 @@ class WritableGateway(Gateway[Row]):
     Args:
       connection: the transaction.
       kind: the class of its rows.
+      covered: what they are compared with.
       permit: called before anything is staged; raises when it is too late.
     """
 
-    def __init__(self, connection: Connection, kind: type[Row], permit: Callable[[], None]) -> None:
-        super().__init__(connection, kind)
+    def __init__(self, connection: Connection, kind: type[Row], covered: Covered, permit: Callable[[], None]) -> None:
+        super().__init__(connection, kind, covered)
         self._permit = permit
         self._new: set[str] = set()
 
@@ -104,13 +135,24 @@ class WritableGateway(Gateway[Row]):
         self._staged[key] = row
         self._new.add(key)
 
-    def update(self, key: str, **changes: Any) -> Row:
-        """Stage changes of fields of a row and return the row as it will be. Raises `ArtefactMissing`."""
+    def update(self, before: Row, **changes: Any) -> Row:
+        """Stage changes of fields of a row and return the row as it will be.
+
+        Args:
+          before: the row as it was read, by which the changes were decided.
+          **changes: fields that change.
+
+        Raises:
+          ArtefactMissing: it is not there any more.
+          Busy: somebody else has changed it since it was read.
+        """
         self._permit()
-        before = self.get(key)
         unknown = changes.keys() - {column.field for column in COLUMNS[self._kind]}
         if unknown or self._sql.key in changes:
             raise ApplianceError(f"a {self._sql.table} has no changeable field {', '.join(sorted(unknown)) or 'key'}")
+        key = str(to_columns(before)[self._sql.key])
+        if self.get(key) != before:
+            raise Busy(f"{self._sql.table} {key} was changed meanwhile; nothing was written", hint="try again")
         row = dataclasses.replace(before, **changes)
         self._check(row)
         if row != before:

@@ -48,16 +48,23 @@ def first_head_over(connection: Connection, index: int, ring: Keyring) -> TreeHe
     return TreeHead(checkpoint.size, checkpoint.root, note)
 
 
-def check_against_anchor(connection: Connection, anchor: Anchor, ring: Keyring) -> None:
-    """Raise `IntegrityError` unless the log continues what was anchored."""
-    anchored = anchor.read(ring)
-    if anchored is None:
+def anchored_checkpoint(note: str | None, anchor: Anchor, ring: Keyring) -> Checkpoint:
+    """Open the note that was read from the anchor. Raises `IntegrityError` without one, or when it does not verify."""
+    if note is None:
         raise IntegrityError(
             "the ledger's anchor is missing, so a rolled-back database could not be told",
             where=str(anchor.path),
             hint="bring the anchor file back; nothing is written without it",
         )
-    checkpoint = anchored[1]
+    return anchor.open(note, ring)
+
+
+def check_against_anchor(connection: Connection, anchor: Anchor, ring: Keyring, note: str | None) -> None:
+    """Raise `IntegrityError` unless the log, by its stored nodes, continues what was anchored.
+
+    `note` is the anchor's text, read before the snapshot was taken or while nobody else can write.
+    """
+    checkpoint = anchored_checkpoint(note, anchor, ring)
     size = read_head(connection).size
     if size < checkpoint.size:
         raise IntegrityError(
@@ -69,6 +76,31 @@ def check_against_anchor(connection: Connection, anchor: Anchor, ring: Keyring) 
         raise IntegrityError(
             f"the first {checkpoint.size} entries are not those that were anchored", where=str(anchor.path)
         )
+
+
+def check_continues(connection: Connection, old: Checkpoint, new: Checkpoint, done: str = "anchored") -> None:
+    """Prove that the log of `new`, which this snapshot holds, continues that of `old`.
+
+    The nodes that the database stores are no more than a proof here: false ones make it fail.
+
+    Args:
+      connection: the snapshot.
+      old: what is continued.
+      new: the log's end, as it was recomputed.
+      done: what was done with `old`, for the message.
+
+    Raises:
+      IntegrityError: it does not.
+    """
+    if old.size > new.size:
+        raise IntegrityError(
+            f"the database has {new.size} entries, {old.size} were {done}: it was rolled back or cut off"
+        )
+    path = merkle.consistency_path(old.size, new.size, StoredTree(connection, new.size).node)
+    try:
+        merkle.check_consistency(old.size, new.size, old.root, new.root, path)
+    except IntegrityError:
+        raise IntegrityError(f"the first {old.size} entries are not those that were {done}") from None
 
 
 def sign_head(connection: Connection, ring: Keyring, signers: Callable[[], Sequence[Signer]]) -> TreeHead:

@@ -33,8 +33,8 @@ from appliance.ledger.note import (
 )
 
 _TAG = b"appliance/ledger/rotation/v1\n"  # no tree head begins like a statement: its second line is a number
-_FIRST = "SELECT leaf FROM entry WHERE idx = 0"
-_LATER = "SELECT leaf FROM entry WHERE type = 'ledger.rekeyed' ORDER BY idx"
+_LATER = "SELECT idx, leaf FROM entry WHERE type = 'ledger.rekeyed'"
+_ALL = f"SELECT leaf FROM (SELECT idx, leaf FROM entry WHERE idx = 0 UNION ALL {_LATER}) AS told ORDER BY idx"  # noqa: S608
 
 Keys = tuple[VerifierKey, ...]
 
@@ -139,8 +139,7 @@ def describe(keys: Keys) -> list[KeyFacts]:
 
 def leaves_about_keys(connection: Connection) -> tuple[bytes, ...]:
     """Read the bytes of the first entry and of those that change the keys. Raises `IntegrityError` without a first."""
-    run = dialect.of(connection).run
-    rows = [*run(connection, [(_FIRST, ())]), *run(connection, [(_LATER, ())])]
+    rows = dialect.of(connection).run(connection, [(_ALL, ())])
     if not rows or any(not isinstance(leaf, bytes) for (leaf,) in rows):
         raise IntegrityError("the ledger does not say how it was made")
     return tuple(leaf for (leaf,) in rows)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, false
 
-from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
-from appliance.events.ledger import BodyErased, LedgerCreated, LedgerUpgraded
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError, WillNotFit
+from appliance.events.home import HomeConfigured
+from appliance.events.ledger import BodyErased
 from appliance.files import fsync_directory
-from appliance.ledger import schema, witness
+from appliance.ledger import making, schema, stated, witness
 from appliance.ledger.config import LedgerConfig
-from appliance.ledger.database import Database, roles
-from appliance.ledger.dialect import Roles
+from appliance.ledger.database import Database
 from appliance.ledger.entries import read_body
-from appliance.ledger.heads import TreeHead, check_against_anchor, sign_head
-from appliance.ledger.keyring import Keyring, describe, first_keys, leaves_about_keys, rekey
+from appliance.ledger.heads import TreeHead, check_against_anchor, check_continues, sign_head
+from appliance.ledger.keyring import Keyring, rekey
 from appliance.ledger.leaf import Actor
-from appliance.ledger.log import Appender, Clock, Context, now, read_head
-from appliance.ledger.note import Signer, valid_name
-from appliance.ledger.reading import FOREIGN_KEYS, LedgerReader
+from appliance.ledger.log import Appender, Clock, Context, Head, now, read_head
+from appliance.ledger.note import Checkpoint, Signer, valid_name
+from appliance.ledger.opened import FOREIGN_KEYS
+from appliance.ledger.proving import Prover, Snapshot
+from appliance.ledger.reading import LedgerReader
+from appliance.ledger.register import Found, Register
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
@@ -30,6 +33,9 @@ _SYSTEM = Actor("system", "")
 
 class Ledger(LedgerReader):
     """An open ledger that can be written. Made by `create` or `open`; signs what is unsigned when it is closed."""
+
+    _written: Head | None = None  # the log's end after the last transaction here, until it is signed
+    _configured: Found | None = None  # the entry with which the home's configuration was last compared
 
     @classmethod
     def create(cls, config: LedgerConfig, *, clock: Clock = now) -> Ledger:
@@ -47,8 +53,8 @@ class Ledger(LedgerReader):
         database = Database(config.url, writable=True, create=True)
         ledger = cls(config, database, clock)
         with ledger._closed_on_error():
-            with ledger._owner() as owner, owner.define() as connection:
-                ledger._begin(connection)
+            with making.owner(config, database) as owner, owner.define() as connection:
+                making.begin(connection, config, ledger._local, ledger._context(_SYSTEM))
             if database.file is not None:
                 fsync_directory(database.file.parent)
             ledger.sign()
@@ -67,19 +73,26 @@ class Ledger(LedgerReader):
         """
         ledger = cls(config, Database(config.url, writable=True), clock)
         with ledger._closed_on_error():
-            with ledger._database.read() as connection:
-                ring = ledger._check(connection)
-                old = ledger._revision(connection) != schema.REVISION
-            if not promote(config.signing_dir, ring.current.keys):
+            with ledger._snapshot() as (connection, snapshot):
+                definitions = ledger._check(connection, snapshot.anchored)
+                if stated.prove_definitions(connection, snapshot.register()) != definitions:
+                    raise IntegrityError("the entry that states the database's definitions was altered")
+                configured = ledger._require_configuration(connection, snapshot.register())
+                keys = ledger._keyring(connection).current.keys
+            if not promote(config.signing_dir, keys):
                 raise IntegrityError(FOREIGN_KEYS, where=str(config.signing_dir))
-            if old:
+            if schema.revision_of(definitions) != schema.REVISION:
                 ledger._upgrade()
+            if config.configuration is not None and not configured:
+                ledger._state_configuration(config.configuration)
         return ledger
 
     def close(self) -> None:
-        """Sign and anchor what is not signed yet, and close the database."""
+        """Sign and anchor what is not signed yet, keep a copy of the register, and close the database."""
         try:
             self.sign()
+            with suppress(Busy, WillNotFit):  # without a copy the next process reads more entries
+                self._keep_register()
         finally:
             self._database.close()
 
@@ -89,27 +102,42 @@ class Ledger(LedgerReader):
     ) -> Iterator[Transaction]:
         """Open a writing transaction: all of its rows and entries become durable when the block is left, or none.
 
+        The rows that are read in it are proved: each against the newest entry that covers it, and that entry against
+        a signed tree head. Nobody else writes meanwhile. What is not signed yet, after a crash or because another
+        process is about to, is signed first.
+
         Raises:
+          IntegrityError: a row that was read is not as it was written, or the log is not what was anchored.
           ApplianceError: rows were changed without an event.
           Busy: another process held the database for too long.
           WillNotFit: the disk is full.
         """
         context = self._context(actor, reason, policy_sha256)
+        signed: list[tuple[TreeHead, Keyring]] = []
         with self._database.write() as connection:
-            transaction = Transaction(connection, context)
+            snapshot = Snapshot(None, lambda: self._prove_to_decide(connection, signed))
+            transaction = Transaction(connection, context, snapshot.rows)
             yield transaction
-            transaction.finish()
+            written = transaction.finish()
+        self._written = written or self._written
+        for head, ring in signed:
+            self._anchor.advance(head.note, head.size, ring)
 
     def sign(self) -> TreeHead:
         """Sign the log's end, store the tree head and fsync the anchor. Does nothing twice.
 
-        Raises `IntegrityError` when the log is not a continuation of what was signed and anchored.
+        Raises `IntegrityError` when the log is not a continuation of what was signed and anchored, or does not hold
+        what was last written here.
         """
         with self._database.write() as connection:
             ring = self._keyring(connection)
-            if self._anchor.path.exists() or read_head(connection).size > 1:
-                check_against_anchor(connection, self._anchor, ring)
+            if self._anchor.path.exists() or read_head(connection).size > self._first:
+                check_against_anchor(connection, self._anchor, ring, self._anchor.text())
             head = sign_head(connection, ring, lambda: self._signers(ring))
+            if self._written is not None:
+                written = Checkpoint(ring.origin, self._written.size, self._written.root)
+                check_continues(connection, written, Checkpoint(ring.origin, head.size, head.root), "written")
+        self._written = None
         self._anchor.advance(head.note, head.size, ring)
         return head
 
@@ -128,7 +156,7 @@ class Ledger(LedgerReader):
         """
         with self._database.write() as connection:
             ring = self._keyring(connection)
-            check_against_anchor(connection, self._anchor, ring)
+            check_against_anchor(connection, self._anchor, ring, self._anchor.text())
             old = self._signers(ring)
             context = self._context(actor, reason)
             Appender(connection, context).flush_regression()
@@ -144,6 +172,7 @@ class Ledger(LedgerReader):
             head = sign_head(connection, ring, lambda: new)
         promote(self._config.signing_dir, ring.current.keys)
         self._local = ring.current.keys
+        self._prover = Prover(self._anchor, self._config.register, self._local[0])
         self._anchor.advance(head.note, head.size, ring)
         return index, head
 
@@ -191,48 +220,50 @@ class Ledger(LedgerReader):
             eraser.close()
         return where
 
-    def _begin(self, connection: Connection) -> None:
-        """Migrate and write the first entry; in an interrupted creation either may have been done."""
-        from appliance.ledger.migration import upgrade
+    @property
+    def _first(self) -> int:
+        """How many entries a new ledger begins with; of no more, the anchor may not have been written yet."""
+        return 1 if self._config.configuration is None else 2
 
-        upgrade(connection, self._roles())
-        if read_head(connection).size:
-            if first_keys(leaves_about_keys(connection)[0]) != self._local:
-                raise UsageError("the database holds another ledger", hint="name an empty one")
-            return
-        keys, definitions = describe(self._local), schema.schema_digests(connection)
-        appender = Appender(connection, self._context(_SYSTEM))
-        appender.append(LedgerCreated(origin=self._config.origin, keys=keys, definitions=definitions))
-        appender.flush()
+    def _require_configuration(self, connection: Connection, register: Register) -> bool:
+        """Compare the home's configuration with what the ledger says, once for each entry; whether it says anything."""
+        wanted, newest = self._config.configuration, register.newest(HomeConfigured.type)
+        if wanted is not None and newest is not None and newest != self._configured:
+            stated.require_configuration(connection, newest, wanted)
+            self._configured = newest
+        return wanted is None or newest is not None
 
-    def _upgrade(self) -> None:
-        """Bring an older database to this revision, in one transaction with the entry that says so."""
-        from appliance.ledger.migration import upgrade
-
-        with self._owner() as owner, owner.define() as connection:
-            if self._revision(connection) == schema.REVISION:  # another process was faster
-                return
-            upgrade(connection, self._roles())
-            definitions = schema.schema_digests(connection)
-            appender = Appender(connection, self._context(_SYSTEM))
-            appender.append(LedgerUpgraded(revision=schema.REVISION, definitions=definitions))
-            appender.flush()
+    def _state_configuration(self, configuration: HomeConfigured) -> None:
+        """Say how the home is configured, in a ledger of a release that did not."""
+        with self.transaction(_SYSTEM) as tx:
+            tx.append(configuration)
         self.sign()
 
-    @contextmanager
-    def _owner(self) -> Iterator[Database]:
-        """Open the database as the role that owns its tables."""
-        if not self._config.owner_url:
-            yield self._database
-            return
-        database = Database(self._config.owner_url, writable=True)
-        try:
-            yield database
-        finally:
-            database.close()
+    def _prove_to_decide(self, connection: Connection, signed: list[tuple[TreeHead, Keyring]]) -> Register:
+        """Prove the log in a writing transaction up to its end, and sign what is not signed of it."""
+        register, anchored = self._prove(connection, self._anchor.text())
+        self._require_configuration(connection, register)
+        if anchored.size < register.size:
+            ring = self._keyring(connection)
+            head = sign_head(connection, ring, lambda: self._signers(ring))
+            if (head.size, head.root) != (register.size, register.root):
+                raise IntegrityError("the newest tree head is not that of the entries")
+            signed.append((head, ring))
+        return register
 
-    def _roles(self) -> Roles:
-        return roles(self._config.url, self._config.eraser_url) if self._config.owner_url else Roles()
+    def _keep_register(self) -> None:
+        """Keep a copy of the register where one is due, unless another process has written what it has not signed."""
+        if self._prover is None or not self._prover.lags:
+            return
+        with self._snapshot() as (connection, snapshot):
+            register, anchored = self._prove(connection, snapshot.anchored)
+            if anchored.size == register.size:
+                self._prover.keep(self._signers(self._keyring(connection))[0].sign_statement)
+
+    def _upgrade(self) -> None:
+        with making.owner(self._config, self._database) as owner, owner.define() as connection:
+            making.upgrade(connection, self._config, self._context(_SYSTEM))
+        self.sign()
 
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:

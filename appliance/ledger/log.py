@@ -149,8 +149,8 @@ class Appender:
         self._note_regression(moment)
         return self._stage(event, event_id or new_event_id(), rows, moment)
 
-    def flush(self) -> None:
-        """Write the staged entries, the body, the tiles they fill and the head."""
+    def flush(self) -> Head:
+        """Write the staged entries, the body, the tiles they fill and the head, which is the log's end then."""
         head, size = self._head, self._head.size + len(self._entries)
         kind = dialect.of(self._connection)
         statements = kind.insert(self._entries)
@@ -160,9 +160,10 @@ class Appender:
             kind.run(self._connection, statements)
             statements = []
             self._write_tiles(head.size, size)
-        frontier = b"".join(merkle.extend(head.frontier, head.size, [row[3] for row in self._entries]))
-        if kind.run(self._connection, [*statements, (_MOVE, (size, frontier, head.size))]) != [(size,)]:
+        frontier = merkle.extend(head.frontier, head.size, [row[3] for row in self._entries])
+        if kind.run(self._connection, [*statements, (_MOVE, (size, b"".join(frontier), head.size))]) != [(size,)]:
             raise IntegrityError("the head of the ledger moved during a transaction")
+        return Head(size, tuple(frontier))
 
     def flush_regression(self) -> None:
         """Say by itself, and write, that the clock stepped back, where it did."""

@@ -6,100 +6,67 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from appliance.errors import ArtefactMissing, IntegrityError, Stale, UsageError
 from appliance.events.event import Event
 from appliance.ledger import merkle, proof, schema, witness
-from appliance.ledger.anchor import Anchor
 from appliance.ledger.bodies import unseal
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.dialect import Finding
-from appliance.ledger.entries import Entry, Filter, read_body, read_entries, read_entry
-from appliance.ledger.heads import TreeHead, check_against_anchor, first_head_over, last_tree_head
-from appliance.ledger.keyring import Keyring, KeySet, build, leaves_about_keys
+from appliance.ledger.entries import (
+    Entry,
+    Filter,
+    read_all_registered,
+    read_body,
+    read_entries,
+    read_entry,
+    read_leaves,
+)
+from appliance.ledger.heads import TreeHead, anchored_checkpoint, first_head_over, last_tree_head
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
 from appliance.ledger.note import VerifierKey
-from appliance.ledger.signing import load_verifiers
+from appliance.ledger.opened import Opened
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
-from appliance.ledger.verify import Verification, read_stated, verify_ledger
-
-FOREIGN_KEYS = "the signing keys are not those of this ledger"
+from appliance.ledger.verify import Verification, verify_ledger
 
 
-class LedgerReader:
+class LedgerReader(Opened):
     """An open ledger that cannot be changed: it has nothing that writes, and its connection refuses to.
 
     Made by `open`; a context manager. `ledger.Ledger` is one that can be changed.
     """
-
-    def __init__(self, config: LedgerConfig, database: Database, clock: Clock) -> None:
-        self._config = config
-        self._database = database
-        self._clock = clock
-        self._local = load_verifiers(config.signing_dir)
-        self._built: tuple[tuple[bytes, ...], Keyring] | None = None
-        self._anchor = Anchor(config.anchor)
 
     @classmethod
     def open(cls, config: LedgerConfig, *, checked: bool = True, clock: Clock = now) -> LedgerReader:
         """Open a ledger for reading.
 
         It is checked first: its tables and guards must be those that it states, and it must continue what was
-        anchored. Only a reader that wants to say what is wrong with it, as `verify` does, leaves `checked` out.
+        anchored. Then what is read of it is proved. Only a reader that wants to say what is wrong with it, as `verify`
+        does, leaves `checked` out.
 
         Raises:
           ArtefactMissing: there is no ledger.
           IntegrityError: it is damaged, was altered or is behind its anchor.
         """
         ledger = LedgerReader(config, Database(config.url, writable=False), clock)
-        if checked:
-            with ledger._closed_on_error(), ledger._database.read() as connection:
-                ledger._check(connection)
+        if not checked:
+            ledger._prover = None
+            return ledger
+        with ledger._closed_on_error(), ledger._snapshot() as (connection, snapshot):
+            ledger._check(connection, snapshot.anchored)
         return ledger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the database."""
-        self._database.close()
-
-    @property
-    def verifier_keys(self) -> tuple[str, ...]:
-        """The log's newest public keys as C2SP verifier keys; those of this machine where the log names others."""
-        try:
-            return self.key_sets[-1].texts
-        except IntegrityError:
-            return KeySet(0, self._local).texts
-
-    @property
-    def key_sets(self) -> tuple[KeySet, ...]:
-        """All keys that the log ever had, oldest first."""
-        with self._database.read() as connection:
-            return self._keyring(connection).sets
-
-    def keys_at(self, size: int) -> KeySet:
-        """Find the keys that sign tree heads of this size."""
-        with self._database.read() as connection:
-            return self._keyring(connection).at(size)
 
     @contextmanager
     def read(self) -> Iterator[Reading]:
-        """Read the catalog in one snapshot."""
-        with self._database.read() as connection:
-            yield Reading(connection)
+        """Read the catalog in one snapshot. What is read is proved, unless the ledger was opened unchecked."""
+        with self._snapshot() as (connection, snapshot):
+            yield Reading(connection, None if self._prover is None else snapshot.rows)
 
     def findings(self) -> list[Finding]:
         """Say how the database is set up, for people."""
@@ -111,6 +78,13 @@ class LedgerReader:
             if covering is not None:
                 return first_head_over(connection, covering, self._keyring(connection))
             return last_tree_head(connection, self._keyring(connection))
+
+    def anchored(self) -> TreeHead:
+        """Read the tree head that the anchor holds. Raises `IntegrityError` without one, or when it does not verify."""
+        text = self._anchor.text()
+        with self._database.read() as connection:
+            checkpoint = anchored_checkpoint(text, self._anchor, self._keyring(connection))
+        return TreeHead(checkpoint.size, checkpoint.root, text or "")
 
     def entries(
         self,
@@ -126,6 +100,8 @@ class LedgerReader:
     ) -> Iterator[Entry]:
         """Read entries in order, those that match every given filter.
 
+        Where a type is given, it is proved that they are these and no others, unless the ledger was opened unchecked.
+
         Args:
           type: the event, or the name of its type.
           subject: what the event is about.
@@ -138,8 +114,21 @@ class LedgerReader:
         """
         name = type if type is None or isinstance(type, str) else type.type
         wanted = Filter(name, subject, actor, since, until, limit, newest_first, facts or {})
-        with self._database.read() as connection:
-            yield from read_entries(connection, wanted)
+        with self._snapshot() as (connection, snapshot):
+            believed = self._prover is None or name is None
+            found = None if believed else snapshot.register().entries(str(name))
+            yield from read_entries(connection, wanted, found)
+
+    def leaves(self, *kinds: type[Event]) -> Iterator[dict[str, Any]]:
+        """Read the leaves of all entries of these kinds in order, proved as `entries` are; no body is looked at."""
+        types = [kind.type for kind in kinds]
+        with self._snapshot() as (connection, snapshot):
+            if self._prover is None:
+                yield from read_leaves(connection, types)
+                return
+            register = snapshot.register()
+            found = sorted((entry for name in types for entry in register.entries(name)), key=lambda e: e.index)
+            yield from read_all_registered(connection, found)
 
     def entry(self, index: int) -> Entry:
         """Read one entry. Raises `ArtefactMissing`."""
@@ -243,41 +232,6 @@ class LedgerReader:
                 raise Stale("nothing was signed yet", hint="appliance ledger sign")
             cosignatures = witness.lines(connection, head.size)
             return head, write_snapshot(connection, head, cosignatures, ring.at(head.size).texts, directory)
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._database.close()
-            raise
-
-    def _check(self, connection: Connection) -> Keyring:
-        """Check that the ledger is what it states and continues its anchor; its keys."""
-        problems = schema.schema_problems(connection, self._read_stated(connection))
-        if problems:
-            raise IntegrityError(problems[0], where=self._database.where)
-        ring = build(leaves_about_keys(connection), self._local)
-        check_against_anchor(connection, self._anchor, ring)
-        return self._keyring(connection)
-
-    def _keyring(self, connection: Connection) -> Keyring:
-        """Read the keys of the log as this transaction sees it; ours must be among them."""
-        leaves = leaves_about_keys(connection)
-        if self._built is None or self._built[0] != leaves:
-            self._built = leaves, build(leaves, self._local)
-        if not self._built[1].has(self._local):
-            raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
-        return self._built[1]
-
-    def _read_stated(self, connection: Connection) -> dict[str, str]:
-        try:
-            return read_stated(connection)
-        except (StopIteration, KeyError, TypeError, ValueError):
-            raise IntegrityError("the ledger does not say how it was made", where=self._database.where) from None
-
-    def _revision(self, connection: Connection) -> str:
-        return schema.revision_of(self._read_stated(connection))
 
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_type_hints
 from appliance.errors import ApplianceError, IntegrityError
 from appliance.events.states import CatalogState, EvaluationState, KeyState, PolicyState, Purpose, RunState
 from appliance.jobs.plan import UnitKind
-from appliance.ledger.canonical import canonical
+from appliance.ledger.canonical import LeafInvalid, encode
 
 _TAG = b"appliance/ledger/row/v1\n"
+_STORED = (str, int)
 
 Value = str | int | None
 
@@ -238,4 +239,7 @@ def row_digest(table: str, columns: Mapping[str, Any]) -> str:
     that is neither text nor a whole number.
     """
     present = {name: value for name, value in columns.items() if value is not None}
-    return sha256(_TAG + canonical({"table": table, "row": present})).hexdigest()
+    for name, value in present.items():
+        if type(value) not in _STORED:
+            raise LeafInvalid(f"{table}.{name} is a {type(value).__name__}, which cannot stand in the ledger")
+    return sha256(_TAG + encode({"table": table, "row": present})).hexdigest()

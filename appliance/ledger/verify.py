@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from appliance.errors import ApplianceError, IntegrityError
-from appliance.ledger import keyring, schema, witness
+from appliance.errors import IntegrityError
+from appliance.ledger import keyring, schema, stated, witness
 from appliance.ledger.anchor import Anchor
 from appliance.ledger.crosscheck import check_definitions, check_rows, check_storage
 from appliance.ledger.database import stream
@@ -166,23 +166,11 @@ def _index(leaf: bytes) -> int | None:
 def check_stated_definitions(connection: Connection, problems: Problems) -> None:
     """Compare the definitions with the newest statement of them."""
     try:
-        definitions = read_stated(connection)
-    except (StopIteration, ApplianceError, KeyError, TypeError, ValueError):
+        definitions = stated.read_definitions(connection)
+    except IntegrityError:
         problems.add("the first entry does not say how the ledger was made", 0)
         return
     check_definitions(connection, definitions, problems)
-
-
-def read_stated(connection: Connection) -> dict[str, str]:
-    """Read the definitions that the first entry or the newest `ledger.upgraded` states.
-
-    Raises `StopIteration`, `IntegrityError`, `KeyError`, `TypeError` or `ValueError` where an entry does not say so.
-    """
-    genesis = parse_leaf(next(stream(connection, "SELECT leaf FROM entry WHERE idx = 0"))[0])["facts"]
-    newest = "SELECT leaf FROM entry WHERE type = 'ledger.upgraded' ORDER BY idx DESC LIMIT 1"
-    upgraded = next(stream(connection, newest), None)
-    facts = genesis if upgraded is None else parse_leaf(upgraded[0])["facts"]
-    return dict(facts["schema"])
 
 
 def _read_anchor(anchor: Anchor, ring: Keyring, problems: Problems) -> list[OutsideHead]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.models import gguf_keys, gguf_rope
-from appliance.models.directory import check_count
+from appliance.models.extent import check_extent
 from appliance.models.gguf_file import GgufHeader, read_header
 from appliance.models.loading import HERE_ONLY, check_complete, load_tokenizer
 from appliance.models.offline import strict
@@ -46,18 +45,17 @@ def convert(source: Path, output: Path) -> GgufHeader:
       WillNotFit: memory or disk does not suffice.
     """
     header = read_header(source)
+    check_extent(header.metadata, len(header.tensors), source.name)
     if header.metadata.get("split.count", 1) not in (0, 1):
         raise ArtefactMissing("one part of a GGUF that was split", hint="merge the parts first", where=source.name)
-    for key, value in header.metadata.items():
-        check_count(key, value, source.name)
     if "tokenizer.ggml.tokens" not in header.metadata:
         raise ArtefactMissing("there is no tokenizer in the GGUF", hint=HINT, where=source.name)
-    # Alone under a name of ours: transformers reads tokenizer and generation settings that lie beside a GGUF.
-    with TemporaryDirectory(dir=output, prefix=".gguf-") as alone, strict("cannot be converted", source.name, HINT):
-        link = Path(alone, "model.gguf")
-        link.symlink_to(source.resolve())
-        tokenizer = _tokenizer(link, header, source.name)
-        model = _without_quantisation(_dequantise(link, header, source.name))
+    # By its descriptor, beside which nothing lies: transformers reads tokenizer and generation settings that lie beside
+    # a GGUF. A link alone in a directory would do as well, but in the sandbox no link can be made.
+    with source.open("rb") as opened, strict("cannot be converted", source.name, HINT):
+        alone = Path("/proc/self/fd", str(opened.fileno()))
+        tokenizer = _tokenizer(alone, header, source.name)
+        model = _without_quantisation(_dequantise(alone, header, source.name))
         model.save_pretrained(output, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(output)
         _drop_invented_tokens(output / "tokenizer.json", header.metadata["tokenizer.ggml.tokens"])

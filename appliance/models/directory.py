@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ArtefactMissing, DataInvalid
-from appliance.models.foreign_json import parse_object, read_object
+from appliance.models.extent import check_extent
+from appliance.models.foreign_json import MAX_BYTES, parse_object, read_object
 from appliance.models.safetensors_file import read_header
 
 SINGLE = "model.safetensors"
+CONFIG, MAX_CONFIG = "config.json", 1 << 20
 INDEX = "model.safetensors.index.json"
 TAKEN = (
     "config.json",
@@ -40,8 +42,6 @@ CODE = ("*.py", "*.pyc", "*.so")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 REMOTE_KEYS = ("auto_map", "custom_pipelines", "transformers_weights", "fusion_config", "kernel_config")
 README_BYTES = 65536
-MOST = {"layer": 1024, "layers": 1024, "experts": 4096, "block_count": 1024, "expert_count": 4096}
-"""How large a number may be whose name ends so: a model is built part by part, and real ones have a tenth of that."""
 
 
 def select_files(source: Path) -> tuple[str, ...]:
@@ -60,8 +60,9 @@ def select_files(source: Path) -> tuple[str, ...]:
     files = [name for name in names if any(fnmatchcase(name, pattern) for pattern in TAKEN) and _is_file(source, name)]
     for name in files:
         if name.endswith("config.json"):
-            _check_config(read_object(source / name), name)
-    if read_object(source / "config.json").get("quantization_config"):
+            most = MAX_BYTES if name.startswith("tokenizer") else MAX_CONFIG
+            _check_config(read_object(source / name, most), name)
+    if read_object(source / CONFIG, MAX_CONFIG).get("quantization_config"):
         raise DataInvalid(
             "the weights are quantised already, which training cannot start from",
             hint="import the model's bfloat16 or float32 weights",
@@ -73,16 +74,15 @@ def select_files(source: Path) -> tuple[str, ...]:
 
 
 def check_weights(directory: Path) -> None:
-    """Check every safetensors header of a copied model, and the index against the headers.
+    """Check every safetensors header of a copied model, the index and the configuration against the headers.
 
     Raises:
-      DataInvalid: a header lies (see `safetensors_file.read_header`), or a tensor is not where the index says.
+      DataInvalid: a header lies (see `safetensors_file.read_header`), a tensor is not where the index says, or the
+        configuration asks for more than the tensors can fill (see `extent.check_extent`).
     """
-    if not (directory / INDEX).exists():
-        read_header(directory / SINGLE)
-        return
-    weight_map = _weight_map(directory / INDEX)
-    headers = {name: read_header(directory / name) for name in sorted(set(weight_map.values()))}
+    weight_map = _weight_map(directory / INDEX) if (directory / INDEX).exists() else {}
+    headers = {name: read_header(directory / name) for name in sorted({*weight_map.values()} or {SINGLE})}
+    check_extent(read_object(directory / CONFIG, MAX_CONFIG), sum(map(len, headers.values())), CONFIG)
     for tensor, name in weight_map.items():
         if tensor not in headers[name]:
             raise DataInvalid(f"tensor {tensor!r} is not in {name}, where the index says it is", where=INDEX)
@@ -155,7 +155,6 @@ def _check_config(value: Any, name: str) -> None:
         if not isinstance(item, dict):
             continue
         for key, child in item.items():
-            check_count(key, child, name)
             # transformers takes an implementation with a slash in its name for a kernel to download.
             fetched = "_implementation" in key and "/" in str(child)
             if fetched or (key in REMOTE_KEYS and child):
@@ -165,13 +164,6 @@ def _check_config(value: Any, name: str) -> None:
                     where=name,
                 )
             pending.append(child)
-
-
-def check_count(key: str, value: Any, where: str) -> None:
-    """Refuse a number of parts that would keep the import building for hours. Raises `DataInvalid`."""
-    most = next((most for ending, most in MOST.items() if re.search(rf"(^|[._]){ending}$", key)), None)
-    if most is not None and type(value) is int and value > most:
-        raise DataInvalid(f"{key!r} is larger than any real model has", where=where)
 
 
 def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:

@@ -26,10 +26,10 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object in a file of at most 64 MiB; raises `DataInvalid` like `parse_object`."""
-    if path.stat().st_size > MAX_BYTES:
-        raise DataInvalid(f"larger than {MAX_BYTES} bytes", where=path.name)
+def read_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Read the JSON object in a file of at most `most` bytes; raises `DataInvalid` like `parse_object`."""
+    if path.stat().st_size > most:
+        raise DataInvalid(f"larger than {most} bytes", where=path.name)
     return parse_object(path.read_bytes(), path.name)
 
 

@@ -132,22 +132,8 @@ def inspect(directory: Path) -> Structure:
     )
 
 
-def _exact_tokens(config: Any) -> int | None:
-    """Find up to which length a rotary embedding follows one record alone; None where it always does.
-
-    Beyond it "dynamic" scaling follows the longest record that was seen so far, and "longrope" changes its frequencies.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
-    positions = getattr(config, "max_position_embeddings", None)
-    if "longrope" in kinds:
-        return rope.get("original_max_position_embeddings") or positions
-    return positions if "dynamic" in kinds else None
-
-
 def _numbers(config: Any) -> dict[str, int]:
     found = {name: getattr(config, name, None) for name in NUMBERS}
-    found["exact_tokens"] = _exact_tokens(config)
     return {name: value for name, value in found.items() if type(value) is int and value >= 0}
 
 

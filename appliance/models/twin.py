@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Precision = Literal["float32", "bfloat16", "nf4", "int8"]
-OWN, MEDIUM = 2_000_000, 200_000_000  # parameters up to which a model is tried itself; where no twin runs
+OWN, MEDIUM = 2_000_000, 50_000_000  # parameters up to which a model is tried itself; where no twin runs
 WIDTH, HEADS, HEAD, VOCABULARY, EXPERTS, RANK, LAYERS = 64, 4, 16, 288, 4, 16, 12
 SIZES: tuple[tuple[str, int], ...] = (
     # the first pattern that a field's whole name matches; a field that is smaller already stays

@@ -200,7 +200,7 @@ _EXPLAINED = {
     "train.spare_steps": "steps reserved for attempts lost in a crash; they raise the noise a little even if unused",
     "privacy": "the guarantee; all of it is reserved from the dataset's budget before the run starts",
     "privacy.epsilon": "smaller hides more and costs accuracy; it is what this run takes from the budget",
-    "privacy.delta": "auto: 1 / (100 x declared units); a smaller number hides more and costs noise",
+    "privacy.delta": "auto: 0.9 / (100 x declared units); a smaller number hides more and costs noise",
     "privacy.max_grad_norm": "largest influence of one unit on a step; the noise grows with it; leave it if normalised",
     "privacy.clipping": "normalised: every unit weighs about the same, nothing to tune; fixed: only large ones are cut",
     "privacy.accountant": "pld reserves; a second accountant checks it in the worker and the larger epsilon is charged",

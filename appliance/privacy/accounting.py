@@ -100,8 +100,8 @@ def epsilon_rdp(mechanisms: Sequence[Mechanism], delta: float) -> float:
     accountant = RdpAccountant()
     with _quiet():
         for (noise_multiplier, rate), attempts in _merge(mechanisms, delta).items():
-            accountant.compose(PoissonSampledDpEvent(_rate(rate), GaussianDpEvent(noise_multiplier)), attempts)
-        return _round_up(float(accountant.get_epsilon(delta))) if any(m.attempts for m in mechanisms) else 0.0
+            accountant.compose(PoissonSampledDpEvent(rate_above(rate), GaussianDpEvent(noise_multiplier)), attempts)
+        return round_up_epsilon(float(accountant.get_epsilon(delta))) if any(m.attempts for m in mechanisms) else 0.0
 
 
 def calibrate(sample_rate: Fraction, attempts: int, epsilon: float, delta: float) -> float:
@@ -143,17 +143,6 @@ def calibrate_schedule(rates: Sequence[tuple[Fraction, int]], epsilon: float, de
     return noise_multiplier
 
 
-def rough_noise(rates: Sequence[tuple[Fraction, int]], epsilon: float, delta: float) -> float:
-    """Calibrate in a tenth of the time, right to about a hundredth: for tables, never for a run."""
-    attempts = sum(count for _, count in rates)
-
-    def spent(noise_multiplier: float) -> float:
-        mechanisms = [Mechanism(noise_multiplier, rate, count) for rate, count in rates]
-        return _epsilon(_merge(mechanisms, delta), delta, _interval(attempts) * 4 * _COARSER)
-
-    return _search(spent, epsilon, _start(rates, epsilon), math.sqrt(2))
-
-
 def charged_epsilon(pld: float, prv: float) -> float:
     """Take the larger of the two accountants' epsilons.
 
@@ -191,11 +180,11 @@ def _epsilon(merged: dict[tuple[float, Fraction], int], delta: float, interval: 
     honest_delta = delta - _FFT_ERROR_PER_ATTEMPT * attempts
     if honest_delta <= 0:
         return math.inf
-    return _round_up(_compose(merged, interval).get_epsilon_for_delta(honest_delta))
+    return round_up_epsilon(_compose(merged, interval).get_epsilon_for_delta(honest_delta))
 
 
 def _compose(merged: dict[tuple[float, Fraction], int], interval: float) -> Any:
-    parts = [_compose_pld(sigma, _rate(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
+    parts = [_compose_pld(sigma, rate_above(rate), attempts, interval) for (sigma, rate), attempts in merged.items()]
     total = parts[0]
     for part in parts[1:]:
         total = total.compose(part)
@@ -213,13 +202,14 @@ def _compose_pld(noise_multiplier: float, sample_rate: float, attempts: int, int
     return step.self_compose(attempts)
 
 
-def _rate(sample_rate: Fraction) -> float:
+def rate_above(sample_rate: Fraction) -> float:
     """Round the rate to a double that is never below it."""
     rate = float(sample_rate)
     return math.nextafter(rate, 1.0) if Fraction(rate) < sample_rate else rate
 
 
-def _round_up(epsilon: float) -> float:
+def round_up_epsilon(epsilon: float) -> float:
+    """Round up to a multiple of 1e-4, with room for what arithmetic in double precision loses."""
     if not math.isfinite(epsilon):
         return math.inf
     return math.ceil((epsilon + _ARITHMETIC_ERROR) * _STEPS_PER_UNIT) / _STEPS_PER_UNIT

@@ -1,125 +1,90 @@
-"""What a dataset may lose over its lifetime. Pure functions: the flows bring the runs, policies set the caps.
+"""What a dataset may lose over its lifetime. Pure functions: the flows bring the spends, policies set the caps.
 
-A run spends from its own dataset and from every dataset that shares a unit with it. Composition is by privacy loss
-distribution over all those runs together, which is less than the sum of their epsilons.
+A run spends from its own dataset and from every dataset that shares a unit with it. `privacy.lifetime` composes them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from appliance.errors import BudgetExceeded, ConfigInvalid
-from appliance.jobs.plan import PrivacyPlan
-from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism, composition, epsilon_pld
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spend:
-    """What one run costs: its charged attempts, or its reservation while it is not settled.
-
-    Attributes:
-      run_id: the run.
-      dataset_id: the dataset it was trained on.
-      mechanisms: noise multiplier, sample rate and attempts of each of its phases.
-      epsilon_gap: by how much PRV exceeded PLD when the run was settled; below 0 counts as 0.
-      sampler_delta: the part of delta that the run's noise sampler used up.
-    """
-
-    run_id: str
-    dataset_id: str
-    mechanisms: tuple[Mechanism, ...]
-    epsilon_gap: float = 0.0
-    sampler_delta: float = 0.0
-
-    @staticmethod
-    def of_plan(run_id: str, dataset_id: str, plan: PrivacyPlan) -> Spend:
-        """Reserve for a plan: all its attempts, and what PRV may say of them above PLD."""
-        return Spend(
-            run_id=run_id,
-            dataset_id=dataset_id,
-            mechanisms=tuple(composition(plan, plan.attempts)),
-            epsilon_gap=PRV_ALLOWANCE,
-            sampler_delta=plan.sampler_delta,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cap:
-    """The lifetime cap of a dataset: epsilon at delta."""
-
-    epsilon: float
-    delta: float
-
-
-def lifetime_epsilon(spends: Iterable[Spend], delta: float) -> float:
-    """Compute epsilon at `delta` of all spends together; `math.inf` where their noise samplers alone use up delta.
-
-    Runs that made no attempt cost nothing.
-
-    Raises:
-      ConfigInvalid: delta is not in (0, 1).
-    """
-    costly = [spend for spend in spends if any(mechanism.attempts for mechanism in spend.mechanisms)]
-    left = delta - math.fsum(spend.sampler_delta for spend in costly)
-    if left <= 0 < delta:
-        return math.inf
-    together = [mechanism for spend in costly for mechanism in spend.mechanisms]
-    return epsilon_pld(together, left) + math.fsum(max(0.0, spend.epsilon_gap) for spend in costly)
+from appliance.privacy.lifetime import Cap, Spend, Spent, lifetime, same_unit
 
 
 def check_budget(
     asked: Spend, *, spends: Iterable[Spend], overlaps: Mapping[str, Collection[str]], caps: Mapping[str, Cap]
-) -> tuple[float, float]:
+) -> tuple[Spent, Spent]:
     """Refuse `asked` unless it keeps every dataset it touches within its cap.
 
     For each X among the run's dataset and those overlapping it, all runs on X and on the datasets overlapping X count.
+    An X of another unit of privacy, on which nothing was spent, is closed by this and does not hold it up.
 
     Args:
       asked: what the new run would reserve; a spend of the same run among `spends` is replaced by it.
-      spends: every run in the ledger.
+      spends: every run and evaluation in the ledger.
       overlaps: for each dataset, those that share a unit with it; one direction is enough.
       caps: the cap of every dataset.
 
     Returns:
-      The lifetime epsilon of the run's own dataset before and after.
+      What was spent from the run's own dataset before, and what with it.
 
     Raises:
-      BudgetExceeded: names the dataset, what is spent, asked and the cap.
+      BudgetExceeded: names the dataset, what is spent, what it comes to and the cap.
       ConfigInvalid: a dataset concerned has no cap.
     """
     others = [spend for spend in spends if spend.run_id != asked.run_id]
-    own: tuple[float, float] | None = None
-    for dataset in [asked.dataset_id, *sorted(_neighbours(asked.dataset_id, overlaps) - {asked.dataset_id})]:
-        before_after = _check_one(dataset, asked, others, overlaps, caps)
-        own = own or before_after
-    assert own is not None  # noqa: S101 - the loop begins with the run's own dataset
+    near = sorted(_neighbours(asked.dataset_id, overlaps) - {asked.dataset_id})
+    own = _check_one(asked.dataset_id, asked, others, overlaps, caps)
+    for dataset in near:
+        if same_unit(_cap(dataset, caps).unit, asked.unit):
+            _check_one(dataset, asked, others, overlaps, caps)
+        elif any(spend.costs and spend.dataset_id == dataset for spend in others):
+            raise _mixed(asked.dataset_id, dataset)
     return own
 
 
 def _check_one(
     dataset: str,
     asked: Spend,
-    others: list[Spend],
+    others: Sequence[Spend],
     overlaps: Mapping[str, Collection[str]],
     caps: Mapping[str, Cap],
-) -> tuple[float, float]:
-    if dataset not in caps:
-        raise ConfigInvalid(f"dataset {dataset} has no lifetime budget")
-    cap = caps[dataset]
+) -> tuple[Spent, Spent]:
+    cap = _cap(dataset, caps)
     group = _neighbours(dataset, overlaps)
     earlier = [spend for spend in others if spend.dataset_id in group]
-    before = lifetime_epsilon(earlier, cap.delta)
-    after = lifetime_epsilon([*earlier, asked], cap.delta)
-    if after > cap.epsilon:
-        raise BudgetExceeded(
-            f"dataset {dataset} has spent epsilon {before:.4f}, this run alone asks "
-            f"{lifetime_epsilon([asked], cap.delta):.4f}, together {after:.4f} exceeds the cap {cap.epsilon:g} "
-            f"(at delta {cap.delta:.3g})",
-            hint="ask for a smaller epsilon or fewer steps, or use a dataset that shares no unit with this one",
-        )
+    foreign = [spend for spend in earlier if spend.costs and not same_unit(spend.unit, cap.unit)]
+    if foreign:
+        raise _mixed(dataset, foreign[0].dataset_id)
+    before, after = lifetime(earlier, cap, both=False), lifetime([*earlier, asked], cap, both=False)
+    if after.epsilon > cap.epsilon:
+        raise _exceeded(dataset, cap, before, after)
     return before, after
+
+
+def _exceeded(dataset: str, cap: Cap, before: Spent, after: Spent) -> BudgetExceeded:
+    by = "" if after.rule == "distributions" else f" by the Rényi filter of order {cap.order:g}"
+    return BudgetExceeded(
+        f"dataset {dataset} has spent epsilon {before.epsilon:.4f}, with what is asked {after.epsilon:.4f}{by}, "
+        f"which exceeds the cap {cap.epsilon:g} (at delta {cap.delta:.3g})",
+        hint="ask for a smaller epsilon or fewer steps, or use a dataset that shares no unit with this one; "
+        "`appliance budget show` says what is left",
+    )
+
+
+def _mixed(dataset: str, other: str) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"dataset {dataset} shares units with dataset {other}, which has another unit of privacy and was used already: "
+        "what its runs cost one kind of unit says nothing of the other",
+        hint=f"go on with dataset {other}, or use data of other people; where two columns with different names hold "
+        "the same subjects, ingest again with the column named alike",
+    )
+
+
+def _cap(dataset: str, caps: Mapping[str, Cap]) -> Cap:
+    if dataset not in caps:
+        raise ConfigInvalid(f"dataset {dataset} has no lifetime budget")
+    return caps[dataset]
 
 
 def _neighbours(dataset: str, overlaps: Mapping[str, Collection[str]]) -> set[str]:

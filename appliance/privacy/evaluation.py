@@ -39,7 +39,7 @@ from statistics import NormalDist
 
 from appliance.errors import ConfigInvalid
 from appliance.privacy.accounting import Mechanism, calibrate, charged_epsilon, epsilon_pld
-from appliance.privacy.plan import UNITS_PER_DELTA
+from appliance.privacy.lifetime import lifetime_delta
 from appliance.privacy.sampler import sampler_delta
 
 CLIP_NAT = 0.5
@@ -144,7 +144,7 @@ def make_evaluation_plan(
     """
     if declared_units < 1 or comparisons < 1 or not 0 < clip_nat < math.inf:
         raise ConfigInvalid("an evaluation needs units, an adapter and a positive clip")
-    most = min(MOST_DELTA, 1 / (UNITS_PER_DELTA * declared_units))
+    most = lifetime_delta(declared_units, MOST_DELTA)
     target = most if delta is None else delta
     if not 0 < target <= most:
         raise ConfigInvalid(f"delta of an evaluation must be positive and at most {most:.3g}")

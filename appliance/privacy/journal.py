@@ -7,7 +7,8 @@ a step but never the record that it was paid for. One JSON object per line:
 
 `sha256` is SHA-256 over the previous line's digest (32 zero bytes before the first) and the bytes of `entry`. The
 chain carries no key: it finds accidents and careless edits. What bounds a forger is that the ledger records
-(attempts, head) as it goes, and `charge` takes the full reservation for a journal that does not extend that record.
+(attempts, head) as it goes, that no worker goes further beyond the record than it is permitted (`jobs.permits`), and
+that `charge` takes the full reservation for a journal that does not extend the record.
 
 An attempt counts before anything of it is known, and a crash right behind it changes nothing:
 
@@ -24,8 +25,8 @@ An attempt counts before anything of it is known, and a crash right behind it ch
     10
 
 What is detected, exactly: any changed, inserted or removed byte inside the complete lines makes `intact` false; a last
-line without its newline counts as one attempt; lines lost whole from the end are seen only by `charge`, and only as
-far as the ledger had recorded them.
+line without its newline counts as one attempt; lines lost whole from the end are seen by `charge` as far as the ledger
+had recorded them, and charged as far as they may have been made.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -46,6 +48,7 @@ from appliance.files import write_all, write_atomic
 
 SCHEMA = "appliance.journal/1"
 _START = bytes(32)
+_RATE = re.compile("([0-9]{1,40})/([0-9]{1,40})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class JournalState:
       torn_tail: the last line has no newline.
       plan_sha256: digest of the plan the journal was opened for.
       attempts_at: for the digest of every line, the attempts up to and including it.
+      made: for every attempt whose line is complete, by its number, at which sample rate and noise multiplier.
     """
 
     attempts: int = 0
@@ -73,6 +77,7 @@ class JournalState:
     torn_tail: bool = False
     plan_sha256: str = ""
     attempts_at: dict[str, int] = field(default_factory=dict, repr=False)
+    made: dict[int, tuple[Fraction, float]] = field(default_factory=dict, repr=False)
 
 
 class Journal:
@@ -127,6 +132,11 @@ class Journal:
         )
         return n
 
+    def miss(self, attempts: int) -> None:
+        """Journal attempts that may have been made and were lost; each counts, like one whose line was torn."""
+        for _ in range(attempts):
+            self._append({"type": "torn"})
+
     def record_release(self, step: int, sha256: str) -> None:
         """Journal the digest of the noised sum of a step, before it is applied."""
         self._append({"type": "released", "step": step, "sha256": sha256})
@@ -175,22 +185,24 @@ def read(path: Path, run_id: str) -> JournalState | None:
     return None if content is None else _parse(content, run_id)
 
 
-def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] | None) -> int:
-    """Count the attempts to charge for a run that has ended: never fewer than were sampled.
+def charge(state: JournalState | None, reserved: int, recorded: tuple[int, str] | None, unseen: int = 0) -> int:
+    """Count the attempts to charge: never fewer than were sampled.
 
     Args:
       state: what `read` returned.
       reserved: attempts reserved before the run began.
       recorded: the last (attempts, head_sha256) that the ledger recorded of this journal, if any.
+      unseen: how many attempts beyond those recorded may have been made and cut off the journal since.
 
     Returns:
       The whole reservation when the journal is missing, damaged, or does not extend what was recorded. Otherwise the
-      attempts it shows. A torn line beyond the reservation is not charged (it was never sampled); a complete attempt
-      beyond the reservation, which no correct worker writes, is.
+      attempts it shows, or those that were recorded with the unseen ones, if that is more. Beyond the reservation only
+      a complete attempt is charged, which no correct worker writes: a torn or an unseen one was never sampled.
     """
     if state is None or not continues(state, recorded):
         return max(reserved, state.sampled if state else 0)
-    return max(state.sampled, min(state.attempts, reserved))
+    made = max(state.attempts, (recorded[0] if recorded else 0) + unseen)
+    return max(state.sampled, min(made, reserved))
 
 
 def continues(state: JournalState | None, recorded: tuple[int, str] | None) -> bool:
@@ -242,6 +254,7 @@ def _advance(state: JournalState, entry: dict[str, Any], head: str) -> JournalSt
         attempts, sampled = attempts + 1, sampled + 1
         if entry["n"] != attempts:
             raise ValueError("attempt out of order")
+        state.made[attempts] = _mechanism(entry)
     elif kind == "torn":
         attempts += 1
     elif kind == "released":
@@ -251,7 +264,17 @@ def _advance(state: JournalState, entry: dict[str, Any], head: str) -> JournalSt
     elif kind != "checkpointed":
         raise ValueError("unknown entry")
     state.attempts_at[head] = attempts
-    return JournalState(attempts, sampled, steps, head, state.lines + 1, True, False, plan, state.attempts_at)
+    return JournalState(
+        attempts, sampled, steps, head, state.lines + 1, True, False, plan, state.attempts_at, state.made
+    )
+
+
+def _mechanism(entry: dict[str, Any]) -> tuple[Fraction, float]:
+    """Read the sample rate and the noise multiplier of an attempt. Raises `ValueError` for what none ever wrote."""
+    rate = _RATE.fullmatch(entry["sample_rate"])
+    if rate is None or not int(rate[2]):
+        raise ValueError("not a sample rate")
+    return Fraction(int(rate[1]), int(rate[2])), float(entry["noise_multiplier"])
 
 
 def _content(path: Path) -> bytes | None:

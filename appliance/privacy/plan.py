@@ -11,9 +11,7 @@ from pydantic import ValidationError
 from appliance.errors import ConfigInvalid
 from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, calibrate_schedule, composition, epsilon_pld
-
-UNITS_PER_DELTA = 100
-"""Delta is at most 1 / (UNITS_PER_DELTA * declared units): at most 1/100 of a unit is expected to be exposed whole."""
+from appliance.privacy.lifetime import UNITS_PER_DELTA, lifetime_delta, run_delta
 
 
 def make_plan(
@@ -39,7 +37,7 @@ def make_plan(
         ...     spare_steps=2, epsilon=8.0, delta=None, clipping="fixed", max_grad_norm=1.0, trainable_parameters=1000,
         ... )
         >>> plan.sample_rate, plan.attempts, plan.delta, round(plan.noise_multiplier, 2)
-        (Fraction(1, 10), 22, 1e-05, 0.69)
+        (Fraction(1, 10), 22, 9e-06, 0.69)
 
     Args:
       unit: whose presence is hidden.
@@ -48,7 +46,7 @@ def make_plan(
       steps: optimiser steps.
       spare_steps: further attempts that are reserved for steps lost to interruptions.
       epsilon: the target.
-      delta: the target, or None for 1 / (100 declared_units).
+      delta: the target, or None for what `run_delta` gives: nine tenths of 1 / (100 declared_units).
       clipping: "fixed" (norm at most max_grad_norm) or "normalised" (norm made max_grad_norm).
       max_grad_norm: the clip norm C.
       trainable_parameters: size of the adapter, which decides what the noise sampler costs.
@@ -121,9 +119,9 @@ def _check_counts(declared_units: int, expected_batch_size: int, steps: int, spa
 
 
 def _target_delta(delta: float | None, declared_units: int) -> float:
-    most = 1 / (UNITS_PER_DELTA * declared_units)
+    most = lifetime_delta(declared_units)
     if delta is None:
-        return most
+        return run_delta(declared_units)
     if not 0 < delta <= most:
         raise ConfigInvalid(
             f"delta must be positive and at most 1 / ({UNITS_PER_DELTA} x declared units) = {most:.3g}",

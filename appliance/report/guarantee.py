@@ -29,9 +29,11 @@ def odds(ending: LoggedEvent) -> Figure | None:
 def unit_words(evidence: Evidence) -> Sentence:
     """Put the unit of privacy in words."""
     reserved = evidence.reserved
+    split = ("; plain text, split by ", fact(reserved, "/plan/split")) if states(reserved, "/plan/split") else ()
     if reserved.facts["plan"]["unit"] == UnitKind.RECORD:
-        return words("one record")
-    return say("all records of one subject (at most ", fact(reserved, "/plan/max_records"), " of them were kept)")
+        return say("one record (plain text, split by ", split[1], ")") if split else words("one record")
+    most = fact(reserved, "/plan/max_records")
+    return say("all records of one subject (at most ", most, " of them were kept", *split, ")")
 
 
 def guarantee_sentence(evidence: Evidence) -> Sentence:
@@ -235,6 +237,10 @@ _COMPOSED = (
     "A lifetime budget composes every run and evaluation on a dataset, and on datasets that share units with it, "
     "failed and tuning ones included. Composition is tighter than a sum, so the rows do not add up."
 )
+_RULE = (
+    ". What was fixed before the first output is composed by privacy loss distributions; what could be chosen after it "
+    "has to pass a Renyi filter. The reading that decides here: "
+)
 
 
 def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | None, what: str) -> list[Block]:
@@ -254,10 +260,19 @@ def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | Non
     drawing = charts.gauge(f"gauge-{what}", before, after, cap, charged, what)
     return [
         Paragraph(say(role[what], fact(reserved, "/dataset_id"), said)),
+        *_counted(reserved),
         Chart("Lifetime epsilon against the cap of the policy", drawing),
-        pairs("Lifetime epsilon at the delta of the policy, and what was charged", rows, ("When", "Epsilon")),
+        pairs("Lifetime epsilon, and what was charged", rows, ("When", "Epsilon")),
         *_others(evidence, reserved.facts["dataset_id"]),
     ]
+
+
+def _counted(reserved: LoggedEvent) -> list[Paragraph]:
+    """Say at which delta the lifetime is counted, and by which rule: since reservations state it."""
+    if not states(reserved, "/lifetime_delta"):
+        return []
+    by = fact(reserved, "/counted_by")
+    return [Paragraph(say("Lifetime epsilon is at delta ", fact(reserved, "/lifetime_delta"), _RULE, by, "."))]
 
 
 def _others(evidence: Evidence, dataset: str) -> list[Table]:

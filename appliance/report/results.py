@@ -33,8 +33,8 @@ def _selftest(event: LoggedEvent) -> list[Block]:
     intro = (
         "The production code, with the configuration of the run, trained a scratch adapter on synthetic data and was "
         "watched where it releases. These checks test the mechanism; they are no attack on the adapter. What is "
-        "seen must not exceed the bound, except in the checks of noise: there it is a probability (of noise that looks "
-        "like this or worse if all is well) and must not fall below the bound. Entry "
+        "seen must not exceed the bound, except in the checks of noise and sampling that state a probability (of noise "
+        "or batches that look like this or worse if all is well): that must not fall below the bound. Entry "
     )
     table = Table("Checks of the self-test", ("Check", "Result", "Seen", "Bound", "Trials"), rows)
     digest = pairs("The self-test as it is recorded", [("SHA-256 of its result", say(fact(event, "/result_sha256")))])

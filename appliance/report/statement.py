@@ -36,6 +36,8 @@ SPENT = {
     "epsilon_rdp": "epsilon_rdp",
 }
 BUDGET = {"lifetime_epsilon_before": "epsilon_before", "lifetime_epsilon_after": "epsilon_after", "lifetime_cap": "cap"}
+LIFETIME = ("lifetime_delta", "filter_order", "counted_by")
+"""Stated since the lifetime is counted by a filter."""
 RUN = {"run": "run_id", "dataset": "dataset_id", "base_model": "model_id"}
 MODEL = {"base_model_digest": "sha256", "license": "licence"}
 MARK = {"watermark_score": "score", "watermark_p_bound": "p_bound"}
@@ -63,6 +65,7 @@ def named_figures(evidence: Evidence) -> list[tuple[str, Figure]]:
     found = [(name, fact(reserved, f"/plan/{key}")) for name, key in PLAN.items()]
     found += [("phases", fact(reserved, "/plan/phases"))] if states(reserved, "/plan/phases") else []
     found += [(name, fact(reserved, f"/{key}")) for name, key in (*BUDGET.items(), *RUN.items())]
+    found += [(name, fact(reserved, f"/{name}")) for name in LIFETIME if states(reserved, f"/{name}")]
     if ending is not None:
         found += [(name, fact(ending, f"/{key}")) for name, key in SPENT.items()]
         bound = odds(ending)

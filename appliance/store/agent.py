@@ -12,7 +12,6 @@ import binascii
 import ctypes
 import fcntl
 import os
-import resource
 import socket
 import stat
 import time
@@ -31,6 +30,7 @@ from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint
 from appliance.store.nodes import NodeKey, seal
 from appliance.store.protocol import (
     BodyKeyRequest,
+    FollowRequest,
     IngestKeysRequest,
     LockRequest,
     ReleaseKeyRequest,
@@ -48,7 +48,6 @@ __all__ = ["AgentClient", "AgentStatus", "ReleaseRequest", "serve"]
 
 _REQUEST_WITHIN_S = 2.0
 _LOOK_AT_CLOCK_S = 5.0
-_PR_SET_DUMPABLE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,7 @@ def serve(
     ttl_s: float,
     who: str,
     authorise: Callable[[ReleaseRequest], None],
+    follow: Callable[[str, str], int],
 ) -> None:
     """Answer requests until `ttl_s` seconds have passed or a client says `lock`; then zero `root` and return.
 
@@ -96,6 +96,8 @@ def serve(
       authorise: returns to release a key, raises any exception to refuse; the client sees `KeyUnavailable` with the
         message of an `ApplianceError`, and nothing of other exceptions. It is called in this process, so it can keep
         what it has released before.
+      follow: takes the places of a client's database and anchor and a proof that the log goes on; returns the size of
+        the newest tree head that it knows then.
 
     Raises:
       Busy: another agent serves this socket.
@@ -105,8 +107,8 @@ def serve(
     until = (datetime.now(UTC) + timedelta(seconds=ttl_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
     try:
         with _listening(socket_path) as listener:
-            _guard_memory(root.buffer)
-            agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise)
+            _keep_out_of_swap(root.buffer)
+            agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise, follow)
             while (left := expires - _clock()) > 0 and not agent.locked:
                 listener.settimeout(min(left, _LOOK_AT_CLOCK_S))
                 try:
@@ -127,8 +129,14 @@ def _clock() -> float:
 class _Agent:
     """One conversation at a time over a key ring."""
 
-    def __init__(self, ring: KeyRing, status: AgentStatus, authorise: Callable[[ReleaseRequest], None]) -> None:
-        self._ring, self._status, self._authorise = ring, status, authorise
+    def __init__(
+        self,
+        ring: KeyRing,
+        status: AgentStatus,
+        authorise: Callable[[ReleaseRequest], None],
+        follow: Callable[[str, str], int],
+    ) -> None:
+        self._ring, self._status, self._authorise, self._follow = ring, status, authorise, follow
         self.locked = False
 
     def attend(self, connection: socket.socket) -> None:
@@ -158,6 +166,8 @@ class _Agent:
                 return {"body_key": _base64(body_private_key(self._ring.root))}
             case IngestKeysRequest(dataset_id=dataset_id):
                 return self._ingest_keys(dataset_id)
+            case FollowRequest(places=places, proof=proof):
+                return {"size": self._follow(places, proof)}
             case ReleaseKeyRequest() as request:
                 return {"data_key": _base64(self._release(request, pid, uid))}
             case SealKeyRequest() as request:
@@ -227,11 +237,7 @@ def _lock_or_busy(lock: int, path: Path) -> None:
         raise Busy("a key agent is running already", hint="appliance key lock", where=str(path)) from None
 
 
-def _guard_memory(buffer: bytearray) -> None:
-    """Deny core dumps and tracing by the same user; keep the root key's pages out of swap where the limits allow it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: handlers behind a pipe ignore 0
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise IsolationViolated("the key agent cannot turn core dumps off")
+def _keep_out_of_swap(buffer: bytearray) -> None:
+    """Keep the root key's pages out of swap where the limits allow it. The process has turned core dumps off itself."""
     view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    libc.mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer)))
+    ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(buffer)))

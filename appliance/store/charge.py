@@ -28,6 +28,9 @@ class Charge(Value):
       who: who unlocked the store.
       trusted: verifier keys of the log.
       since: size of the log; evidence must be newer.
+      head: signed tree head that was newest then.
+      anchor: file of the newest tree head.
+      places: digest of where database and anchor lie; whoever asks for a key must have the same.
     """
 
     socket: str
@@ -36,6 +39,9 @@ class Charge(Value):
     who: str
     trusted: list[str]
     since: Annotated[int, Field(ge=0)]
+    head: str
+    anchor: str
+    places: str
 
 
 def send(pipe: IO[bytes], root: RootKey, charge: Charge) -> None:

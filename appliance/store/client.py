@@ -15,6 +15,7 @@ from appliance.store.nodes import NodeKey
 from appliance.store.protocol import (
     MAX_MESSAGE,
     BodyKeyRequest,
+    FollowRequest,
     IngestKeysRequest,
     LockRequest,
     ReleaseKeyRequest,
@@ -85,6 +86,25 @@ class AgentClient:
     def body_key(self) -> bytes:
         """Ask for the raw X25519 private key (32 bytes) of the ledger's sealed bodies."""
         return _key(self._ask(BodyKeyRequest()), "body_key")
+
+    def follow(self, places: str, proof: str = "") -> int:
+        """Make the agent follow the log to the tree head that its anchor holds.
+
+        Args:
+          places: digest of where the database and the anchor of this home lie.
+          proof: that the anchored head continues the newest one that the agent knows; empty only asks for that.
+
+        Returns:
+          Size of the newest tree head that the agent knows then.
+
+        Raises:
+          KeyUnavailable: it was unlocked for another home, or the proof does not hold.
+        """
+        reply = self._ask(FollowRequest(places=places, proof=proof))
+        try:
+            return int(reply["size"])
+        except (KeyError, TypeError, ValueError):
+            raise _bad_reply() from None
 
     def release(self, evidence: bytes, dataset_id: str, wrapped: str, epoch: int) -> bytes:
         """Ask for the data key of a dataset (32 bytes).

@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import os
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +20,7 @@ from pydantic import Field
 from appliance.errors import ArtefactMissing, IntegrityError, KeyUnavailable, UsageError, WillNotFit
 from appliance.files import write_atomic
 from appliance.store.keys import RootKey, StoreId, read_canonical
+from appliance.store.normalisation import normalised
 from appliance.store.wrapping import KEY_BYTES, _wrap, unwrap, wipe
 from appliance.values import Digest, Value, to_json
 
@@ -63,12 +63,12 @@ class KeyslotFile(Value):
     sha256: Digest
 
 
-def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> RootKey:
+def create(path: Path, passphrase: bytes | bytearray, *, cost: Argon2Cost | None = None) -> RootKey:
     """Draw a new root key and write it, wrapped, to `path`.
 
     Args:
       path: the keyslot file; must not exist.
-      passphrase: any non-empty text; compared after Unicode NFKC normalisation.
+      passphrase: any non-empty text, as UTF-8; compared after Unicode NFKC normalisation.
       cost: `Argon2Cost()` unless given; only tests have a reason to give less.
 
     Raises:
@@ -80,7 +80,7 @@ def create(path: Path, passphrase: str, *, cost: Argon2Cost | None = None) -> Ro
     return _create(path, passphrase, cost or Argon2Cost(), os.urandom(16 + 16 + 12 + KEY_BYTES))
 
 
-def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> RootKey:
+def _create(path: Path, passphrase: bytes | bytearray, cost: Argon2Cost, random: bytes) -> RootKey:
     """Create with given randomness (store id 16, salt 16, nonce 12, root key 32 bytes): only for test vectors."""
     store_id, salt, nonce = random[:16].hex(), base64.b64encode(random[16:32]).decode(), random[32:44]
     root = RootKey(store_id, bytearray(random[44:]))
@@ -96,7 +96,7 @@ def _create(path: Path, passphrase: str, cost: Argon2Cost, random: bytes) -> Roo
     return root
 
 
-def unlock(path: Path, passphrase: str) -> RootKey:
+def unlock(path: Path, passphrase: bytes | bytearray) -> RootKey:
     """Open the root key of the store.
 
     Raises:
@@ -148,12 +148,8 @@ def _salt(slot: PassphraseSlot, path: Path) -> bytes:
     return salt
 
 
-def _slot_key(slot: PassphraseSlot, salt: bytes, passphrase: str) -> bytearray:
-    try:
-        text = unicodedata.normalize("NFKC", passphrase).encode()
-    except UnicodeEncodeError:  # its text would show the passphrase
-        raise UsageError("the passphrase is not valid Unicode") from None
-    if not text:
+def _slot_key(slot: PassphraseSlot, salt: bytes, passphrase: bytes | bytearray) -> bytearray:
+    if not passphrase:
         raise UsageError("the passphrase is empty")
     if slot.memory_kib < 8 * slot.lanes:
         raise IntegrityError("the keyslot file asks for less memory than Argon2id allows")
@@ -162,7 +158,8 @@ def _slot_key(slot: PassphraseSlot, salt: bytes, passphrase: str) -> bytearray:
     )
     key = bytearray(KEY_BYTES)
     try:
-        kdf.derive_into(text, key)
+        with normalised(passphrase) as text:
+            kdf.derive_into(text, key)  # type: ignore[arg-type]  # takes any buffer
     except MemoryError:
         raise WillNotFit(f"unlocking needs {slot.memory_kib // 1024} MiB of memory for a moment") from None
     return key

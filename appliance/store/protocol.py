@@ -53,6 +53,17 @@ class BodyKeyRequest(Value):
     op: Literal["body_key"] = "body_key"
 
 
+class FollowRequest(Value):
+    """Follow the log from the newest tree head that the agent knows to the anchored one; without a proof, say which.
+
+    `places` is the digest of where the client's database and anchor lie.
+    """
+
+    op: Literal["follow"] = "follow"
+    places: Digest
+    proof: str
+
+
 class ReleaseKeyRequest(Value):
     """The data key of an existing dataset, against evidence (base64)."""
 
@@ -75,7 +86,15 @@ class SealKeyRequest(Value):
     context: Digest
 
 
-Request = StatusRequest | LockRequest | IngestKeysRequest | BodyKeyRequest | ReleaseKeyRequest | SealKeyRequest
+Request = (
+    StatusRequest
+    | LockRequest
+    | IngestKeysRequest
+    | BodyKeyRequest
+    | FollowRequest
+    | ReleaseKeyRequest
+    | SealKeyRequest
+)
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="op")])
 _ERRORS: dict[str, type[ApplianceError]] = {
     kind.__name__: kind for kind in (KeyUnavailable, IntegrityError, UsageError)

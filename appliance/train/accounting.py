@@ -7,20 +7,35 @@ from typing import Any
 
 from opacus.accountants import PRVAccountant, RDPAccountant
 
+from appliance.errors import GateFailed
 from appliance.jobs.account import PrivacySpent
 from appliance.jobs.plan import PrivacyPlan
 from appliance.privacy.accounting import Mechanism, composition, epsilon_pld
+from appliance.privacy.schedule import Made, read_again, same_steps
 
 
-def spent(plan: PrivacyPlan, attempts: int) -> PrivacySpent:
-    """State what `attempts` steps of the plan cost by three accountants, at the delta left beside the sampler's."""
-    mechanisms = composition(plan, attempts)
+def spent(plan: PrivacyPlan, attempts: int, made: Made | None = None) -> PrivacySpent:
+    """State what `attempts` steps of the plan cost by three accountants, at the delta left beside the sampler's.
+
+    The first reads the plan in stretches, the others attempt by attempt and as journaled.
+
+    Args:
+      plan: what was planned.
+      attempts: how many are accounted for.
+      made: those that were journaled, with their mechanism.
+
+    Raises:
+      GateFailed: the two readings are not of the same steps.
+    """
+    first, again = composition(plan, attempts), read_again(plan, attempts, made)
+    if not same_steps(first, again):
+        raise GateFailed("the plan's schedule, or what was journaled of it, reads otherwise the second time")
     delta = plan.delta - plan.sampler_delta
     return PrivacySpent(
         attempts=attempts,
-        epsilon_pld=epsilon_pld(mechanisms, delta),
-        epsilon_prv=epsilon_prv(mechanisms, delta),
-        epsilon_rdp=epsilon_rdp(mechanisms, delta),
+        epsilon_pld=epsilon_pld(first, delta),
+        epsilon_prv=epsilon_prv(again, delta),
+        epsilon_rdp=epsilon_rdp(again, delta),
         delta=plan.delta,
     )
 

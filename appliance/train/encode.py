@@ -34,10 +34,14 @@ class Encoded:
 
 
 def buckets(max_tokens: int) -> list[int]:
-    """List the public padded lengths up to max_tokens: multiples of 8, each about 12 % above the last."""
-    lengths = [8]
+    """List the public padded lengths: multiples of 8, each about 12 % above the last, up to max_tokens itself.
+
+    >>> buckets(60)
+    [8, 16, 24, 32, 40, 48, 56, 60]
+    """
+    lengths = [min(8, max_tokens)]
     while lengths[-1] < max_tokens:
-        lengths.append(lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8))
+        lengths.append(min(max_tokens, lengths[-1] + max(8, lengths[-1] * 12 // 100 // 8 * 8)))
     return lengths
 
 

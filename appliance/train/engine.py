@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from appliance.errors import WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
+from appliance.jobs.limits import positions
 from appliance.jobs.plan import PrivacyPlan
 from appliance.train import device
 from appliance.train.adapting import body
@@ -28,7 +29,7 @@ from appliance.train.graphs import Graphs
 from appliance.train.logits import find_logits
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import find_supervised, hidden_gradient
-from appliance.train.memory import give_back
+from appliance.train.memory import checkpoint_layers, give_back
 from appliance.train.pointwise import RecordByRecord, follow_place
 from appliance.train.rows import ALONE, Counts, RowCounts, candidates, deal, overhead
 
@@ -81,7 +82,7 @@ class Engine:
         adapter.bind(self.buffer)
         self.sum = ExactSum(plan.max_grad_norm, plan.clipping, adapter.parameters, self.buffer.width, self._device)
         if options.gradient_checkpointing:
-            _checkpoint(model)
+            checkpoint_layers(model)
         self._graphs = Graphs(self._hidden) if options.cuda_graphs and self._device.type == "cuda" else None
 
     @property
@@ -287,16 +288,6 @@ def _least_length(adapter: Adapter) -> int:
     # torch multiplies small bfloat16 matrices by another kernel, whose last bits differ: whether a product of the
     # adapter is small must not depend on how many records there are, so one record alone has to be large enough.
     smallest: int = min(site.rank * min(site.a.shape[1], site.b.shape[0]) for site in adapter.sites)
-    return 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
-
-
-def _checkpoint(model: Any) -> None:
-    # Layers recompute only in training mode; their children stay in evaluation mode, so nothing is dropped out.
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    model.activation_checkpointing_enable(
-        activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
-    )
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+    least = 8 * (_SMALL_PRODUCT // (8 * smallest) + 1)
+    config: Any = adapter.model.config
+    return min(least, positions(config.to_dict()) or least)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,19 +13,15 @@ from torch import Tensor
 
 from appliance.errors import GateFailed, IntegrityError
 from appliance.jobs.plan import PrivacyPlan
-from appliance.jobs.train import TrainJob
-from appliance.train.engine import Engine
+from appliance.jobs.rundir import SNAPSHOT, SNAPSHOT_EVERY, release_name
 from appliance.train.engines import Alone, Ranks, Several
 from appliance.train.following import FollowedJournal, FollowedSnapshots, NotHere
 from appliance.train.journaling import Journal
-from appliance.train.mechanism import Assembled, assemble
+from appliance.train.mechanism import Assembled
 from appliance.train.members import Records, members
-from appliance.train.proofs import prove, prove_moved
-from appliance.train.rows import RowCounts
+from appliance.train.proofs import prove_alike, prove_moved
 from appliance.train.sampler import PoissonSampler
 from appliance.train.snapshot import (
-    EVERY,
-    STATE,
     Release,
     Snapshots,
     State,
@@ -35,10 +30,8 @@ from appliance.train.snapshot import (
     digest,
     encode_release,
     encode_state,
-    release_name,
 )
 from appliance.train.trained import Trained, collect
-from appliance.values import to_json
 
 Progress = Callable[[dict[str, int]], None]
 
@@ -49,96 +42,6 @@ class Sampler(Protocol):
     def draw(self) -> NDArray[np.int64]:
         """Draw the positions of the sampled units."""
         ...
-
-
-def train(
-    job: TrainJob,
-    model: Any,
-    tokenizer: Any,
-    records: Records,
-    journal: Journal | None,
-    snapshots: Snapshots | None,
-    progress: Progress,
-    unit_of: Sequence[str] | None = None,
-    ranks: Ranks | None = None,
-    *,
-    confirm: Callable[[int], None] = lambda parameters: None,
-) -> Trained:
-    """Train a LoRA adapter with DP-SGD, or goes on with a run that was interrupted.
-
-    Args:
-      job: plan, adapter, training and engine settings, all public.
-      model: a loaded causal language model in the engine's dtype; it is adapted in place.
-      tokenizer: its tokenizer.
-      records: the private records.
-      journal: the run's journal, opened to continue; None on every rank but the first.
-      snapshots: where state and releases are kept; None on every rank but the first.
-      progress: called after every applied step with public counts: step, steps, attempts, reserved.
-      unit_of: the unit of privacy of each record; read from the records when it is None. Only used by plans whose
-        unit is the subject: otherwise every record is its own unit.
-      ranks: the processes that train together; None is this one alone.
-      confirm: shown the size of the adapter that was built, before a batch is sampled; raises to refuse it.
-
-    Raises:
-      ConfigInvalid: for a model or targets that cannot be trained exactly.
-      GateFailed: when a proof at the start or after the first step fails.
-      IntegrityError: when snapshot, releases and journal contradict each other.
-      Interrupted: another rank has ended.
-    """
-    ranks = ranks or Alone()
-    mechanism = prepare(job, model, tokenizer, ranks, confirm=confirm)
-    return train_prepared(job, mechanism, records, journal, snapshots, progress, unit_of, ranks)
-
-
-def prepare(
-    job: TrainJob,
-    model: Any,
-    tokenizer: Any,
-    ranks: Ranks | None = None,
-    known: RowCounts | None = None,
-    *,
-    confirm: Callable[[int], None] = lambda parameters: None,
-) -> Assembled:
-    """Assemble the mechanism of a run, prove it, and see that all ranks compute alike. No record is needed for it.
-
-    Args:
-      job: as of `train`, like all others that are not explained.
-      model: it is adapted in place.
-      tokenizer: its tokenizer.
-      ranks: the processes that train together.
-      confirm: shown the size of the adapter.
-      known: row counts that were proved before for this job on this machine.
-
-    Raises:
-      ConfigInvalid: for a model or targets that cannot be trained exactly.
-      GateFailed: a proof fails, or a rank has other bits than the first.
-      Interrupted: another rank has ended.
-    """
-    ranks = ranks or Alone()
-    mechanism = assemble(job.plan, job.lora, job.train, job.engine, model, tokenizer, None if ranks.main else NotHere())
-    confirm(mechanism.adapter.parameters)
-    _prove_alike(mechanism.engine, mechanism.encoder.buckets, ranks, known)
-    return mechanism
-
-
-def _prove_alike(engine: Engine, lengths: Sequence[int], ranks: Ranks, known: RowCounts | None = None) -> None:
-    proved = prove(engine, lengths, known)
-    ranks.agree(torch.tensor(list(proved.digest()), dtype=torch.uint8), "the same gradients")
-
-
-def train_prepared(
-    job: TrainJob,
-    mechanism: Assembled,
-    records: Records,
-    journal: Journal | None,
-    snapshots: Snapshots | None,
-    progress: Progress,
-    unit_of: Sequence[str] | None = None,
-    ranks: Ranks | None = None,
-) -> Trained:
-    """Train with what `prepare` made of the same job; arguments and errors as of `train`."""
-    settings = _settings_digest(job)
-    return Trainer(mechanism, job.plan, settings, records, journal, snapshots, progress, unit_of, ranks=ranks).run()
 
 
 class Trainer:
@@ -189,7 +92,7 @@ class Trainer:
     def run(self) -> Trained:
         """Prove the engine unless it is proved, resume, and step until the plan's steps or attempts are used up."""
         if self._engine.counts is None:
-            _prove_alike(self._engine, self._encoder.buckets, self._ranks)
+            prove_alike(self._engine, self._encoder.buckets, self._ranks)
         self._resume()
         self._ranks.agree(self._weights(), "the same weights")
         before = self._journal.state.attempts
@@ -209,7 +112,7 @@ class Trainer:
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])
         self._ranks.reduce(self._engine.sum.total)
         self._apply(self._release(attempt), attempt)
-        if self._step % EVERY == 0 or self._step == self._plan.steps:
+        if self._step % SNAPSHOT_EVERY == 0 or self._step == self._plan.steps:
             self._snapshot()
         self._report()
 
@@ -263,17 +166,17 @@ class Trainer:
             second_moment=self._adapter.flatten([m["exp_avg_sq"] for m in moments]),
         )
         data = encode_state(state)
-        self._snapshots.save(STATE, data)
+        self._snapshots.save(SNAPSHOT, data)
         self._journal.record_checkpoint(self._step, digest(data))
         self._ranks.agree(state.weights, "the same weights")
         self._forget_releases()
 
     def _forget_releases(self) -> None:
-        for step in range(max(1, self._step - EVERY + 1), self._step + 1):
+        for step in range(max(1, self._step - SNAPSHOT_EVERY + 1), self._step + 1):
             self._snapshots.delete(release_name(step))
 
     def _resume(self) -> None:
-        stored = self._snapshots.load(STATE)
+        stored = self._snapshots.load(SNAPSHOT)
         if stored is not None:
             self._restore(decode_state(stored, self._adapter.parameters))
             self._forget_releases()
@@ -321,8 +224,3 @@ def _keep(ranks: Ranks, journal: Journal | None, snapshots: Snapshots | None) ->
     if journal is None or snapshots is None:
         raise GateFailed("a run needs a journal and a place for its snapshots")
     return journal, snapshots
-
-
-def _settings_digest(job: TrainJob) -> str:
-    parts = b"".join(to_json(value) for value in (job.plan, job.lora, job.train))
-    return hashlib.sha256(parts + job.model_sha256.encode() + job.dataset.blake3.encode()).hexdigest()

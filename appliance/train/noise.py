@@ -140,6 +140,11 @@ class DiscreteGaussian:
     def __init__(self, variance: Fraction) -> None:
         self._levels = [(multiplier, make_table(v)) for multiplier, v in levels(variance)]
 
+    @property
+    def multipliers(self) -> tuple[int, ...]:
+        """By what the draws of each level are multiplied before they are added up; 1 for the finest."""
+        return tuple(multiplier for multiplier, _ in self._levels)
+
     def draw(self, count: int) -> Integers:
         """Draw `count` fresh values, int64 [count], under a new key for each call."""
         keystream = Keystream()

@@ -17,6 +17,7 @@ from appliance.errors import GateFailed
 from appliance.train.coupling import LENGTHS, recall, synthetic, uncouple
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
+from appliance.train.engines import Ranks
 from appliance.train.lora import Adapter
 from appliance.train.optimizer import ExactDPOptimizer
 from appliance.train.rows import RowCounts
@@ -40,11 +41,21 @@ def prove(engine: Engine, lengths: Collection[int] = LENGTHS, known: RowCounts |
       ConfigInvalid: the model remembers records that it has seen.
       WillNotFit: memory does not hold the longest record.
     """
-    with _random_b(engine.adapter):
+    with random_b(engine.adapter):
         prove_exact(engine)
         if known is not None and recall(engine, known, lengths):
             return known
         return uncouple(engine, lengths)
+
+
+def prove_alike(engine: Engine, lengths: Collection[int], ranks: Ranks, known: RowCounts | None = None) -> None:
+    """Prove as `prove` does, and that every rank has the same row counts and bits.
+
+    Raises:
+      GateFailed: a proof fails, or a rank has other bits than the first.
+    """
+    proved = prove(engine, lengths, known)
+    ranks.agree(torch.tensor(list(proved.digest()), dtype=torch.uint8), "the same gradients")
 
 
 def prove_exact(engine: Engine) -> None:
@@ -102,8 +113,11 @@ def prove_moved(adapter: Adapter, optimizer: ExactDPOptimizer, before: Tensor) -
 
 
 @contextmanager
-def _random_b(adapter: Adapter) -> Iterator[None]:
-    # With B = 0 the gradient of A is zero and half of what is to be proved would be vacuous.
+def random_b(adapter: Adapter) -> Iterator[None]:
+    """Give every B random values for the length of the block, and zeros after it.
+
+    With B = 0 the gradient of A is zero, and half of what is to be shown would be vacuous.
+    """
     generator = torch.Generator().manual_seed(3)
     try:
         for site in adapter.sites:

@@ -1,7 +1,7 @@
 """Training state and releases as bytes: safetensors with a JSON header. No sampler and no noise state exists to store.
 
 The caller's `Snapshots` seals what is saved. Per step the noised sum ("release-000012") is saved before it is applied;
-every `EVERY` steps one "snapshot" replaces the releases before it. Snapshot plus replayed releases give the state bit
+every ten steps one "snapshot" replaces the releases before it. Snapshot plus replayed releases give the state bit
 for bit, and nothing private is spent by the replay, because a release is already differentially private.
 """
 
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from appliance.errors import IntegrityError
 
-EVERY = 10
-STATE = "snapshot"
 _FORMAT = "appliance.training/1"
 
 
@@ -69,11 +67,6 @@ class Release:
     plan: str
     gradient: Tensor
     attempt: int
-
-
-def release_name(step: int) -> str:
-    """Name the file in which the release of a step is kept."""
-    return f"release-{step:06d}"
 
 
 def encode_state(state: State) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from appliance.errors import ApplianceError, ConfigInvalid
+from appliance.errors import ApplianceError, ConfigInvalid, WillNotFit, ran_out
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
@@ -34,12 +34,19 @@ def find_obstacle(model: Any, dtype: str = "float32") -> str:
     Args:
       model: a causal language model, changed in place; its weights are of no use afterwards.
       dtype: what it computes in.
+
+    Raises:
+      WillNotFit: memory does not suffice to find out.
     """
     try:
         _train(model, dtype)
+    except WillNotFit:
+        raise
     except ApplianceError as refusal:
         return refusal.message
     except Exception as error:  # noqa: BLE001 - foreign architectures fail in every way
+        if ran_out(error):
+            raise WillNotFit("memory does not hold the trial", where="base") from None
         return f"it cannot be computed record by record ({type(error).__name__})"
     return ""
 

@@ -36,6 +36,7 @@ def main() -> None:
     """Run one job. The exit status is 0 if `result.json` holds a result, 1 if it holds a failure."""
     run_dir, place = RunDir(Path(sys.argv[1])), here()
     process.harden(int(os.environ["APPLIANCE_SUPERVISOR"]))
+    os.umask(0o077)  # in the sandbox no mode can be changed afterwards
     try:
         with _locked(run_dir):
             outcome: BaseModel = _work(run_dir)

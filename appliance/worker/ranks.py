@@ -21,7 +21,8 @@ import orjson
 
 from appliance.errors import ApplianceError, Busy, IsolationViolated
 from appliance.files import lock, write_atomic
-from appliance.isolation import loopback, process, tunnel
+from appliance.isolation import interpreter, loopback, process, tunnel
+from appliance.jobs import permits
 from appliance.jobs.job import Failure, IsolationSpec
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
@@ -41,8 +42,7 @@ def main() -> None:
         _isolate(run_dir, meets)
         process.harden(supervisor)
         held = _lock(run_dir)
-        run_dir.clear(run_dir.ranks)
-        run_dir.ranks.mkdir(mode=0o700)
+        run_dir.renew(run_dir.ranks)
         first, size = (meets.first, meets.size) if meets else (0, count)
         ranks = [_start(run_dir, Place(first + i, size, i, meets), count, held) for i in range(count)]
         _wait(ranks)
@@ -87,13 +87,13 @@ def _start(run_dir: RunDir, place: Place, count: int, held: int) -> subprocess.P
     if place.rendezvous:
         environment["APPLIANCE_RENDEZVOUS"] = to_json(place.rendezvous).decode()
     return subprocess.Popen(
-        [sys.executable, "-m", "appliance.worker", str(run_dir.path)],
+        interpreter.module("appliance.worker", str(run_dir.path)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=run_dir.path,
+        cwd=interpreter.DIRECTORY,
         env=environment,
-        pass_fds=(held,),
+        pass_fds=(held, *(permits.descriptors() if place.main else ())),
     )
 
 

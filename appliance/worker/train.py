@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import GateFailed, WillNotFit
 from appliance.files import make_directory, staged_directory
 from appliance.isolation import sandbox
+from appliance.jobs.permits import Permitted
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import RankResult, Ticket
 from appliance.jobs.train import TrainJob, TrainResult
 from appliance.privacy.accounting import charged_epsilon
-from appliance.privacy.journal import Journal
+from appliance.privacy.journal import Journal, JournalState, read
 from appliance.privacy.sampler import sampler_delta
 from appliance.store import container, nodes
 from appliance.store.agent import AgentClient
@@ -52,11 +55,12 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     from appliance.train.accounting import spent
 
     digest, _ = tree_digest(run_dir.adapter)
+    made = read(run_dir.journal, job.run_id)
     return TrainResult(
         run_id=job.run_id,
         attempts=trained.attempts,
         steps=trained.steps,
-        spent=spent(job.plan, trained.attempts),
+        spent=spent(job.plan, trained.attempts, made.made if made else None),
         adapter_sha256=digest,
         trainable_parameters=trained.trainable_parameters,
         isolation=isolation,
@@ -77,7 +81,7 @@ def _key(job: TrainJob, run_dir: RunDir, place: Place) -> bytes:
 
 
 def _train(job: TrainJob, run_dir: RunDir, key: bytes, place: Place) -> Trained:
-    from appliance.train.loop import prepare, train_prepared
+    from appliance.train.running import prepare, train_prepared
 
     if place.main:
         _confirm(job.plan)
@@ -114,9 +118,12 @@ def _base(job: TrainJob, place: Place) -> tuple[Any, Any]:
     return load_base(job.model_dir, job.model_sha256, job.engine, job.lora.quantize_base)
 
 
-def _journal(job: TrainJob, run_dir: RunDir) -> Journal:
+@contextmanager
+def _journal(job: TrainJob, run_dir: RunDir) -> Iterator[PermittedJournal]:
+    permitted = Permitted.inherited()
     plan_sha256 = hashlib.sha256(to_json(job.plan)).hexdigest()
-    return Journal.open(run_dir.journal, job.run_id, plan_sha256)
+    with Journal.open(run_dir.journal, job.run_id, plan_sha256) as journal:
+        yield PermittedJournal(journal, permitted)
 
 
 def _check_sampler(plan: PrivacyPlan, parameters: int) -> None:
@@ -141,6 +148,25 @@ def _save(trained: Trained, run_dir: RunDir, base: str | None) -> None:
     run_dir.clear(run_dir.adapter)
     with staged_directory(run_dir.adapter) as made:
         save_adapter(trained, made, base)
+
+
+class PermittedJournal:
+    """The journal of a supervised run: an attempt that was journaled is sampled once the supervisor permits it."""
+
+    def __init__(self, journal: Journal, permitted: Permitted) -> None:
+        self._journal, self._permitted = journal, permitted
+        self.record_release, self.record_checkpoint = journal.record_release, journal.record_checkpoint
+
+    @property
+    def state(self) -> JournalState:
+        """What has been journaled so far."""
+        return self._journal.state
+
+    def attempt(self, sample_rate: Fraction, noise_multiplier: float) -> int:
+        """Journal the attempt, then ask for it: whoever reads the journal later finds what was asked for in it."""
+        n = self._journal.attempt(sample_rate, noise_multiplier)
+        self._permitted.ask(n)
+        return n
 
 
 class _SealedSnapshots:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import ApplianceError, DataInvalid
+from appliance.errors import ApplianceError, DataInvalid, WillNotFit
 
 if TYPE_CHECKING:
     from appliance.models.twin import Precision
@@ -28,7 +28,7 @@ def try_architecture(directory: Path, parameters: int, seconds: int = SECONDS) -
     Args:
       directory: the imported model.
       parameters: how many it has.
-      seconds: after which a precision counts as not tried.
+      seconds: after which a precision counts as not tried, as where memory does not suffice.
 
     Returns:
       For each precision that was tried an empty string, or why it cannot be trained exactly. The quantised ones are
@@ -43,7 +43,7 @@ def try_architecture(directory: Path, parameters: int, seconds: int = SECONDS) -
     try:
         with _at_most(seconds):
             model = choose(directory, parameters)
-    except _TooLong:
+    except (_TooLong, WillNotFit):
         model = None
     for precision in PRECISIONS if model is not None else ():
         if len(found) == 2 and all(found.values()):
@@ -51,7 +51,7 @@ def try_architecture(directory: Path, parameters: int, seconds: int = SECONDS) -
         try:
             with _at_most(seconds):
                 found[precision] = _try(model, precision)
-        except _TooLong:
+        except (_TooLong, WillNotFit):
             continue
     if found and all(found.values()):
         hint = "docs/models.md lists what can be trained"
@@ -65,6 +65,8 @@ def _try(model: Any, precision: Precision) -> str:
 
     try:
         derived = derive(model, precision)
+    except WillNotFit:
+        raise
     except ApplianceError as refusal:
         return refusal.message
     return find_obstacle(derived, "bfloat16" if precision == "bfloat16" else "float32")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid
 from appliance.ingest import jsonl
 from appliance.ingest.ingestion import MAX_LISTED, Ingestion
+from appliance.ingest.source import lines
 from appliance.ingest.spec import IngestSpec
 from appliance.jobs.plan import UnitOfPrivacy
 
@@ -199,10 +201,10 @@ def test_bad_text(tmp_path: Path, split: str) -> None:
     file.write_bytes(b"first\n\nbad \xff\n\nbad \x00\n\n" + b"x" * 300_000 + b"\n\nlast\n")
     if split == "file":
         with pytest.raises(DataInvalid) as caught:
-            run(file, format="text", split=split)
+            run(file, format="text", unit=UnitOfPrivacy(split=split))
         assert "longer than 250000 bytes" in caught.value.hint
         return
-    texts, ingestion = run(file, format="text", split=split)
+    texts, ingestion = run(file, format="text", unit=UnitOfPrivacy(split=split))
     assert texts == ["first", "last"]
     assert [bad.line for bad in ingestion.rejected] == [3, 5, 7]
 
@@ -283,6 +285,8 @@ def test_a_line_without_end_is_read_in_bounded_memory(
             stream.write(b"x" * (1 << 20))
         stream.write(tail)
     spec = {"format": file_format, "max_row_bytes": 1 << 20, "text": "text" if file_format == "csv" else None}
+    if file_format == "text":
+        spec["unit"] = UnitOfPrivacy(split="paragraph")
     tracemalloc.start()
     texts, ingestion = run(file, **spec)
     peak = tracemalloc.get_traced_memory()[1]
@@ -290,6 +294,36 @@ def test_a_line_without_end_is_read_in_bounded_memory(
     assert texts == ["good", "last"]
     assert len(ingestion.rejected) == 1
     assert peak < 12 << 20
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "csv", "text"])
+@pytest.mark.parametrize("unit", [b"\n", b"x\n", b"\r\n"], ids=["line feeds", "short lines", "carriage returns"])
+def test_a_small_file_that_unpacks_to_hundreds_of_millions_of_lines_is_refused_soon(
+    tmp_path: Path, file_format: str, unit: bytes
+) -> None:
+    file = tmp_path / "f.gz"
+    block = gzip.compress(unit * (1 << 20))
+    head = {"jsonl": GOOD, "csv": HEADER + b"1,good\n", "text": b"good\n\n"}[file_format]
+    file.write_bytes(gzip.compress(head) + block * 200)  # a gzip file of many members is one file
+    spec = {"format": file_format, "text": "text" if file_format == "csv" else None}
+    began = time.process_time()
+    with pytest.raises(DataInvalid) as caught:
+        run(file, **spec)
+    assert "more lines than a file of this size" in caught.value.message
+    assert time.process_time() - began < 60
+
+
+def test_a_million_lines_that_are_alike_are_no_attack(tmp_path: Path) -> None:
+    """As many rows as a log may have, which compress as well as rows can."""
+    lines_ = sum(1 for _ in lines(_packed(tmp_path / "f.gz", b"x\n" * (1 << 20)), 100))
+    assert lines_ == 1 << 20
+    varied = b"".join(b"%d,%d\n" % (i, i * i % 9973) for i in range(3 << 20))
+    assert sum(1 for _ in lines(_packed(tmp_path / "g.gz", varied), 100)) == 3 << 20
+
+
+def _packed(path: Path, data: bytes) -> Path:
+    path.write_bytes(gzip.compress(data))
+    return path
 
 
 def test_the_list_of_rejected_rows_is_bounded(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 from tests.adversarial.tracing import ROOT, SECRET, leaks, streams, traced, unseen
-from tests.e2e.conftest import PASSPHRASE, Appliance
+from tests.e2e.conftest import Appliance, write_passphrase
 from tests.e2e.test_selftest import altered, replace
 
 RECORDS = 600
@@ -145,7 +145,7 @@ def lived(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_
         write_input(directory / "input")
         scanned = directory / "scanned"
         (scanned / "tmp").mkdir(parents=True)
-        (scanned / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        write_passphrase(scanned / "passphrase.txt")
         words = (str(scanned / "home"), str(directory / "input"), str(tiny_model_dir))
         traced_here("live", directory / "traces", scanned / "tmp", *words)
 
@@ -202,7 +202,7 @@ def test_a_worker_that_leaks_is_found_wherever_its_leak_goes(lived: Path, tmp_pa
 
 
 def hand_over_again(home: Path) -> None:
-    appliance = Appliance(home)
+    appliance = Appliance(home, options=())  # the altered software, in whose directory this runs
     appliance("key", "unlock")
     hand_over(appliance, next((home / "runs").glob("run_*")).name, home.with_name("out"))
     appliance("key", "lock")

@@ -207,7 +207,7 @@ def test_a_foreign_file_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def keyslot_file(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("keys") / "keyslots.json"
-    keyslots.create(path, "correct horse", cost=CHEAP)
+    keyslots.create(path, b"correct horse", cost=CHEAP)
     return path.read_bytes()
 
 
@@ -216,7 +216,7 @@ def test_a_wrong_passphrase_is_key_unavailable(tmp_path, keyslot_file, passphras
     path = tmp_path / "k"
     path.write_bytes(keyslot_file)
     with pytest.raises(KeyUnavailable) as caught:
-        keyslots.unlock(path, passphrase)
+        keyslots.unlock(path, passphrase.encode())
     assert passphrase not in repr(caught.value)
 
 
@@ -228,7 +228,7 @@ def test_every_damaged_byte_of_the_keyslot_file_is_an_integrity_error(tmp_path, 
         data[offset] ^= 1 << generator.randrange(8)
         path.write_bytes(data)
         with pytest.raises(IntegrityError):
-            keyslots.unlock(path, "correct horse")
+            keyslots.unlock(path, b"correct horse")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_malformed_keyslot_file_is_an_integrity_error(tmp_path, data):
     path = tmp_path / "k"
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        keyslots.unlock(path, "p")
+        keyslots.unlock(path, b"p")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_malformed_keyslot_file_is_an_integrity_error(tmp_path, data):
 def test_hostile_parameters_are_refused_even_with_a_repaired_checksum(tmp_path, keyslot_file, field, value):
     forge(tmp_path / "k", keyslot_file, **{field: value})
     with pytest.raises(ApplianceError) as caught:
-        keyslots.unlock(tmp_path / "k", "correct horse")
+        keyslots.unlock(tmp_path / "k", b"correct horse")
     assert type(caught.value) in (IntegrityError, KeyUnavailable)
 
 
@@ -290,11 +290,11 @@ def forge(path: Path, keyslot_file: bytes, **changes: object) -> None:
 
 def test_cheaper_parameters_do_not_open_the_slot(tmp_path, keyslot_file):
     forge(tmp_path / "k", keyslot_file)
-    keyslots.unlock(tmp_path / "k", "correct horse")  # the forger's checksum is right, so what follows tests the tag
+    keyslots.unlock(tmp_path / "k", b"correct horse")  # the forger's checksum is right, so what follows tests the tag
     for field, value in (("memory_kib", 32), ("iterations", 2), ("lanes", 2)):
         forge(tmp_path / "k", keyslot_file, **{field: value})
         with pytest.raises(KeyUnavailable):
-            keyslots.unlock(tmp_path / "k", "correct horse")
+            keyslots.unlock(tmp_path / "k", b"correct horse")
 
 
 def test_a_keyslot_of_another_store_id_does_not_open(tmp_path, keyslot_file):
@@ -304,23 +304,23 @@ def test_a_keyslot_of_another_store_id_does_not_open(tmp_path, keyslot_file):
     other = keyslot_file.replace(raw["store_id"].encode(), b"00" * 16)
     forge(tmp_path / "k", other)
     with pytest.raises(KeyUnavailable):
-        keyslots.unlock(tmp_path / "k", "correct horse")
+        keyslots.unlock(tmp_path / "k", b"correct horse")
 
 
 @pytest.mark.parametrize("respell", [lambda d: d + b"\n", lambda d: d.replace(b":", b": ", 1), lambda d: b" " + d])
 def test_a_key_file_in_another_spelling_is_refused(tmp_path, respell):
-    root = keyslots.create(tmp_path / "k", "p", cost=CHEAP)
+    root = keyslots.create(tmp_path / "k", b"p", cost=CHEAP)
     ring = KeyRing.create(root, tmp_path)
     for path in (tmp_path / "k", tmp_path / "epoch-1.json"):
         path.write_bytes(respell(path.read_bytes()))
     with pytest.raises(IntegrityError):
-        keyslots.unlock(tmp_path / "k", "p")
+        keyslots.unlock(tmp_path / "k", b"p")
     with pytest.raises(IntegrityError):
         ring.new_data_key("ds-1")
 
 
 def test_every_altered_wrapped_key_is_refused(tmp_path):
-    root = keyslots.create(tmp_path / "k", "p", cost=CHEAP)
+    root = keyslots.create(tmp_path / "k", b"p", cost=CHEAP)
     ring = KeyRing.create(root, tmp_path / "keks")
     _, wrapped, epoch = ring.new_data_key("ds-1")
     generator = random.Random(7)
@@ -335,7 +335,7 @@ def test_every_altered_wrapped_key_is_refused(tmp_path):
 
 
 def test_every_damaged_byte_of_an_epoch_file_is_refused(tmp_path):
-    root = keyslots.create(tmp_path / "k", "p", cost=CHEAP)
+    root = keyslots.create(tmp_path / "k", b"p", cost=CHEAP)
     ring = KeyRing.create(root, tmp_path)
     _, wrapped, epoch = ring.new_data_key("ds-1")
     path = tmp_path / "epoch-1.json"

@@ -37,16 +37,17 @@ class Done:
 
 @dataclass
 class Appliance:
-    """`appliance --home HOME ...` as a subprocess."""
+    """`appliance --home HOME ...` as a subprocess; `options` are those of the interpreter."""
 
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("-I",)
 
     def popen(self, *words: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "APPLIANCE_PASSPHRASE_FILE": str(self.passphrase), **self.environment}
         return subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "appliance", "--home", str(self.home), *words],
+            [*self.prefix, sys.executable, *self.options, "-m", "appliance", "--home", str(self.home), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -71,6 +72,11 @@ class Appliance:
         return self.home.with_name("passphrase.txt")
 
 
+def write_passphrase(path: Path) -> None:
+    path.touch(mode=0o600)
+    path.write_text(PASSPHRASE + "\n")
+
+
 def write_notes(path: Path, records: int = RECORDS) -> None:
     lines = ["patient,question,answer"]
     lines += [f"p{i // 2},how is patient {i}?,{TOKEN} number {i} feels well today" for i in range(records)]
@@ -82,7 +88,7 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_mod
     """A directory with a sealed home (policy default, tiny model, dataset `notes`), notes.csv and passphrase.txt."""
 
     def build(directory: Path) -> None:
-        (directory / "passphrase.txt").write_text(PASSPHRASE + "\n")
+        write_passphrase(directory / "passphrase.txt")
         write_notes(directory / "notes.csv")
         appliance = Appliance(directory / "home")
         appliance("init", "--policy", "default")

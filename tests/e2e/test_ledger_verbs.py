@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.databases import PostgresDatabase
-from tests.e2e.conftest import PASSPHRASE, Appliance
+from tests.e2e.conftest import Appliance, write_passphrase
 from tests.unit.ledger.test_witness import Witness
 
 
 def test_the_verbs_of_the_ledger(postgres_database: PostgresDatabase, tmp_path: Path) -> None:
-    (tmp_path / "passphrase.txt").write_text(PASSPHRASE + "\n")
+    write_passphrase(tmp_path / "passphrase.txt")
     appliance = Appliance(tmp_path / "home")
     urls = postgres_database.urls
     names = {"url": "--db", "owner_url": "--db-owner", "eraser_url": "--db-eraser"}
@@ -34,8 +34,8 @@ def test_the_verbs_of_the_ledger(postgres_database: PostgresDatabase, tmp_path: 
     kept = tmp_path / "kept"
     kept.write_text(appliance.json("ledger", "head")["note"])
 
-    erased = appliance.json("ledger", "erase", "1", "--db-eraser", urls["eraser_url"])
-    assert appliance.json("ledger", "show", "1")["body_verdict"] == "erased"
+    erased = appliance.json("ledger", "erase", "2", "--db-eraser", urls["eraser_url"])
+    assert appliance.json("ledger", "show", "2")["body_verdict"] == "erased"
     found = appliance.json("ledger", "verify", "--head", str(kept))
     assert (found["alterable_from"], found["entries"]) == (erased["entry"], erased["entry"] + 1)
     snapshot = appliance.json("ledger", "export", str(tmp_path / "snapshot"))
@@ -44,7 +44,7 @@ def test_the_verbs_of_the_ledger(postgres_database: PostgresDatabase, tmp_path: 
 
 
 def test_a_database_that_cannot_hold_a_ledger_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "passphrase.txt").write_text(PASSPHRASE + "\n")
+    write_passphrase(tmp_path / "passphrase.txt")
     appliance = Appliance(tmp_path / "home")
     appliance("init", "--db", "mysql://x/y", expect=3)
     assert not appliance.home.exists()

@@ -77,6 +77,30 @@ def test_a_run_that_overspends_is_refused_before_anything_is_opened(appliance: A
     assert facts(appliance, "run.refused")[0]["code"] == 5
 
 
+def test_both_readings_of_the_budget_are_shown_and_which_decides(appliance: Appliance, tmp_path: Path) -> None:
+    """The first run was fixed before anything came out; the second could be chosen by it."""
+    readings = {}
+    for name, rule in (("one", "distributions"), ("two", "filter")):
+        plan(appliance, tmp_path / f"{name}.yaml", "--name", name)
+        appliance("train", "start", str(tmp_path / f"{name}.yaml"))
+        shown = appliance.json("budget", "show")["budgets"][0]
+        assert shown["counted_by"] == rule
+        assert shown["reserved_epsilon"] == shown["by_" + rule]
+        assert shown["by_filter"] > shown["by_distributions"] > 0
+        assert shown["cap_delta"] == pytest.approx(1 / 60_000)
+        assert 0 < shown["filter_share"] < 1
+        reserved = facts(appliance, "run.reserved")[-1]
+        assert (reserved["counted_by"], float(reserved["lifetime_delta"])) == (rule, pytest.approx(1 / 60_000))
+        assert float(reserved["filter_order"]) == shown["filter_order"]
+        readings[rule] = appliance("budget", "show").out
+    for said in readings.values():
+        assert "at delta 1.67e-05" in said
+        assert "by the Rényi filter of order" in said
+        assert "by privacy loss distributions: epsilon" in said
+    assert "the distributions decide" in readings["distributions"]
+    assert "the filter decides" in readings["filter"]
+
+
 def test_a_renamed_copy_inherits_what_was_spent(appliance: Appliance, tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     plan(appliance, first, epsilon="8")

@@ -22,7 +22,7 @@ from appliance.store import keyslots
 from appliance.store.keys import KeyRing
 from tests.e2e.conftest import PASSPHRASE, Appliance, Done, plan
 from tests.e2e.test_ranks import attempts, ranks_of
-from tests.e2e.test_selftest import altered, replace
+from tests.e2e.test_selftest import altered
 from tests.fault.test_train_crash import facts, gone, until
 from tests.hosts import FIRST, two_hosts
 
@@ -40,7 +40,6 @@ def hosts() -> Iterator[list[str]]:
 def software(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("software")
     altered(directory, "isolation/tunnel.py", 'KIND = "wireguard"', 'KIND = "veth"')
-    replace(directory / "appliance" / "worker" / "ranks.py", "cwd=run_dir.path,", f"cwd={str(directory)!r},")
     return directory
 
 
@@ -59,8 +58,12 @@ def node(tmp_path: Path, hosts: list[str], software: Path) -> Appliance:
 
 
 def on(host: str, home: Path, software: Path | None = None) -> Appliance:
-    elsewhere = ("env", "-C", str(software)) if software else ()
-    return Appliance(home, prefix=("ip", "netns", "exec", host, *elsewhere))
+    there = ("ip", "netns", "exec", host)
+    return (
+        Appliance(home, prefix=(*there, "env", "-C", str(software)), options=())
+        if software
+        else Appliance(home, prefix=there)
+    )
 
 
 class Process:
@@ -107,7 +110,7 @@ def carried(control: Appliance, ticket: Path, directory: Path) -> tuple[str, ...
 
 
 def data_key(appliance: Appliance) -> bytes:
-    root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE)
+    root = keyslots.unlock(appliance.home / "keys" / "keyslots.json", PASSPHRASE.encode())
     home = Home.open(appliance.home)
     with home.rows() as rows:
         (row,) = rows.datasets.list()

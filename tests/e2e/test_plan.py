@@ -27,12 +27,37 @@ def test_a_plan_tells_memory_time_and_what_else_could_be_chosen(sealed: Applianc
     asked = (4.0, said["plan"]["steps"], said["plan"]["expected_batch_size"])
     rows = {(r["epsilon"], r["steps"], r["expected_batch_size"]): r for r in said["alternatives"]}
     assert len(rows) == 12
-    assert rows[asked]["noise_multiplier"] * 0.98 < said["plan"]["noise_multiplier"]
-    assert rows[asked]["noise_multiplier"] * 1.02 > said["plan"]["noise_multiplier"]
+    assert rows[asked]["noise_multiplier"] == said["plan"]["noise_multiplier"]
+    assert [row["chosen"] for row in rows.values()].count(True) == rows[asked]["chosen"] == 1
     assert rows[(8.0, *asked[1:])]["noise_per_unit"] < rows[asked]["noise_per_unit"]
+    assert all(row["refused"] is None and (row["found"] or row["chosen"]) for row in rows.values())
+
+
+def test_what_the_policy_refuses_is_marked_and_small_epsilons_are_computed(sealed: Appliance, tmp_path: Path) -> None:
+    most = sealed.json("train", "plan", "notes", "tiny", "--epsilon", "8")
+    refused = {row["epsilon"]: row["refused"] for row in most["alternatives"]}
+    assert refused[4.0] is refused[8.0] is None
+    assert "exceeds the cap 8" in refused[16.0]
+    small = sealed.json("train", "plan", "notes", "tiny", "--epsilon", "0.5")
+    row = next(row for row in small["alternatives"] if row["epsilon"] == 0.25 and row["steps"] > 6)
+    shape = ("--steps", str(row["steps"]), "--batch", str(row["expected_batch_size"]))
+    again = sealed.json("train", "plan", "notes", "tiny", "--epsilon", "0.25", *shape)
+    assert again["plan"]["noise_multiplier"] == row["noise_multiplier"]
+
+
+def test_a_drafted_run_file_is_complete(sealed: Appliance, tmp_path: Path) -> None:
+    out = tmp_path / "run.yaml"
+    said = sealed.json(*ASKED, "--out", str(out))
     run = run_file.parse(out.read_bytes(), "run.yaml")
     assert run_file.render(run) == out.read_text() == said["run_file"]
     assert run.engine.physical_tokens == said["physical_tokens"] == 1024
+
+
+def test_records_longer_than_the_model_reads_are_refused_at_the_plan(sealed: Appliance) -> None:
+    refused = sealed(*ASKED, "--max-tokens", "513", expect=3)
+    assert "reads at most 512 tokens" in refused.err
+    assert "--max-tokens" in refused.err
+    assert sealed.json(*ASKED, "--max-tokens", "512")["plan"]["steps"]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_reserved(appliance: Appliance, run_file: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import PASSPHRASE, Appliance, plan, write_notes
+from tests.e2e.conftest import Appliance, plan, write_notes, write_passphrase
 from tests.fault.disk import Disk
 from tests.fault.test_ledger_disk import traceable
 from tests.fault.test_ledger_replay import make
@@ -56,7 +56,7 @@ def traced(tmp_path: Path) -> Traced:
     traceable()
     directory = tmp_path / "disk"
     directory.mkdir()
-    (directory / "passphrase.txt").write_text(PASSPHRASE + "\n")
+    write_passphrase(directory / "passphrase.txt")
     write_notes(directory / "notes.csv")
     return Traced(directory, tmp_path / "trace")
 

@@ -75,7 +75,13 @@ class Life:
 
 
 def attempts(appliance: Appliance) -> int:
-    return sum(path.read_bytes().count(b'"attempt"') for path in appliance.home.glob("runs/run_*/journal.jsonl"))
+    """Attempts that were journaled before they were made."""
+    return lines_of(appliance, "attempt")
+
+
+def lines_of(appliance: Appliance, kind: str) -> int:
+    journals = appliance.home.glob("runs/run_*/journal.jsonl")
+    return sum(path.read_bytes().count(f'"type":"{kind}"'.encode()) for path in journals)
 
 
 @pytest.fixture
@@ -115,7 +121,9 @@ def test_ranks_that_are_killed_or_interrupted_are_resumed_by_any_number(applianc
     done = appliance.json("train", "resume", run, "--nproc", "2")
     assert done["state"] == "finished"
     assert STEPS <= done["charged_attempts"] <= done["reserved_attempts"]
-    assert done["charged_attempts"] == attempts(appliance)
+    missed = lines_of(appliance, "torn")  # by the resume after the kill of the supervisor: they may have been made
+    assert missed <= done["reserved_attempts"] // 50
+    assert done["charged_attempts"] == attempts(appliance) + missed
     assert [fact["ranks"] for kind in ("run.started", "run.resumed") for fact in facts(appliance, kind)] == [2, 3, 2, 2]
     (settled,) = facts(appliance, "run.settled")
     assert settled["isolation"]["network"] == LOOPBACK_ONLY

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from appliance.cli.reference import exit_codes, reference
-from tests.e2e.conftest import PASSPHRASE, Appliance, write_notes
+from tests.e2e.conftest import Appliance, write_notes, write_passphrase
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ def test_the_readmes_own_data_section_runs_as_it_stands(tiny_model_dir: Path, tm
     assert section is not None
     shutil.copytree(tiny_model_dir, tmp_path / "my-model")
     write_notes(tmp_path / "notes.csv")
-    (tmp_path / "passphrase.txt").write_text(PASSPHRASE + "\n")
+    write_passphrase(tmp_path / "passphrase.txt")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-eu", "-c", section[1]],

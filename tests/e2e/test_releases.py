@@ -12,7 +12,7 @@ import pytest
 
 from appliance.events.catalog import event
 from appliance.export import verify as verifier
-from appliance.flows import ledger as ledger_flow
+from appliance.flows import verify as verify_flow
 from appliance.flows.home import Home
 from appliance.flows.release.told import citable
 from appliance.report.documents import documents
@@ -35,7 +35,7 @@ def fingerprint(release: Path) -> str:
 
 
 def test_its_ledger_verifies(release: Path) -> None:
-    found = ledger_flow.verify(Home.open(release / "home"), lambda done, total: None)
+    found = verify_flow.verify(Home.open(release / "home"), lambda done, total: None)
     assert found.verification.problems == ()
     assert found.verification.entries == found.verification.signed_size > 30
     assert found.fingerprint.replace(" ", "") == fingerprint(release)

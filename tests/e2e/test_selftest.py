@@ -1,7 +1,7 @@
 """The self-test stands before every run: a broken engine never gets a key, an honest one is tested and recorded.
 
 The broken software is real software: a copy of the package with one line altered, started as a user would. Because
-the copy is not installed, its workers are started from its own directory.
+the copy is not installed, it and its workers are started in its own directory, and look for modules there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BROKEN = {
         "train/optimizer.py",
         "self._summed.to(torch.int64) + noise)",
         "self._summed.to(torch.int64) + noise // 2)",
-        {"noise.variance", "noise.tensors"},
+        {"noise.applied", "loop.releases"},
     ),
     "no clip": (
         "train/clipping.py",
@@ -50,7 +50,9 @@ def altered(directory: Path, name: str, old: str, new: str) -> None:
     for beside in ("migrations", "policies"):
         shutil.copytree(source.parent / beside, directory / beside, ignore=ignored)
     replace(directory / "appliance" / name, old, new)
-    replace(directory / "appliance" / "flows" / "launch.py", "cwd=run_dir.path,", f"cwd={str(directory)!r},")
+    interpreter = directory / "appliance" / "isolation" / "interpreter.py"
+    replace(interpreter, 'DIRECTORY = "/"', f"DIRECTORY = {str(directory)!r}")
+    replace(interpreter, '_ISOLATED = ("-I", "-B")', '_ISOLATED = ("-B",)')
 
 
 def replace(path: Path, old: str, new: str) -> None:

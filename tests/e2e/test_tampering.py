@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import PASSPHRASE, Appliance, write_notes
+from tests.e2e.conftest import Appliance, write_notes, write_passphrase
 
 
 def fresh(tmp_path: Path, *options: str) -> Appliance:
-    (tmp_path / "passphrase.txt").write_text(PASSPHRASE + "\n")
+    write_passphrase(tmp_path / "passphrase.txt")
     made = Appliance(tmp_path / "home")
     made("init", *options)
     return made

@@ -1,4 +1,7 @@
-"""kill -9 during training: every attempt that was made is charged, and a damaged record of them is charged in full."""
+"""kill -9 during training: every attempt that was made is charged, and a damaged record of them is charged in full.
+
+Whoever kills and cuts the journal hides no more than the ledger has set aside, and that is charged.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,18 @@ from typing import Any
 
 import pytest
 
-from appliance.flows.run.following import RECORD_EVERY
+from appliance.flows.catalog import find_run, plan_of
+from appliance.flows.desk import Desk
+from appliance.flows.home import Home, Operator
+from appliance.flows.run.following import window_of
+from appliance.flows.run.starting import mark_started
 from appliance.privacy import journal
 from tests.e2e.conftest import Appliance
 
 STEPS, SPARE = 4000, 30  # of the interrupted home: far more steps than can be made before its worker is stopped
+RECORDED = window_of(STEPS + SPARE) // 2  # the attempt at which the ledger first records them
 STEPS_PER_KILL = 60
+FEW, FEW_SPARE = 5, 3  # of the hidden run: one attempt at a time is permitted
 
 
 def write_run_file(appliance: Appliance, path: Path, steps: int, spare: int) -> Path:
@@ -136,9 +145,9 @@ def interrupt_once_recorded(appliance: Appliance, run_file: Path) -> None:
     try:
         worker = life.find_worker()
         assert worker is not None
-        until(lambda: life.ended or life.attempts() >= 2 * RECORD_EVERY, "the worker has made some attempts")
+        until(lambda: life.ended or life.attempts() >= RECORDED, "the worker has made some attempts")
         os.kill(worker, signal.SIGSTOP)  # nothing goes on while the ledger is looked at
-        until(lambda: life.ended or recorded(appliance) >= RECORD_EVERY, "the ledger recorded the journal")
+        until(lambda: life.ended or recorded(appliance) >= RECORDED, "the ledger recorded the journal")
         life.kill(worker)
         status, err = life.close()
         assert status == 130, err
@@ -257,14 +266,14 @@ def cut_behind_what_was_recorded(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept: list[bytes] = []
     for line in lines:
-        if json.loads(line)["entry"].get("n") == RECORD_EVERY - 1:
+        if json.loads(line)["entry"].get("n") == RECORDED - 1:
             break
         kept.append(line)
     path.write_bytes(b"".join(kept))
     state = journal.read(path, path.parent.name)
     assert state is not None
     assert state.intact
-    assert state.attempts < RECORD_EVERY
+    assert state.attempts < RECORDED
 
 
 def flip_a_byte(path: Path) -> None:
@@ -302,3 +311,147 @@ def test_an_edited_job_is_not_resumed_and_charged_in_full(interrupted: Interrupt
     assert row["state"] == "failed"
     assert row["charged_attempts"] == row["reserved_attempts"] == STEPS + SPARE
     interrupted.appliance("ledger", "verify")
+
+
+# --- what is made before the ledger knows of it -----------------------------------------------------------------------
+
+
+def cut_to_the_first_line(path: Path) -> None:
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    state = journal.read(path, path.parent.name)
+    assert state is not None
+    assert (state.intact, state.attempts) == (True, 0)
+
+
+def hide(appliance: Appliance, run_file: Path, window: int) -> Path:
+    """Start a run whose supervisor stands still, let the worker go as far as it can, kill both; the run's directory."""
+    life = Supervised(appliance, "train", "start", str(run_file))
+    try:
+        worker = life.find_worker()
+        assert worker is not None
+        os.kill(life.process.pid, signal.SIGSTOP)
+        until(lambda: gone(worker) or life.attempts() > window, "the worker asks for one more than it may make")
+        time.sleep(1)
+        assert life.attempts() == window + 1  # the last of them is journaled and waits
+        assert not gone(worker)
+    finally:
+        life.kill(life.process.pid)
+    until(lambda: gone(worker), "the worker is gone")
+    life.process.communicate()
+    assert recorded(appliance) == 0
+    return life.directory
+
+
+@pytest.fixture(scope="session")
+def hidden_template(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
+    """A sealed home with a run that was killed after its first attempt, of which the ledger knows nothing."""
+
+    def build(directory: Path) -> None:
+        shutil.copytree(template, directory, dirs_exist_ok=True)
+        (directory / "home").chmod(0o700)
+        appliance = Appliance(directory / "home")
+        appliance("key", "unlock")
+        try:
+            hide(appliance, write_run_file(appliance, directory / "run.yaml", FEW, FEW_SPARE), 1)
+        finally:
+            appliance("key", "lock")
+
+    return built_once("hidden-home", build)
+
+
+@pytest.fixture
+def hidden(hidden_template: Path, tmp_path: Path) -> Interrupted:
+    """A copy of that home, sealed."""
+    shutil.copytree(hidden_template, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "home").chmod(0o700)
+    (journal_path,) = (tmp_path / "home" / "runs").glob("run_*/journal.jsonl")
+    return Interrupted(Appliance(tmp_path / "home"), journal_path.parent)
+
+
+def test_a_journal_cut_to_its_first_line_and_aborted_is_charged_what_was_made(hidden: Interrupted) -> None:
+    """The former rule charged 0 of 6."""
+    cut_to_the_first_line(hidden.directory / "journal.jsonl")
+    shutil.rmtree(hidden.directory / "snapshots")
+    aborted = hidden.appliance.json("train", "abort", hidden.run)
+    assert (aborted["charged_attempts"], aborted["reserved_attempts"]) == (1, FEW + FEW_SPARE)
+    hidden.appliance("ledger", "verify")
+
+
+@pytest.mark.parametrize("proof", ["release", "snapshot", "adapter"])
+def test_a_journal_that_other_files_of_the_run_belie_is_charged_in_full(hidden: Interrupted, proof: str) -> None:
+    cut_to_the_first_line(hidden.directory / "journal.jsonl")
+    snapshots = hidden.directory / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == ["release-000001"]
+    if proof != "release":
+        (snapshots / "release-000001").unlink()
+    if proof == "snapshot":
+        (snapshots / "snapshot").touch()
+    if proof == "adapter":
+        (hidden.directory / "adapter").mkdir()
+    aborted = hidden.appliance.json("train", "abort", hidden.run)
+    assert aborted["charged_attempts"] == aborted["reserved_attempts"] == FEW + FEW_SPARE
+
+
+def test_a_journal_cut_to_its_first_line_is_resumed_with_what_was_made_counted(
+    appliance: Appliance, tmp_path: Path
+) -> None:
+    directory = hide(appliance, write_run_file(appliance, tmp_path / "run.yaml", FEW, FEW_SPARE), 1)
+    cut_to_the_first_line(directory / "journal.jsonl")
+    shutil.rmtree(directory / "snapshots")
+    done = appliance.json("train", "resume", directory.name)
+    assert (done["state"], done["charged_attempts"]) == ("finished", 1 + FEW)
+    assert [f["attempts_left"] for f in facts(appliance, "run.resumed")] == [FEW + FEW_SPARE - 1]
+    appliance("ledger", "verify")
+
+
+def test_forty_five_resumes_from_a_journal_that_was_cut_back_are_charged(appliance: Appliance, tmp_path: Path) -> None:
+    """The former rule charged 0 for them. The worker is played here: it does what it may do and leaves nothing."""
+    steps, spare, window = 100, 60, 3
+    assert window_of(steps + spare) == window
+    directory = hide(appliance, write_run_file(appliance, tmp_path / "run.yaml", steps, spare), window)
+    made, chooser, kept = window, random.Random(7), b""
+    for _ in range(45):
+        shutil.rmtree(directory / "snapshots", ignore_errors=True)
+        kept = kept or (directory / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+        (directory / "journal.jsonl").write_bytes(kept)
+        with Desk.open(Home.open(appliance.home), Operator()) as desk:
+            row, _ = mark_started(desk, find_run(desk.ledger, directory.name), 1, None)
+        lines = (directory / "journal.jsonl").read_bytes()
+        state = journal.read(directory / "journal.jsonl", row.id)
+        assert state is not None
+        assert state.attempts == row.recorded_attempts >= made
+        mine = chooser.randint(0, window)
+        with journal.Journal.open(directory / "journal.jsonl", row.id, state.plan_sha256) as played:
+            for _ in range(mine):
+                played.attempt(plan_of(row).sample_rate, plan_of(row).noise_multiplier)
+        made, kept = made + mine, lines
+    (directory / "journal.jsonl").write_bytes(kept)
+    aborted = appliance.json("train", "abort", directory.name)
+    assert made > 45
+    assert made <= aborted["charged_attempts"] == 46 * window < aborted["reserved_attempts"]
+    appliance("ledger", "verify")
+
+
+@pytest.mark.parametrize("worker_lives", [True, False], ids=["while-it-trains", "once-it-was-killed"])
+def test_a_journal_cut_under_its_supervisors_eyes_is_charged_in_full(
+    appliance: Appliance, tmp_path: Path, worker_lives: bool
+) -> None:
+    run_file = write_run_file(appliance, tmp_path / "run.yaml", STEPS, SPARE)
+    life = Supervised(appliance, "train", "start", str(run_file))
+    try:
+        worker = life.find_worker()
+        assert worker is not None
+        until(lambda: life.ended or life.attempts() >= RECORDED // 2, "the worker has made some attempts")
+        os.kill(life.process.pid, signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
+        cut_to_the_first_line(life.directory / "journal.jsonl")
+        os.kill(worker, signal.SIGCONT if worker_lives else signal.SIGKILL)
+        os.kill(life.process.pid, signal.SIGCONT)
+        status, err = life.close()
+        assert status == (8 if worker_lives else 130), err
+    finally:
+        life.kill(life.process.pid)
+    if not worker_lives:
+        appliance("train", "abort", life.run)
+    row = row_of(appliance, life.run)
+    assert row["charged_attempts"] == row["reserved_attempts"] == STEPS + SPARE

@@ -22,6 +22,7 @@ from appliance.ingest.keyset import KeySet
 from appliance.ingest.reading import read_rows
 from appliance.ingest.source import BadRow, Row
 from appliance.ingest.spec import IngestSpec
+from appliance.jobs.plan import UnitOfPrivacy
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from('",\t\r\n\u2028\ufeff')
 TEXTS = st.text(CHARACTERS, max_size=30)
@@ -116,7 +117,7 @@ def test_text_lines_come_back_equal(tmp_path: Path, stress_count: COUNT) -> None
     @given(lines.filter(lambda found: not found or not found[0].startswith("\ufeff")))
     def check(texts: list[str]) -> None:
         (tmp_path / "f").write_bytes("".join(f"{text}\n" for text in texts).encode())
-        found = list(read_rows(tmp_path / "f", IngestSpec(format="text", split="line")))
+        found = list(read_rows(tmp_path / "f", IngestSpec(format="text", unit=UnitOfPrivacy(split="line"))))
         assert [row.fields["text"] for row in found if isinstance(row, Row)] == [
             text for text in texts if not text.encode().isspace()
         ]

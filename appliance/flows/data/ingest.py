@@ -21,6 +21,7 @@ from appliance.errors import DataInvalid, PolicyDenied, UsageError
 from appliance.events.data import DataRefused, DataSealed
 from appliance.events.states import CatalogState, Purpose
 from appliance.files import PARTIAL, commit, sweep, unswept
+from appliance.flows import catalog
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
@@ -31,7 +32,9 @@ from appliance.ingest.spec import IngestSpec
 from appliance.ledger.rows import DatasetRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
+from appliance.privacy.filter import best_order
 from appliance.store import container
+from appliance.values import decimal
 
 Progress = Callable[[int], None]
 
@@ -99,11 +102,11 @@ def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: In
     while True:
         overlaps = _find_overlapping(desk.home, known, material.seal_key, material.fingerprints)
         dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
-        with desk.transact(policy.digest) as tx:
+        with desk.decide(policy) as tx:
             listed = tx.datasets.list()
-            if len(listed) == len(known):
+            if listed == known:
                 tx.datasets.add(dataset)
-                tx.append(_describe(dataset, spec))
+                tx.append(_describe(dataset, spec, policy))
                 return dataset
         known = listed
 
@@ -135,7 +138,7 @@ def _seal(
         unit_key=spec.unit.key,
         max_records=spec.unit.max_records,
         declared_units=declared.units,
-        format=spec.format,
+        format=spec.reading,
         state=CatalogState.ACTIVE,
         object_blake3=sealed.blake3,
         object_bytes=sealed.bytes,
@@ -202,7 +205,7 @@ def _find_overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, 
     return found
 
 
-def _describe(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
+def _describe(dataset: DatasetRow, spec: IngestSpec, policy: Policy) -> DataSealed:
     kept: dict[str, Any] = {"kept": list(spec.keep)} if spec.keep else {}
     return DataSealed(
         dataset_id=dataset.id,
@@ -219,5 +222,6 @@ def _describe(dataset: DatasetRow, spec: IngestSpec) -> DataSealed:
         fingerprints_blake3=dataset.fingerprints_blake3,
         overlaps=orjson.loads(dataset.overlaps),
         source=dataset.source,
+        filter_order=decimal(best_order(*catalog.limits(policy, dataset.class_, dataset.declared_units))),
         **kept,
     )

@@ -19,7 +19,7 @@ from appliance.ledger.rows import DatasetRow, ModelRow, RunRow
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.privacy.evaluation import MOST_DELTA, EvaluationPlan, make_evaluation_plan
-from appliance.privacy.plan import UNITS_PER_DELTA
+from appliance.privacy.lifetime import run_delta
 from appliance.store.trees import tree_digest
 
 
@@ -134,7 +134,7 @@ def _check_held_out(run: RunRow, dataset: DatasetRow, snapshot: BudgetSnapshot) 
 def _plan(policy: Policy, dataset: DatasetRow, *, comparisons: int, epsilon: float) -> EvaluationPlan:
     units = dataset.declared_units
     rules = check.check_ingest(policy, dataset.class_, unit_of(dataset), units)
-    delta = min(MOST_DELTA, 1 / (UNITS_PER_DELTA * units), rules.max_delta)
+    delta = min(MOST_DELTA, run_delta(units, rules.max_delta))
     plan = make_evaluation_plan(declared_units=units, comparisons=comparisons, epsilon=epsilon, delta=delta)
     if plan.noise_multiplier < rules.min_noise_multiplier:
         message = f"noise multiplier {plan.noise_multiplier:.4g} is below {rules.min_noise_multiplier:g}"

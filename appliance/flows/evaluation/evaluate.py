@@ -27,6 +27,7 @@ from appliance.events.evaluation import (
 from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
 from appliance.flows import budget, gpus, launch
+from appliance.flows.budget import Afforded
 from appliance.flows.desk import Desk, error_facts
 from appliance.flows.evaluation.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
@@ -36,6 +37,7 @@ from appliance.jobs.job import SealedObject
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import EvaluationRow
 from appliance.privacy.evaluation import charge, read_release
+from appliance.privacy.lifetime import Spend
 from appliance.values import decimal, round_up
 
 PUBLIC_TOKENS = 8000
@@ -51,16 +53,12 @@ class Evaluated:
     Attributes:
       row: as the ledger has it.
       settled: the entry that says what was found.
-      before: lifetime epsilon of the dataset before it.
-      after: and with it.
-      cap: the dataset's cap.
+      afforded: what it took of the dataset's lifetime budget.
     """
 
     row: EvaluationRow
     settled: EvaluationSettled
-    before: float
-    after: float
-    cap: float
+    afforded: Afforded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,17 +67,15 @@ class Cost:
 
     evaluable: Evaluable
     epsilon: float
-    before: float
-    after: float
-    cap: float
+    afforded: Afforded
 
 
 def preview(home: Home, run_id: str, dataset: str, epsilon: float) -> Cost:
     """Do what `evaluate run` does with --dry-run. Raises what `evaluate` raises before it reserves."""
     with home.reader() as ledger:
         found = find_evaluable(ledger, home, run_id, dataset, epsilon)
-        _, before, after = budget.afford(ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
-    return Cost(evaluable=found, epsilon=charge(found.plan), before=before, after=after, cap=_cap(found))
+        afforded = budget.afford(ledger, found.policy, _spend("(new)", found))
+    return Cost(evaluable=found, epsilon=charge(found.plan), afforded=afforded)
 
 
 def evaluate(
@@ -105,7 +101,7 @@ def evaluate(
         close_dead(desk)
         with desk.refusals(EvaluationRefused, PolicyDenied, BudgetExceeded):
             found = find_evaluable(desk.ledger, home, run_id, dataset, epsilon)
-            budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(_row("(new)", found)))
+            budget.afford(desk.ledger, found.policy, _spend("(new)", found))
         require_unsealed(home)
         found.check_files()
         gpus.require(found.job.engine, processes=1)
@@ -114,12 +110,12 @@ def evaluate(
         with launch.supervising(run_dir):
             with desk.refusals(EvaluationRefused, PolicyDenied, BudgetExceeded), _removed_on_refusal(run_dir):
                 spec_sha256 = run_dir.write_job(_job(home, run_dir.name, found, public_tokens))
-                before, after = _book(desk, run_dir, found, spec_sha256)
-            result = _work(desk, run_dir, watch)
+                afforded, started = _book(desk, run_dir, found, spec_sha256)
+            result = _work(desk, run_dir, started, watch)
             settled = _settle(desk, run_dir, found, result)
         with desk.ledger.read() as rows:
             row = rows.evaluations.get(run_dir.name)
-    return Evaluated(row=row, settled=settled, before=before, after=after, cap=_cap(found))
+    return Evaluated(row=row, settled=settled, afforded=afforded)
 
 
 def close_dead(desk: Desk) -> None:
@@ -140,8 +136,8 @@ def _removed_on_refusal(run_dir: RunDir) -> Iterator[None]:
         raise
 
 
-def _cap(found: Evaluable) -> float:
-    return budget.cap_of(found.policy, found.dataset).epsilon
+def _spend(evaluation_id: str, found: Evaluable) -> Spend:
+    return budget.spend_of_evaluation(_row(evaluation_id, found), found.unit)
 
 
 def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
@@ -159,22 +155,21 @@ def _row(evaluation_id: str, found: Evaluable) -> EvaluationRow:
     )
 
 
-def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tuple[float, float]:
-    """Reserve and start in one transaction, so that no evaluation is reserved and never started; leave the evidence.
+def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tuple[Afforded, int]:
+    """Reserve and start in one transaction, so that no evaluation is reserved and never started; say which entry.
 
     The budget was checked outside the transaction; what came since sends us back.
     """
     row = _row(run_dir.name, found)
     index = None
     while index is None:
-        snapshot, before, after = budget.afford(desk.ledger, found.policy, budget.spend_of_evaluation(row))
-        with desk.transact(row.policy_sha256) as tx:
-            if budget.BudgetSnapshot.read(tx) == snapshot:
+        afforded = budget.afford(desk.ledger, found.policy, _spend(row.id, found))
+        with desk.decide(found.policy) as tx:
+            if budget.BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.evaluations.add(row)
-                tx.append(_state_reservation(row, found, spec_sha256, before, after))
+                tx.append(_state_reservation(row, found, spec_sha256, afforded))
                 index = tx.append(EvaluationStarted(**_names(row), nonce=secrets.token_hex(16)))
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return before, after
+    return afforded, index
 
 
 def _names(row: EvaluationRow) -> dict[str, Any]:
@@ -186,7 +181,7 @@ def _state_charge(row: EvaluationRow) -> dict[str, Any]:
 
 
 def _state_reservation(
-    row: EvaluationRow, found: Evaluable, spec_sha256: str, before: float, after: float
+    row: EvaluationRow, found: Evaluable, spec_sha256: str, afforded: Afforded
 ) -> EvaluationReserved:
     return EvaluationReserved(
         **_names(row),
@@ -197,9 +192,7 @@ def _state_reservation(
         epsilon=row.epsilon,
         delta=row.delta,
         sampler_delta=row.sampler_delta,
-        epsilon_before=decimal(round(before, 9)),
-        epsilon_after=decimal(round(after, 9)),
-        cap=decimal(_cap(found)),
+        **afforded.facts(),
     )
 
 
@@ -233,8 +226,9 @@ def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -
     )
 
 
-def _work(desk: Desk, run_dir: RunDir, watch: Watch) -> EvaluateResult:
+def _work(desk: Desk, run_dir: RunDir, started: int, watch: Watch) -> EvaluateResult:
     try:
+        write_atomic(run_dir.evidence, desk.prove(started))
         return launch.run_worker(run_dir, EvaluateResult, watch=watch)
     except KeyboardInterrupt:
         _fail(desk, run_dir.name, Interrupted("interrupted"))
@@ -251,7 +245,7 @@ def _fail(desk: Desk, evaluation_id: str, failure: ApplianceError) -> None:
         row = tx.evaluations.get(evaluation_id)
         if row.state != EvaluationState.RESERVED:
             return  # somebody else closed it
-        tx.evaluations.update(row.id, state=EvaluationState.FAILED)
+        tx.evaluations.update(row, state=EvaluationState.FAILED)
         tx.append(EvaluationFailed(**_state_charge(row), **error_facts(failure)))
 
 
@@ -269,7 +263,7 @@ def _settle(desk: Desk, run_dir: RunDir, found: Evaluable, result: EvaluateResul
         for name, gain in zip(found.names, gains, strict=True)
     ]
     with desk.transact(found.policy.digest) as tx:
-        row = tx.evaluations.update(run_dir.name, state=EvaluationState.SETTLED)
+        row = tx.evaluations.update(tx.evaluations.get(run_dir.name), state=EvaluationState.SETTLED)
         settled = EvaluationSettled(
             **_state_charge(row),
             declared_units=row.declared_units,

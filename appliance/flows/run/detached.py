@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 from appliance.flows.home import Home, Operator
+from appliance.isolation import interpreter
 
 
 def resume(home: Home, run_id: str, operator: Operator) -> None:
@@ -15,11 +15,11 @@ def resume(home: Home, run_id: str, operator: Operator) -> None:
     environment = {**os.environ, "APPLIANCE_ACTOR": operator.name, "APPLIANCE_REASON": operator.reason}
     with home.run(run_id).supervisor_log.open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "appliance", "--home", str(home.root), "--json", "train", "resume", run_id],
+            interpreter.module("appliance", "--home", str(home.root), "--json", "train", "resume", run_id),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            cwd="/",
+            cwd=interpreter.DIRECTORY,
         )

@@ -6,8 +6,8 @@ driver (`flows.run.room`); how fast the machine computes is in `flows.run.rates`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -23,10 +23,9 @@ from appliance.flows.run.hardware import DEFAULT_TOKENS, has_fast_bfloat16
 from appliance.flows.run.plan import Resolved
 from appliance.flows.run.room import Need, Room
 from appliance.jobs.job import EngineOptions
-from appliance.jobs.plan import PrivacyPlan
+from appliance.jobs.limits import positions
 from appliance.ledger.rows import ModelRow
 from appliance.policy.run_file import RunFile
-from appliance.privacy.accounting import rough_noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +56,7 @@ def shape(home: Home, row: ModelRow) -> Shape:
     where = home.model(row.sha256)
     try:
         with home.reader() as ledger:
-            noted = imported(ledger, row).numbers or {}
-        config = {**orjson.loads((where / "config.json").read_bytes()), **noted}
+            config = {**_configuration(home, row), **(imported(ledger, row).numbers or {})}
         stored = sum(file["bytes"] for file in orjson.loads(row.files) if file["path"].endswith(".safetensors"))
         linear = {name: (int(out), int(into)) for name, (out, into) in orjson.loads(row.shapes).items()}
         return shape_of(config, linear, row.parameters, stored)
@@ -69,8 +67,25 @@ def shape(home: Home, row: ModelRow) -> Shape:
         raise IntegrityError(f"the configuration of model {row.id} cannot be read", where=str(where)) from None
 
 
+def _configuration(home: Home, row: ModelRow) -> dict[str, Any]:
+    where = home.model(row.sha256)
+    try:
+        config: dict[str, Any] = orjson.loads((where / "config.json").read_bytes())
+    except (OSError, ValueError):
+        raise IntegrityError(f"the configuration of model {row.id} cannot be read", where=str(where)) from None
+    return config
+
+
 def to_workload(home: Home, row: ModelRow, run: RunFile, engine: EngineOptions, grouped: bool) -> Workload:
-    """Describe the run as the estimates see it."""
+    """Describe the run as the estimates see it.
+
+    Raises:
+      ConfigInvalid: a record may be longer than what the model reads; no record may be what shows it.
+    """
+    limit, asked = positions(_configuration(home, row)), run.train.max_tokens
+    if limit is not None and asked > limit:
+        hint = f"set train.max_tokens (--max-tokens) to {limit} or less"
+        raise ConfigInvalid(f"model {row.id} reads at most {limit} tokens", hint=hint, where="train.max_tokens")
     return Workload(
         shape=shape(home, row), lora=run.lora, engine=engine, max_tokens=run.train.max_tokens, grouped=grouped
     )
@@ -125,28 +140,3 @@ def fit_batch(home: Home, run: RunFile, engine: EngineOptions, memory: int | Non
     made = room.fit(wanted, DEFAULT_TOKENS[engine.device], room.here(engine, memory)).engine
     chosen = {name: getattr(made, name) for name in ("physical_tokens", "gradient_checkpointing")}
     return run.model_copy(update={"engine": run.engine.model_copy(update=chosen)})
-
-
-def alternatives(plan: PrivacyPlan) -> Iterator[tuple[float, int, int, float, float]]:
-    """List the trade-off: (epsilon, steps, batch, noise multiplier, noise per unit of batch) around a plan.
-
-    The noise multiplier is right to about a hundredth; what a run gets is calibrated finely. The last number is the
-    noise's standard deviation, in clip norms, in the mean over an expected batch: the smaller, the better the model.
-    """
-    spares, delta = plan.spare_steps, plan.delta - plan.sampler_delta
-    for epsilon in (plan.epsilon / 2, plan.epsilon, plan.epsilon * 2):
-        for steps, batch in ((plan.steps, plan.expected_batch_size), *_list_others(plan)):
-            rates = [(type(plan.sample_rate)(batch, plan.declared_units), steps + spares)]
-            noise = rough_noise(rates, epsilon, delta)
-            yield epsilon, steps, batch, noise, noise / batch
-
-
-def _list_others(plan: PrivacyPlan) -> list[tuple[int, int]]:
-    """Take half and twice the steps at the same passes over the data, and twice the batch at the same steps."""
-    steps, batch, units = plan.steps, plan.expected_batch_size, plan.declared_units
-    found = [
-        (max(1, steps // 2), min(units, 2 * batch)),
-        (2 * steps, max(1, batch // 2)),
-        (steps, min(units, 2 * batch)),
-    ]
-    return [pair for pair in dict.fromkeys(found) if pair != (steps, batch)]

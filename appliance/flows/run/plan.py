@@ -16,7 +16,7 @@ import orjson
 from appliance.errors import ArtefactMissing, ConfigInvalid, IntegrityError, PolicyDenied
 from appliance.events.states import Purpose
 from appliance.flows import budget, catalog
-from appliance.flows.budget import BudgetSnapshot
+from appliance.flows.budget import Afforded
 from appliance.flows.home import Home
 from appliance.flows.run import curriculum
 from appliance.jobs.plan import PrivacyPlan
@@ -26,7 +26,7 @@ from appliance.policy import check, run_file
 from appliance.policy.check import DatasetFacts, ModelFacts
 from appliance.policy.policy import Policy
 from appliance.policy.run_file import RunFile
-from appliance.privacy.budget import Spend
+from appliance.privacy.lifetime import Spend, run_delta
 from appliance.privacy.plan import make_plan
 
 # Defaults, measured on public stand-ins (docs/utility.md). At a given epsilon a few large batches beat many small
@@ -156,10 +156,9 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
     unit = catalog.unit_of(dataset)
     facts = DatasetFacts(id=dataset.id, dataset_class=dataset.class_, unit=unit, declared_units=dataset.declared_units)
     named = run.model_copy(update={"data": (run.dataset.model_copy(update={"id": dataset.id}),)})
-    check.check_run(policy, named, facts, ModelFacts(id=base.id, sha256=base.sha256))
+    rules = check.check_run(policy, named, facts, ModelFacts(id=base.id, sha256=base.sha256))
     if run.lora.quantize_base != "none":
         catalog.require_trainable(ledger, base, run.lora.quantize_base)
-    _require_exact_length(ledger, base, run.train.max_tokens)
     parameters = trainable_parameters(run, base)
     plan = make_plan(
         unit=unit,
@@ -168,7 +167,7 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
         steps=run.steps(dataset.declared_units),
         spare_steps=run.train.spare_steps,
         epsilon=run.privacy.epsilon,
-        delta=run.delta,
+        delta=run.delta or run_delta(dataset.declared_units, rules.max_delta),
         clipping=run.privacy.clipping,
         max_grad_norm=run.privacy.max_grad_norm,
         trainable_parameters=parameters,
@@ -186,13 +185,6 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
     )
 
 
-def _require_exact_length(ledger: LedgerReader, base: ModelRow, max_tokens: int) -> None:
-    most = (catalog.imported(ledger, base).numbers or {}).get("exact_tokens")
-    if most is not None and max_tokens > most:
-        problem = f"beyond {most} tokens the rotary embedding of {base.id} follows the records it has seen"
-        raise ConfigInvalid(problem, hint=f"set max_tokens to {most} at most", where="train.max_tokens")
-
-
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:
     """Count the adapter's parameters: r (in + out) summed over the target modules, r out where A is frozen.
 
@@ -206,14 +198,13 @@ def trainable_parameters(run: RunFile, base: ModelRow) -> int:
     return run.lora.trainable(shapes)
 
 
-def afford(ledger: LedgerReader, resolved: Resolved) -> tuple[BudgetSnapshot, float, float]:
+def afford(ledger: LedgerReader, resolved: Resolved) -> Afforded:
     """Check the lifetime budget of every dataset the run would spend from; see `budget.afford`."""
     return budget.afford(ledger, resolved.policy, resolved.spend)
 
 
-def preview(home: Home, run: RunFile) -> tuple[Resolved, float, float]:
-    """Work out what `train start` would do with this run file: the plan, and the lifetime epsilon before and after."""
+def preview(home: Home, run: RunFile) -> tuple[Resolved, Afforded]:
+    """Work out what `train start` would do with this run file: the plan, and what it leaves of the lifetime budget."""
     with home.reader() as ledger:
         resolved = resolve(ledger, run)
-        _, before, after = afford(ledger, resolved)
-    return resolved, before, after
+        return resolved, afford(ledger, resolved)

@@ -6,7 +6,7 @@ import functools
 
 from appliance.flows.catalog import plan_of
 from appliance.flows.run.following import Step
-from appliance.jobs.plan import PrivacyPlan, UnitKind
+from appliance.jobs.plan import PrivacyPlan, UnitKind, UnitOfPrivacy
 from appliance.ledger.rows import RunRow
 from appliance.privacy.accounting import composition, epsilon_pld
 from appliance.values import to_json
@@ -33,17 +33,20 @@ def sampling(plan: PrivacyPlan) -> str:
     return f"sample rate {rates}"
 
 
+def unit_words(unit: UnitOfPrivacy) -> str:
+    """Say in words whose presence is hidden."""
+    split = f"plain text, split by {unit.split}" if unit.split else ""
+    if unit.kind == UnitKind.RECORD:
+        return f"one record{f' ({split})' if split else ''}"
+    return f"all (at most {unit.max_records}) records of a subject{f' ({split})' if split else ''}"
+
+
 def guarantee(row: RunRow) -> str:
     """Write the guarantee sentence of a settled run: mechanism, unit, relation, epsilon, delta, what, against whom."""
     plan = plan_of(row)
-    unit = (
-        "one record"
-        if plan.unit.kind == UnitKind.RECORD
-        else f"all (at most {plan.unit.max_records}) records of a subject"
-    )
     return (
         f"The adapter is ({row.epsilon_charged}, {plan.delta:.3g})-differentially private for adding or removing "
-        f"{unit}: {row.charged_attempts} Poisson-sampled Gaussian steps ({sampling(plan)}, noise "
+        f"{unit_words(plan.unit)}: {row.charged_attempts} Poisson-sampled Gaussian steps ({sampling(plan)}, noise "
         f"multiplier {plan.noise_multiplier:.4f}), against anyone who sees the adapter and every noised step. "
         f"It covers this run's fine-tuning only: not the base model's own training data, and not other runs."
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
 from appliance.events.run import PlanFacts, RunRefused, RunReserved
 from appliance.events.states import RunState
 from appliance.files import make_directory
 from appliance.flows import gpus, launch
-from appliance.flows.budget import BudgetSnapshot, sample_rate_text
+from appliance.flows.budget import Afforded, BudgetSnapshot, sample_rate_text
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
@@ -91,30 +92,29 @@ def _row(run_id: str, spec_sha256: str, resolved: Resolved) -> RunRow:
 def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     """Write the reservation. The budget was checked outside the transaction; what came since sends us back."""
     while True:
-        seen, before, after = afford(desk.ledger, resolved)
-        with desk.transact(row.policy_sha256) as tx:
-            if BudgetSnapshot.read(tx) == seen:
+        afforded = afford(desk.ledger, resolved)
+        with desk.decide(resolved.policy) as tx:
+            if BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.runs.add(row)
-                tx.append(_state_reservation(row, resolved, before, after))
+                tx.append(_state_reservation(row, resolved, afforded))
                 if key := current_key(tx):  # before training: a key chosen afterwards would prove nothing
                     tx.append(state_commitment(row.id, key, resolved.model.sha256))
                 return row
 
 
-def _state_reservation(row: RunRow, resolved: Resolved, before: float, after: float) -> RunReserved:
+def _state_reservation(row: RunRow, resolved: Resolved, afforded: Afforded) -> RunReserved:
     return RunReserved(
         run_id=row.id,
         dataset_id=row.dataset_id,
         model_id=row.model_id,
         spec_sha256=row.spec_sha256,
-        plan=_state_plan(resolved.plan),
-        epsilon_before=decimal(round(before, 9)),
-        epsilon_after=decimal(round(after, 9)),
-        cap=decimal(resolved.policy.rules(resolved.dataset.class_).max_epsilon),
+        plan=state_plan(resolved.plan),
+        **afforded.facts(),
     )
 
 
-def _state_plan(plan: PrivacyPlan) -> PlanFacts:
+def state_plan(plan: PrivacyPlan) -> PlanFacts:
+    """State a plan as the entry of its reservation does."""
     return PlanFacts(
         unit=plan.unit.kind.value,
         max_records=plan.unit.max_records,
@@ -131,8 +131,13 @@ def _state_plan(plan: PrivacyPlan) -> PlanFacts:
         delta=decimal(plan.delta),
         sampler_delta=decimal(plan.sampler_delta),
         accountant=plan.accountant,
-        **curriculum.state_phases(plan),
+        **_state_what_some_have(plan),
     )
+
+
+def _state_what_some_have(plan: PrivacyPlan) -> dict[str, Any]:
+    split = {"split": plan.unit.split} if plan.unit.split else {}
+    return {**curriculum.state_phases(plan), **split}
 
 
 def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> TrainJob:

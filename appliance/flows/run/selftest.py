@@ -96,7 +96,7 @@ def latest(home: Home, run_id: str) -> Tested | None:
 def summary(tested: Tested) -> str:
     """Sum a self-test up in one line, for people."""
     share = next((check.value for check in tested.checks if check.name == "component.epsilon"), None)
-    measured = f", measured mechanism at {float(share):.1%} of the accounted epsilon" if share else ""
+    measured = f", measured noise, clip and sampling at {float(share):.1%} of the accounted epsilon" if share else ""
     outcome = "passed" if tested.passed else "failed"
     return f"engine self-test {outcome}: {len(tested.checks)} checks{measured} (entry {tested.entry})"
 

@@ -18,6 +18,7 @@ from appliance.flows.catalog import find_run, plan_of
 from appliance.flows.desk import Desk, error_facts
 from appliance.flows.home import Home, new_id
 from appliance.flows.run import curriculum
+from appliance.flows.run.following import recorded, unseen
 from appliance.jobs.account import AccountJob, PrivacySpent
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.rundir import RunDir
@@ -26,12 +27,21 @@ from appliance.ledger.rows import RunRow
 from appliance.privacy import journal
 from appliance.privacy.accounting import charged_epsilon, composition, epsilon_pld
 from appliance.privacy.course import epsilon_curve, odds_bound
+from appliance.privacy.schedule import follows
 from appliance.store.trees import tree_digest
 from appliance.values import decimal, round_up
 
 
-def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None) -> RunRow:
+def settle(
+    desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None, *, asked: int | None = None
+) -> RunRow:
     """Charge `run` for its attempts and close it: finished with a result, failed with an error, aborted with neither.
+
+    Args:
+      desk: where it is written.
+      run: the run, with what was recorded of it last.
+      outcome: what came of it.
+      asked: the highest attempt that its worker asked this process for; None where nobody stood beside it to its end.
 
     Returns:
       The settled row; the row as it is if the run was settled before.
@@ -40,7 +50,7 @@ def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None
         return run
     plan = plan_of(run)
     run_dir = desk.home.run(run.id)
-    attempts = _attempts(run_dir, run)
+    attempts = _attempts(desk, run, asked)
     result = outcome if isinstance(outcome, TrainResult) else None
     if result is not None and result.attempts > attempts:
         raise IntegrityError("the worker reports more attempts than its journal holds", where=run.id)
@@ -51,7 +61,7 @@ def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None
     ended = _state_end(run, plan, spent, epsilon, outcome)
     with desk.transact(run.policy_sha256) as tx:
         tx.runs.update(
-            run.id,
+            run,
             state=ended.state,
             charged_attempts=attempts,
             epsilon_charged=round_up(epsilon),
@@ -63,22 +73,29 @@ def settle(desk: Desk, run: RunRow, outcome: TrainResult | ApplianceError | None
     return find_run(desk.ledger, run.id)
 
 
-def _attempts(run_dir: RunDir, run: RunRow) -> int:
-    """Count the attempts to charge: none before the first start (no key was released), else what the journal shows."""
+def _attempts(desk: Desk, run: RunRow, asked: int | None) -> int:
+    """Count the attempts to charge: none before the first start (no key was released), else what the journal shows.
+
+    Where nobody stood beside the worker to its end, what it may have made unseen is charged too.
+    """
     if run.state == RunState.RESERVED:
         return 0
+    run_dir = desk.home.run(run.id)
     state = journal.read(run_dir.journal, run.id)
-    return journal.charge(state if is_undamaged(run_dir, run) else None, run.reserved_attempts, _find_recorded(run))
+    whole = is_undamaged(run_dir, run) and state is not None and state.attempts >= (asked or 0)
+    hidden = unseen(desk.ledger, run.id) if asked is None else 0
+    return journal.charge(state if whole else None, run.reserved_attempts, recorded(run), hidden)
 
 
 def is_undamaged(run_dir: RunDir, run: RunRow) -> bool:
-    """Tell whether the job is the reserved one, and the journal whole and a continuation of the recorded one."""
-    state = journal.read(run_dir.journal, run.id)
-    return journal.continues(state, _find_recorded(run)) and run_dir.holds_job(run.spec_sha256)
+    """Tell whether the job is the reserved one, and the journal whole, a continuation of the recorded one, and true.
 
-
-def _find_recorded(run: RunRow) -> tuple[int, str] | None:
-    return None if run.recorded_head is None else (run.recorded_attempts, run.recorded_head)
+    A journal is not true if it tells of other steps than the plan has, or other files of the run prove more of them.
+    """
+    state, plan = journal.read(run_dir.journal, run.id), plan_of(run)
+    if state is None or not journal.continues(state, recorded(run)) or not run_dir.holds_job(run.spec_sha256):
+        return False
+    return follows(plan, state.made) and state.attempts >= run_dir.proven_steps(plan.steps)
 
 
 def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:

@@ -9,10 +9,7 @@ against the signed `run.started` leaf. Whatever is killed, the reservation stand
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import (
@@ -24,35 +21,25 @@ from appliance.errors import (
     UsageError,
     WillNotFit,
 )
-from appliance.events.run import RunResumed, RunStarted
-from appliance.events.states import RunState
 from appliance.files import write_atomic
 from appliance.flows import launch
-from appliance.flows.catalog import find_run, plan_of
+from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
 from appliance.flows.run import partners, selftest
 from appliance.flows.run.following import Follower, Watch
 from appliance.flows.run.partners import Partners
-from appliance.flows.run.settle import is_undamaged, settle
+from appliance.flows.run.settle import settle
+from appliance.flows.run.starting import Start, mark_started, require_afforded
+from appliance.jobs import permits
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.jobs.train import TrainJob, TrainResult
 from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import RunRow
-from appliance.privacy import journal
-from appliance.values import to_json
 
 Tell = Callable[[list[Path], TrainJob], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """One start of a run: how many ranks this machine runs, and the nonce of its entry."""
-
-    ranks: int
-    nonce: str
 
 
 def resume(
@@ -77,6 +64,7 @@ def resume(
       tell: given the tickets for them, before anything waits for them.
 
     Raises:
+      BudgetExceeded: it was reserved under an earlier rule, and the present one does not admit it.
       Busy: the run is being supervised already.
       Interrupted: it was interrupted again, and can be resumed again.
       ApplianceError: the worker's refusal; the run is settled as failed.
@@ -86,25 +74,32 @@ def resume(
         row = find_open_run(desk.ledger, run_id)
         require_unsealed(home)
         with launch.supervising(run_dir):
+            require_afforded(desk, row)
             job = _reserved_job(desk, row)
             if others:
                 _require_network(job, row, others)
             _self_test(desk, row)
-            row, start = _mark_started(desk, row, nproc or job.engine.nproc, others)
-            follower = Follower(desk, row, watch)
-            try:
-                rendezvous = _invite(home, run_dir, job, start, others, tell) if others else None
-                result = launch.run_worker(
-                    run_dir, TrainResult, watch=follower.poll, ranks=start.ranks, rendezvous=rendezvous
-                )
-            except (KeyboardInterrupt, Interrupted) as interruption:
-                raise _resumable(row, interruption) from None
-            except (WillNotFit, KeyUnavailable, Busy) as obstacle:
-                raise _resumable(row, obstacle) from None
-            except ApplianceError as failure:
-                settle(desk, follower.row, failure)
-                raise
-            return settle(desk, follower.row, result)
+            row, start = mark_started(desk, row, nproc or job.engine.nproc, others)
+            with permits.opened() as ends:
+                follower = Follower(desk, row, watch, ends)
+                try:
+                    write_atomic(run_dir.evidence, desk.prove(start.entry))
+                    rendezvous = _invite(home, run_dir, job, start, others, tell) if others else None
+                    result = launch.run_worker(
+                        run_dir,
+                        TrainResult,
+                        watch=follower.poll,
+                        ranks=start.ranks,
+                        rendezvous=rendezvous,
+                        permits=ends,
+                    )
+                except (KeyboardInterrupt, Interrupted, WillNotFit, KeyUnavailable, Busy) as obstacle:
+                    follower.finish()
+                    raise _resumable(row, obstacle) from None
+                except ApplianceError as failure:
+                    settle(desk, follower.row, failure, asked=ends.asked())
+                    raise
+                return settle(desk, follower.row, result, asked=ends.asked())
 
 
 def _self_test(desk: Desk, row: RunRow) -> None:
@@ -138,7 +133,7 @@ def _require_network(job: TrainJob, row: RunRow, others: Partners) -> None:
         raise refusal from None
 
 
-def _invite(home: Home, run_dir: RunDir, job: TrainJob, start: _Start, others: Partners, tell: Tell) -> Rendezvous:
+def _invite(home: Home, run_dir: RunDir, job: TrainJob, start: Start, others: Partners, tell: Tell) -> Rendezvous:
     """Write the tickets of this start and tell where they are; where this machine's ranks meet the others."""
     evidence = run_dir.evidence.read_bytes()
     tell(partners.write_tickets(home, run_dir, job, others, start.ranks, start.nonce, evidence), job)
@@ -159,29 +154,3 @@ def find_open_run(ledger: LedgerReader, run_id: str) -> RunRow:
     if not row.state.open:
         raise UsageError(f"run {row.id} is {row.state}", hint="`appliance train status` shows which runs are open")
     return row
-
-
-def _mark_started(desk: Desk, row: RunRow, ranks: int, others: Partners | None) -> tuple[RunRow, _Start]:
-    """Record and sign that so many workers are about to start, and leave them the evidence for the key agent."""
-    run_dir = desk.home.run(row.id)
-    plan_sha256 = hashlib.sha256(to_json(plan_of(row))).hexdigest()
-    first = row.state == RunState.RESERVED
-    if first:
-        journal.Journal.open(run_dir.journal, row.id, plan_sha256).close()
-    state = journal.read(run_dir.journal, row.id)
-    if state is None or not is_undamaged(run_dir, row):
-        broken = IntegrityError(f"the journal or the job of run {row.id} was altered; it is charged in full")
-        settle(desk, row, broken)
-        raise broken
-    left = max(0, row.reserved_attempts - state.attempts)
-    nonce = secrets.token_hex(16)
-    several = {"ranks": ranks * others.count, **others.facts()} if others else {"ranks": ranks}
-    kind = RunStarted if first else RunResumed
-    started = kind(run_id=row.id, dataset_id=row.dataset_id, attempts_left=left, nonce=nonce, **several)
-    with desk.transact(row.policy_sha256) as tx:
-        tx.runs.update(
-            row.id, state=RunState.RUNNING, recorded_attempts=state.attempts, recorded_head=state.head_sha256
-        )
-        index = tx.append(started)
-    write_atomic(run_dir.evidence, desk.prove(index))
-    return find_run(desk.ledger, row.id), _Start(ranks, nonce)

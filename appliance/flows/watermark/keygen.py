@@ -25,7 +25,7 @@ def keygen(home: Home, operator: Operator) -> WatermarkKeyRow:
     )
     with Desk.open(home, operator) as desk, desk.transact() as tx:
         for old in tx.watermark_keys.list():
-            tx.watermark_keys.update(old.id, state=KeyState.RETIRED)
+            tx.watermark_keys.update(old, state=KeyState.RETIRED)
         tx.watermark_keys.add(row)
         tx.append(WatermarkKeyed(key_id=row.id, commitment=row.commitment, key_epoch=row.key_epoch))
     return row

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan
@@ -19,15 +21,15 @@ def claimed(**changes: Any) -> PrivacyPlan:
     return rig.plan(**(values | changes))
 
 
-def tap(directory: Path, plan: PrivacyPlan) -> ReleaseTap:
+def tap(directory: Path, plan: PrivacyPlan, dtype: torch.dtype = torch.float32) -> ReleaseTap:
     from transformers import AutoTokenizer
 
     assembled = assemble(
         plan,
-        LoraSpec(r=2),
+        LoraSpec(r=8),
         TrainSpec(lr=1e-2, max_tokens=64),
-        EngineOptions(physical_tokens=256),
-        rig.load(directory),
+        EngineOptions(physical_tokens=256, dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
+        rig.load(directory, dtype),
         AutoTokenizer.from_pretrained(directory),
     )
     return ReleaseTap(assembled, plan)

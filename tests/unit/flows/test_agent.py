@@ -15,20 +15,42 @@ import pytest
 from appliance.errors import KeyUnavailable
 from appliance.events.catalog import event
 from appliance.keyagent.gatekeeper import FRESH_S, Gatekeeper
+from appliance.keyagent.line import Line
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from appliance.ledger.note import Checkpoint
 from appliance.ledger.proof import evidence as evidence_for
+from appliance.ledger.proving import Prover
 from appliance.store.agent import ReleaseRequest
+from tests.databases import Behind
 from tests.unit.ledger.conftest import Clock
 
 DATASET = "ds_0123456789ab"
+PLACES = "ab" * 32
 
 
 def request(evidence: bytes, dataset_id: str = DATASET, pid: int = 1, node: str = "") -> ReleaseRequest:
     return ReleaseRequest(
         evidence=evidence, dataset_id=dataset_id, epoch=1, wrapped="AAAA", peer_pid=pid, peer_uid=0, node=node
     )
+
+
+def gatekeeper_of(ledger: Ledger, since: int, clock: Callable[[], float], followed: bool = True) -> Gatekeeper:
+    """A gatekeeper of the ledger as it is now."""
+    head = ledger.sign()
+    newest = Checkpoint(ledger.verifier_keys[0].split("+")[0], head.size, head.root)
+    line = Line(ledger.verifier_keys, PLACES, ledger._anchor.path, newest)
+    made = Gatekeeper(line, since=since, clock=clock)
+    if followed:
+        follow(made, ledger)
+    return made
+
+
+def follow(gatekeeper: Gatekeeper, ledger: Ledger) -> None:
+    """Have the gatekeeper follow the log to its end, as whoever wants a key does first."""
+    known = gatekeeper.line.follow(PLACES, "")
+    gatekeeper.line.follow(PLACES, ledger.prove_consistency(known, ledger.anchored()))
 
 
 @pytest.fixture
@@ -56,21 +78,22 @@ def append(ledger: Ledger, actor: Actor) -> Callable[..., int]:
 
 
 @pytest.fixture
-def evidence(ledger: Ledger, append: Callable[..., int]) -> Callable[..., bytes]:
-    """Evidence of a new leaf."""
-
-    def make(**leaf: Any) -> bytes:
-        index = append(**leaf)
-        return evidence_for(ledger.prove(index), ledger.leaf(index))
-
-    return make
-
-
-@pytest.fixture
 def gatekeeper(ledger: Ledger, clock: Clock) -> Gatekeeper:
     """A gatekeeper that has just started; its clock is the ledger's."""
     newest = next(ledger.entries(limit=1, newest_first=True)).index
-    return Gatekeeper(ledger.verifier_keys, since=newest + 1, clock=lambda: clock().timestamp())
+    return gatekeeper_of(ledger, newest + 1, lambda: clock().timestamp(), followed=False)
+
+
+@pytest.fixture
+def evidence(ledger: Ledger, append: Callable[..., int], gatekeeper: Gatekeeper) -> Callable[..., bytes]:
+    """Evidence of a new leaf, to whose tree head the gatekeeper was led."""
+
+    def make(**leaf: Any) -> bytes:
+        index = append(**leaf)
+        follow(gatekeeper, ledger)
+        return evidence_for(ledger.prove(index), ledger.leaf(index))
+
+    return make
 
 
 @pytest.mark.parametrize("kind", ["run.started", "run.resumed"])
@@ -126,7 +149,7 @@ def test_old_evidence_seals_no_key(ledger: Ledger, append: Callable[..., int]) -
     made = datetime.fromisoformat(ledger.entry(index).leaf["time"]).timestamp()
     for since, later in ((0, FRESH_S + 0.01), (index + 1, 0.0)):
         with pytest.raises(KeyUnavailable, match="not fresh"):
-            Gatekeeper(ledger.verifier_keys, since=since, clock=lambda later=later: made + later).check(shown)
+            gatekeeper_of(ledger, since, lambda later=later: made + later).check(shown)
 
 
 def test_evidence_that_says_nothing_of_ranks_opens_for_one_process(
@@ -142,8 +165,10 @@ def test_a_proof_against_a_later_head_of_a_used_leaf_opens_nothing(
     gatekeeper: Gatekeeper, ledger: Ledger, append: Callable[..., int]
 ) -> None:
     index = append()
+    follow(gatekeeper, ledger)
     gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
     append()
+    follow(gatekeeper, ledger)
     with pytest.raises(KeyUnavailable, match="used"):
         gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
 
@@ -168,6 +193,7 @@ def test_another_kind_of_event_opens_nothing(
         facts = {"run_id": "run_1", "attempts": 1, "journal_sha256": "00" * 32}
         index = tx.append(event("run.checkpointed", facts))
     ledger.sign()
+    follow(gatekeeper, ledger)
     with pytest.raises(KeyUnavailable, match="not of a use of this key"):
         gatekeeper.check(request(evidence_for(ledger.prove(index), ledger.leaf(index))))
 
@@ -175,20 +201,20 @@ def test_another_kind_of_event_opens_nothing(
 def test_evidence_older_than_the_agent_opens_nothing(ledger: Ledger, clock: Clock, append: Callable[..., int]) -> None:
     index = append()
     shown = request(evidence_for(ledger.prove(index), ledger.leaf(index)))
-    started_after = Gatekeeper(ledger.verifier_keys, since=index + 1, clock=lambda: clock().timestamp())
+    started_after = gatekeeper_of(ledger, index + 1, lambda: clock().timestamp())
     with pytest.raises(KeyUnavailable, match="not fresh"):
         started_after.check(shown)
-    Gatekeeper(ledger.verifier_keys, since=index, clock=lambda: clock().timestamp()).check(shown)
+    gatekeeper_of(ledger, index, lambda: clock().timestamp()).check(shown)
 
 
 def test_old_evidence_opens_nothing(ledger: Ledger, append: Callable[..., int]) -> None:
     index = append()
     shown = request(evidence_for(ledger.prove(index), ledger.leaf(index)))
     made = datetime.fromisoformat(ledger.entry(index).leaf["time"]).timestamp()
-    late = Gatekeeper(ledger.verifier_keys, since=0, clock=lambda: made + FRESH_S + 0.01)
+    late = gatekeeper_of(ledger, 0, lambda: made + FRESH_S + 0.01)
     with pytest.raises(KeyUnavailable, match="not fresh"):
         late.check(shown)
-    Gatekeeper(ledger.verifier_keys, since=0, clock=lambda: made + FRESH_S - 0.01).check(shown)
+    gatekeeper_of(ledger, 0, lambda: made + FRESH_S - 0.01).check(shown)
 
 
 def test_no_byte_of_the_leaf_may_differ(gatekeeper: Gatekeeper, evidence: Callable[..., bytes]) -> None:
@@ -219,7 +245,7 @@ def test_a_log_with_other_keys_proves_nothing(
                 index = tx.append(event("run.started", facts))
         forged.sign()
         shown = evidence_for(forged.prove(index), forged.leaf(index))
-        accepting = Gatekeeper(forged.verifier_keys, since=0, clock=lambda: clock().timestamp())
+        accepting = gatekeeper_of(forged, 0, lambda: clock().timestamp())
         with pytest.raises(KeyUnavailable, match="does not prove"):
             gatekeeper.check(request(shown))
         accepting.check(request(shown))
@@ -233,3 +259,96 @@ def test_a_log_with_other_keys_proves_nothing(
 def test_malformed_evidence_is_a_refusal(gatekeeper: Gatekeeper, shown: bytes) -> None:
     with pytest.raises(KeyUnavailable, match="does not prove"):
         gatekeeper.check(request(shown))
+
+
+def test_evidence_under_a_head_that_was_not_followed_opens_nothing(
+    gatekeeper: Gatekeeper, ledger: Ledger, append: Callable[..., int]
+) -> None:
+    index = append()
+    shown = evidence_for(ledger.prove(index), ledger.leaf(index))
+    with pytest.raises(KeyUnavailable, match="has not followed"):
+        gatekeeper.check(request(shown))
+    follow(gatekeeper, ledger)
+    gatekeeper.check(request(shown))
+
+
+def test_evidence_under_an_earlier_head_of_the_line_goes_on_to_open(
+    gatekeeper: Gatekeeper, evidence: Callable[..., bytes]
+) -> None:
+    earlier, later = evidence(), evidence()
+    gatekeeper.check(request(later))
+    gatekeeper.check(request(earlier))
+
+
+def test_a_home_whose_places_are_others_is_not_followed(gatekeeper: Gatekeeper) -> None:
+    with pytest.raises(KeyUnavailable, match="lies elsewhere"):
+        gatekeeper.line.follow("cd" * 32, "")
+
+
+@pytest.fixture
+def branch(
+    config: LedgerConfig, behind: Behind, ledger: Ledger, gatekeeper: Gatekeeper, append: Callable[..., int]
+) -> Callable[[int], tuple[str, bytes]]:
+    """Makes a copy of the ledger that goes on for some entries by itself, and puts the ledger back as it was.
+
+    Returns the proof that its anchor continues what the gatekeeper knows, and the evidence of its last entry.
+    """
+
+    def make(entries: int) -> tuple[str, bytes]:
+        kept, anchor = behind.copy(), config.anchor.read_bytes()
+        indexes = [append() for _ in range(entries)]
+        continuation = ledger.prove_consistency(gatekeeper.line.newest.size, ledger.anchored())
+        shown = evidence_for(ledger.prove(indexes[-1]), ledger.leaf(indexes[-1]))
+        ledger._database.close()
+        behind.restore(kept)
+        config.anchor.write_bytes(anchor)
+        ledger._prover = Prover(ledger._anchor, None, ledger._local[0])
+        return continuation, shown
+
+    return make
+
+
+@pytest.mark.parametrize("entries", [1, 2, 3])
+@pytest.mark.parametrize("ours", [0, 1, 2, 3])
+def test_a_copy_that_goes_on_beside_the_ledger_is_refused_however_long_each_is(
+    gatekeeper: Gatekeeper,
+    branch: Callable[[int], tuple[str, bytes]],
+    evidence: Callable[..., bytes],
+    entries: int,
+    ours: int,
+) -> None:
+    continuation, shown = branch(entries)
+    for _ in range(ours):
+        gatekeeper.check(request(evidence()))
+    known = gatekeeper.line.newest
+    with pytest.raises(KeyUnavailable, match="does not continue"):
+        gatekeeper.line.follow(PLACES, continuation)
+    with pytest.raises(KeyUnavailable, match="has not followed"):
+        gatekeeper.check(request(shown))
+    assert gatekeeper.line.newest == known
+    gatekeeper.check(request(evidence()))
+
+
+def test_an_older_ledger_with_its_anchor_in_place_of_the_newer_is_refused(
+    gatekeeper: Gatekeeper, config: LedgerConfig, ledger: Ledger, evidence: Callable[..., bytes]
+) -> None:
+    evidence()
+    old, size = config.anchor.read_bytes(), ledger.anchored().size
+    evidence()
+    config.anchor.write_bytes(old)
+    for known in (size, gatekeeper.line.newest.size):
+        head = ledger.head()
+        assert head is not None
+        with pytest.raises(KeyUnavailable, match="does not continue"):
+            gatekeeper.line.follow(PLACES, ledger.prove_consistency(known, head))
+    config.anchor.unlink()
+    with pytest.raises(KeyUnavailable, match="does not continue"):
+        follow_with_head(gatekeeper, ledger)
+    config.anchor.write_bytes(old)
+
+
+def follow_with_head(gatekeeper: Gatekeeper, ledger: Ledger) -> None:
+    """Follow to the database's own newest head, for want of an anchor."""
+    head = ledger.head()
+    assert head is not None
+    gatekeeper.line.follow(PLACES, ledger.prove_consistency(gatekeeper.line.newest.size, head))

@@ -11,22 +11,26 @@ from typing import Any
 import pytest
 import yaml
 
-from appliance.errors import BudgetExceeded, Interrupted, PolicyDenied
+from appliance.errors import BudgetExceeded, Busy, Interrupted, PolicyDenied
 from appliance.events.catalog import event
 from appliance.flows import budget
 from appliance.flows.evaluation import evaluate
 from appliance.flows.evaluation.evaluable import Evaluable, _check_held_out
+from appliance.flows.policy import activate_in
 from appliance.flows.run import reserve
+from appliance.flows.timeline import Timeline
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, EvaluationRow, RunRow
 from appliance.policy import policy as policies
 from appliance.policy.policy import Policy
-from appliance.privacy.budget import Spend
 from appliance.privacy.evaluation import make_evaluation_plan
+from appliance.privacy.filter import best_order
+from appliance.privacy.lifetime import Cap, Spend, lifetime
 from appliance.values import decimal, to_json
 from tests.desks import bare_home, desk_at
+from tests.events import facts_of
 from tests.unit.flows.test_budget import PLAN
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -75,21 +79,45 @@ def spend_of_run(dataset_id: str) -> Spend:
     return Spend.of_plan("(new)", dataset_id, PLAN)
 
 
-RUN_COSTS = budget.lifetime_epsilon([spend_of_run("x")], 1e-5)
+def cap_at(epsilon: float) -> Cap:
+    return Cap(epsilon=epsilon, delta=1e-5, order=best_order(epsilon, 1e-5), unit=PLAN.unit)
+
+
+RUN_COSTS = lifetime([spend_of_run("x")], cap_at(8.0)).epsilon
 
 
 @pytest.fixture
 def book(ledger: Ledger, actor: Actor) -> Callable[[Sequence[Any]], None]:
-    """Writes rows with an event."""
+    """Writes rows with the entries that tell of them: data are sealed, runs and evaluations reserved and begun."""
+    kinds = {DatasetRow: "datasets", RunRow: "runs", EvaluationRow: "evaluations"}
+
+    def tell(row: Any) -> Sequence[tuple[str, dict[str, Any]]]:
+        if isinstance(row, DatasetRow):
+            return [("data.sealed", {"dataset_id": row.id})]
+        if isinstance(row, RunRow):
+            return [("run.reserved", {"run_id": row.id}), ("run.started", {"run_id": row.id})]
+        return [("evaluation.reserved", {"evaluation_id": row.id, "run_id": row.run_id})]
 
     def write(rows: Sequence[Any]) -> None:
-        kinds = {DatasetRow: "datasets", RunRow: "runs", EvaluationRow: "evaluations"}
         with ledger.transaction(actor) as tx:
             for row in rows:
                 getattr(tx, kinds[type(row)]).add(row)
-            tx.append(event("policy.activated", {"name": "x", "sha256": "11" * 32}))
+            for type_, facts in (told for row in rows for told in tell(row)):
+                tx.append(event(type_, facts_of(type_, **facts)))
 
     return write
+
+
+@pytest.fixture
+def in_force(ledger: Ledger, actor: Actor) -> Callable[[float], Policy]:
+    """Puts the policy with this cap in force."""
+
+    def activate(max_epsilon: float) -> Policy:
+        chosen = policy(max_epsilon)
+        activate_in(desk_at(ledger, actor), chosen)
+        return chosen
+
+    return activate
 
 
 @pytest.fixture
@@ -105,7 +133,7 @@ def test_evaluations_eat_the_budget_of_runs_on_overlapping_data(
     ledger: Ledger, book: Callable[[Sequence[Any]], None], state: str
 ) -> None:
     cap = policy(RUN_COSTS + 0.1)
-    budget.afford(ledger, cap, spend_of_run("trained"))
+    assert budget.afford(ledger, cap, spend_of_run("trained")).after.rule == "distributions"
     book([evaluation("eval-1", "held", state)])
     with pytest.raises(BudgetExceeded):
         budget.afford(ledger, cap, spend_of_run("trained"))
@@ -117,9 +145,9 @@ def test_runs_eat_the_budget_of_evaluations_on_overlapping_data(
     ledger: Ledger, book: Callable[[Sequence[Any]], None]
 ) -> None:
     cap = policy(RUN_COSTS + 0.1)
-    asked = budget.spend_of_evaluation(evaluation("(new)"))
-    _, before, after = budget.afford(ledger, cap, asked)
-    assert (before, after) == (0.0, pytest.approx(1.0, abs=1e-3))
+    asked = budget.spend_of_evaluation(evaluation("(new)"), PLAN.unit)
+    found = budget.afford(ledger, cap, asked)
+    assert (found.before.epsilon, found.after.epsilon) == (0.0, pytest.approx(1.0, abs=0.02))
     book([run_on("trained")])
     with pytest.raises(BudgetExceeded):
         budget.afford(ledger, cap, asked)
@@ -131,12 +159,16 @@ def test_an_account_shows_what_evaluations_took(ledger: Ledger, book: Callable[[
     book([run_on("trained"), evaluation("eval-1"), evaluation("eval-2", state="reserved")])
     with ledger.read() as rows:
         snapshot = budget.BudgetSnapshot.read(rows)
-    found = {row.id: budget._account(row, snapshot, policy(8)) for row in snapshot.datasets}
-    assert found["held"].spent == pytest.approx(1.0, abs=1e-3)
-    assert found["held"].reserved > found["held"].spent
+    caps = budget.caps_of(ledger, policy(8), snapshot.datasets)
+    spends = snapshot.spends(Timeline.read(ledger))
+    found = {row.id: budget._account(row, snapshot, spends, caps[row.id]) for row in snapshot.datasets}
+    assert found["held"].spent.epsilon == pytest.approx(1.0, abs=0.02)
+    assert found["held"].reserved.epsilon > found["held"].spent.epsilon
+    assert found["held"].reserved.rule == "filter"  # the evaluations were reserved after the run had begun
+    assert found["held"].reserved.by_distributions < found["held"].reserved.by_filter
     assert found["held"].evaluations == snapshot.evaluations
-    assert found["trained"].spent == found["held"].spent  # it shares units
-    assert found["other"].reserved == 0
+    assert found["trained"].spent.epsilon == found["held"].spent.epsilon  # it shares units
+    assert found["other"].reserved.epsilon == 0
 
 
 def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -> None:
@@ -162,14 +194,14 @@ def test_only_held_out_data_of_that_purpose_are_evaluated(dataset: DatasetRow) -
 # --- races -----------------------------------------------------------------------------------------------------------
 
 
-def evaluable(tmp_path: Path, dataset: DatasetRow, cap: float) -> Evaluable:
+def evaluable(tmp_path: Path, dataset: DatasetRow, rules: Policy) -> Evaluable:
     return Evaluable(
         home=bare_home(tmp_path),
         run=run_on("trained"),
         job=None,  # type: ignore[arg-type]
         model=None,  # type: ignore[arg-type]
         dataset=dataset,
-        policy=policy(cap),
+        policy=rules,
         plan=ONE,
         adapter_sha256="00" * 32,
         released_sha256=None,
@@ -200,46 +232,76 @@ def interloper(monkeypatch: pytest.MonkeyPatch, book: Callable[[Sequence[Any]], 
 @pytest.mark.usefixtures("catalog")
 @pytest.mark.parametrize("other", [evaluation("eval-2"), run_on("trained", "run-2")])
 def test_an_evaluation_sees_what_was_booked_while_it_was_checked(
-    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]], other: Any
+    ledger: Ledger,
+    actor: Actor,
+    tmp_path: Path,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+    other: Any,
 ) -> None:
+    rules = in_force(1.2)
     (tmp_path / "eval-1").mkdir()
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     interloper(other)
     with pytest.raises(BudgetExceeded):
-        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 1.2), "00" * 32)
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules), "00" * 32)
     with ledger.read() as rows:
         assert rows.evaluations.find("eval-1") is None
     assert not list(ledger.entries(type="evaluation.started"))
 
 
 @pytest.mark.usefixtures("catalog")
-def test_where_the_budget_suffices_for_both_the_second_check_reserves(
-    ledger: Ledger, actor: Actor, tmp_path: Path, interloper: Callable[[Any], list[int]]
+def test_a_policy_that_came_into_force_meanwhile_lets_nothing_be_reserved(
+    ledger: Ledger, actor: Actor, tmp_path: Path, in_force: Callable[[float], Policy]
 ) -> None:
+    strict, loose = in_force(1.2), policy(8)
+    with ledger.read() as rows:
+        found = evaluable(tmp_path, rows.datasets.get("held"), loose)
+    with pytest.raises(Busy, match="another policy came into force"):
+        evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), found, "00" * 32)
+    found = dataclasses.replace(found, policy=strict)
+    evaluate._book(desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), found, "00" * 32)
+    assert len(list(ledger.entries(type="evaluation.reserved"))) == 1
+
+
+@pytest.mark.usefixtures("catalog")
+def test_where_the_budget_suffices_for_both_the_second_check_reserves(
+    ledger: Ledger,
+    actor: Actor,
+    tmp_path: Path,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+) -> None:
+    rules = in_force(8)
     (tmp_path / "eval-1").mkdir()
     with ledger.read() as rows:
         held = rows.datasets.get("held")
     checks = interloper(evaluation("eval-2"))
-    before, after = evaluate._book(
-        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, 8), "00" * 32
+    found, started = evaluate._book(
+        desk_at(ledger, actor), RunDir(tmp_path / "eval-1"), evaluable(tmp_path, held, rules), "00" * 32
     )
     assert len(checks) == 2
-    assert (before, after) == (pytest.approx(1.0, abs=1e-3), pytest.approx(1.46, abs=0.1))
+    assert (found.before.epsilon, found.after.rule) == (pytest.approx(1.0, abs=0.02), "filter")
+    assert (found.after.epsilon, found.after.share) == (pytest.approx(4.8, abs=0.1), pytest.approx(0.065, abs=0.01))
     kinds = [entry.leaf["type"] for entry in ledger.entries(subject="run-1")]
-    assert kinds == ["evaluation.reserved", "evaluation.started"]
-    assert (tmp_path / "eval-1" / "evidence.json").exists()
+    assert kinds == ["evaluation.reserved", *("evaluation.reserved", "evaluation.started")]  # the other's, and ours
+    assert ledger.entry(started).leaf["type"] == "evaluation.started"
 
 
 @pytest.mark.usefixtures("catalog")
 def test_a_run_sees_an_evaluation_that_was_booked_while_it_was_checked(
-    ledger: Ledger, actor: Actor, interloper: Callable[[Any], list[int]], dataset: DatasetRow
+    ledger: Ledger,
+    actor: Actor,
+    interloper: Callable[[Any], list[int]],
+    in_force: Callable[[float], Policy],
+    dataset: DatasetRow,
 ) -> None:
     resolved = reserve.Resolved(
         run=None,  # type: ignore[arg-type]
         dataset=dataclasses.replace(dataset, id="trained", name="trained"),
         model=None,  # type: ignore[arg-type]
-        policy=policy(RUN_COSTS + 0.1),
+        policy=in_force(RUN_COSTS + 0.1),
         plan=PLAN,
         parameters=1,
     )

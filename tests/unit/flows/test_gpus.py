@@ -162,7 +162,7 @@ def test_more_processes_than_gpus_are_refused(stand_in: standin.StandIn) -> None
 def test_a_probe_that_cannot_run_is_not_taken_for_one_that_found_nothing(
     stand_in: standin.StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus.sys, "executable", "/bin/false")
+    monkeypatch.setattr(gpus.interpreter.sys, "executable", "/bin/false")
     assert "GPU probe" in failed(examined(stand_in.root))
     with pytest.raises(WillNotFit, match="the GPU cannot be used: probe"):
         gpus.require(CUDA, stand_in.root)

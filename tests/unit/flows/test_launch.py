@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.errors import WillNotFit
 from appliance.flows import launch
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.train import TrainResult
@@ -44,3 +45,10 @@ def test_a_second_interrupt_is_raised_at_once(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         launch.run_worker(RunDir(tmp_path), TrainResult, watch=hang)
+
+
+def test_a_worker_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(WillNotFit, match="was stopped after 0 s"):
+        launch.run_worker(RunDir(tmp_path), TrainResult, poll_s=0.01, within_s=0.0)
+    launch.wait_for_workers(RunDir(tmp_path), wait_s=0)
+    assert not RunDir(tmp_path).result.exists()

@@ -10,7 +10,6 @@ from appliance.cli import planning
 from appliance.errors import ConfigInvalid, IntegrityError
 from appliance.events.model import ModelImported
 from appliance.flows import catalog
-from appliance.flows.run.plan import _require_exact_length
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import ModelRow
@@ -32,19 +31,15 @@ def test_an_entry_of_an_earlier_release_refuses_nothing(ledger: Ledger, actor: A
     note(ledger, actor)
     assert catalog.imported(ledger, ROW).trained is None
     catalog.require_trainable(ledger, ROW, "nf4")
-    _require_exact_length(ledger, ROW, 10**6)
 
 
 def test_the_newest_entry_counts(ledger: Ledger, actor: Actor) -> None:
     note(ledger, actor)
-    note(ledger, actor, trained={"float32": "", "nf4": "its layers are round"}, numbers={"exact_tokens": 32})
+    note(ledger, actor, trained={"float32": "", "nf4": "its layers are round"})
     catalog.require_trainable(ledger, ROW, "float32")
     catalog.require_trainable(ledger, ROW, "int8")  # was not tried
     with pytest.raises(ConfigInvalid, match="model m cannot be trained in nf4: its layers are round"):
         catalog.require_trainable(ledger, ROW, "nf4")
-    _require_exact_length(ledger, ROW, 32)
-    with pytest.raises(ConfigInvalid, match="beyond 32 tokens"):
-        _require_exact_length(ledger, ROW, 33)
 
 
 def test_an_entry_of_another_model_says_nothing(ledger: Ledger, actor: Actor) -> None:

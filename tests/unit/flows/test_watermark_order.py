@@ -10,12 +10,12 @@ import pytest
 from appliance.errors import KeyUnavailable, PolicyDenied
 from appliance.events.catalog import event
 from appliance.flows.watermark.markable import _commitment, algorithm_sha256, current_key, find_embedding, find_trials
-from appliance.keyagent.gatekeeper import Gatekeeper
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.proof import evidence as evidence_for
 from appliance.ledger.rows import WatermarkKeyRow
 from appliance.store.agent import ReleaseRequest
+from tests.unit.flows.test_agent import gatekeeper_of
 from tests.unit.ledger.conftest import Clock
 
 RUN, KEY = "run_1", "wmk_1"
@@ -94,7 +94,7 @@ def test_one_key_is_current(ledger: Ledger, actor: Actor) -> None:
         row = WatermarkKeyRow(id=name, commitment="1" * 64, wrapped_key="w", key_epoch=1, state="current")
         with ledger.transaction(actor) as tx:
             for old in tx.watermark_keys.list():
-                tx.watermark_keys.update(old.id, state="retired")
+                tx.watermark_keys.update(old, state="retired")
             tx.watermark_keys.add(row)
             facts = {"key_id": name, "commitment": row.commitment, "key_epoch": 1}
             tx.append(event("watermark.keyed", facts))
@@ -109,7 +109,7 @@ def test_evidence_of_a_use_opens_that_watermark_key_alone_and_once(
 ) -> None:
     index = append("watermark.started")
     shown = evidence_for(ledger.prove(index), ledger.leaf(index))
-    gatekeeper = Gatekeeper(ledger.verifier_keys, since=0, clock=lambda: clock().timestamp())
+    gatekeeper = gatekeeper_of(ledger, 0, lambda: clock().timestamp())
 
     def request(name: str) -> ReleaseRequest:
         return ReleaseRequest(evidence=shown, dataset_id=name, epoch=1, wrapped="AAAA", peer_pid=1, peer_uid=0)

@@ -99,7 +99,7 @@ def test_templates_and_plain_columns(tmp_path: Path) -> None:
 def test_plain_text(tmp_path: Path, split: str, expected: int) -> None:
     file = tmp_path / "f.txt"
     file.write_bytes(b"\xef\xbb\xbf\n one\r\ntwo\r\n \r\n\nthree")
-    records, _ = ingest(file, format="text", split=split)
+    records, _ = ingest(file, format="text", unit=UnitOfPrivacy(split=split))
     assert len(records) == expected
     assert texts(records)[0] == {"line": " one", "paragraph": " one\r\ntwo"}.get(split, " one\r\ntwo\r\n \r\n\nthree")
 

@@ -15,7 +15,7 @@ import pytest
 from appliance.errors import WillNotFit
 from appliance.isolation import gpu, landlock, seccomp
 from tests import gpus as standin
-from tests.unit.isolation.test_isolation_layers import decider
+from tests.unit.isolation.test_isolation_layers import ALLOW, ENOENT, EPERM, MACHINES, decider
 
 Script = Callable[..., str]
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="not run: this kernel has no Landlock")
@@ -249,31 +249,33 @@ def test_a_plain_user_without_core_dumps_still_reads_what_the_driver_reads_of_it
 # --- sockets --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@MACHINES
 @pytest.mark.parametrize("tcp", [False, True])
 def test_the_drivers_filter_leaves_a_unix_socket_that_reaches_nobody(machine: str, tcp: bool) -> None:
-    from appliance.isolation import kernel
+    from appliance.isolation import calls, kernel
 
-    decide = decider(seccomp._program(machine, tcp=tcp, driver=True), kernel.ARCHITECTURES[machine])
-    calls = seccomp._DENIED[machine]
-    left = {"bind", "listen", *(seccomp._OF_TCP if tcp else ())}
-    for name, number in calls.items():
-        if name != "socket":
-            assert decide(number) == (name in left), name
-    for number in {*range(600), 0x40000000 + 41} - set(calls.values()) - {425, 426, 427, 438}:
-        assert decide(number) == (number < 0x40000000), number
+    rules, numbers = seccomp._Rules(tcp=tcp, gpu=True, driver=True), calls.numbers(machine)
+    decide = decider(seccomp._program(machine, rules), kernel.ARCHITECTURES[machine])
+    for name in calls.OF_TCP:
+        left = ALLOW if tcp or name in ("bind", "listen") else ENOENT if name == "connect" else EPERM
+        assert decide(numbers[name]) == left, name
+    for name, number in numbers.items():
+        if name not in (*calls.OF_TCP, *calls.CHECKED):
+            left = name in {*calls.ALLOWED, *calls.ON_A_GPU, *calls.ON_SOCKETS}
+            assert (decide(number) == ALLOW) == left, name
     for family in range(46):
         for kind in range(1, 11):
             for protocol in (0, 6, 16):
                 expected = family == 1 and kind in (1, 5)
                 expected |= tcp and ((family in (2, 10) and kind == 1) or (family == 16 and protocol == 0))
-                assert decide(calls["socket"], family, kind, protocol) == expected
-                assert decide(calls["socket"], family, kind | 0o2004000, protocol) == expected
+                for flags in (0, 0o2004000):
+                    decision = decide(numbers["socket"], family, kind | flags, protocol)
+                    assert decision == (ALLOW if expected else EPERM)
 
 
 WINDOW = """
 outside = sys.argv[3]
-seccomp.deny_all_but_the_drivers(tcp=False)
+seccomp.restrict_calls_until_the_driver_runs(tcp=False)
 def unix(kind=socket.SOCK_SEQPACKET):
     return socket.socket(socket.AF_UNIX, kind)
 print([refused(lambda: unix(kind)) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)])
@@ -286,7 +288,7 @@ print("listening", flush=True)
 sys.stdin.readline()
 print(refused(listening.accept), refused(lambda: os.read(listening.fileno(), 10)),
       refused(lambda: listening.send(b"x")))
-seccomp.deny_network()
+seccomp.restrict_calls(gpu=True)
 print([refused(lambda: unix(kind)) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)],
       refused(lambda: listening.bind(chr(0) + "again")), refused(listening.listen),
       refused(lambda: listening.connect(outside)))
@@ -379,7 +381,7 @@ NAMELESS = (
 @pytest.mark.parametrize(
     ("layer", "refused"),
     [
-        ("seccomp.deny_all_but_the_drivers = lambda **_: seccomp.deny_network()", True),
+        ("seccomp.restrict_calls_until_the_driver_runs = lambda **_: seccomp.restrict_calls(gpu=True)", True),
         (NAMELESS, True),
         ("", False),
     ],

@@ -75,7 +75,7 @@ def test_every_table_travels_there_and_back(ledger: Ledger, actor: Actor, policy
         tx.policies.add(policy)
         tx.append(event("policy.activated", {"name": "demo", "sha256": policy.sha256}))
     with ledger.transaction(actor) as tx:
-        done = tx.runs.update("r", state="finished", charged_attempts=9, epsilon_charged="7.5")
+        done = tx.runs.update(run, state="finished", charged_attempts=9, epsilon_charged="7.5")
         tx.append(KeyLocked())
     with ledger.read() as rows:
         assert rows.models.get("m") == model
@@ -140,7 +140,7 @@ def test_columns_take_only_their_type(ledger: Ledger, actor: Actor, dataset: Dat
             tx.datasets.add(replace(dataset, **changes))  # type: ignore[arg-type]
     with pytest.raises(ApplianceError), ledger.transaction(actor) as tx:
         tx.datasets.add(dataset)
-        tx.datasets.update("ds-1", id="ds-2")
+        tx.datasets.update(dataset, id="ds-2")
 
 
 @pytest.mark.parametrize(

@@ -136,19 +136,6 @@ def test_sizes_have_one_name_whatever_the_configuration_calls_them(kind: str) ->
     assert found["vocab_size"] > 0
 
 
-@pytest.mark.parametrize(
-    ("rope", "tokens"),
-    [
-        ({"rope_type": "default"}, None),
-        ({"rope_type": "linear", "factor": 2.0}, None),
-        ({"rope_type": "dynamic", "factor": 2.0}, 64),
-    ],
-)
-def test_rotary_scaling_that_follows_what_was_seen_is_noted(rope: dict[str, object], tokens: int | None) -> None:
-    config = AutoConfig.for_model("llama", max_position_embeddings=64, rope_parameters={"rope_theta": 1e4, **rope})
-    assert _numbers(config).get("exact_tokens") == tokens
-
-
 # --- GGUF ---------------------------------------------------------------------------------------------------------
 
 

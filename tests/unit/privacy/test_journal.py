@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import IntegrityError, WillNotFit
-from appliance.privacy.journal import Journal, JournalState, charge, read
+from appliance.privacy.journal import Journal, JournalState, _line, charge, read
 
 RUN, PLAN = "run-1", "ab" * 32
 RATE = Fraction(32, 500)
@@ -127,6 +127,54 @@ def test_charge_sees_a_journal_rewritten_with_a_valid_chain(tmp_path: Path) -> N
 def test_charge_is_capped_at_the_reservation_only_for_what_was_never_sampled() -> None:
     assert charge(JournalState(attempts=11, sampled=10), 10, None) == 10
     assert charge(JournalState(attempts=12, sampled=12), 10, None) == 12
+
+
+def test_what_may_have_been_made_unseen_is_charged_up_to_the_reservation(tmp_path: Path) -> None:
+    state = written(tmp_path / "journal", 3)
+    recorded = (3, state.head_sha256)
+    assert charge(state, 20, recorded, 2) == 5
+    assert charge(state, 4, recorded, 2) == 4
+    assert charge(state, 20, recorded, 0) == charge(state, 20, None, 2) == 3
+    assert charge(state, 20, None, 4) == 4  # nothing is recorded yet, and four were permitted
+    assert charge(None, 20, recorded, 2) == 20
+
+
+def test_missed_attempts_count_and_stay_in_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    written(path, 2)
+    with Journal.open(path, RUN, PLAN) as journal:
+        journal.miss(3)
+        assert journal.state.attempts == 5
+        assert journal.attempt(RATE, 1.25) == 6
+    state = read(path, RUN)
+    assert state is not None
+    assert state.intact
+    assert (state.attempts, state.sampled) == (6, 3)
+    assert charge(state, 20, None) == 6
+
+
+def test_what_was_made_is_read_of_every_attempt(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal.open(path, RUN, PLAN) as journal:
+        journal.attempt(RATE, 1.25)
+        journal.miss(1)
+        journal.attempt(Fraction(1), 0.5)
+    state = read(path, RUN)
+    assert state is not None
+    assert state.made == {1: (RATE, 1.25), 3: (Fraction(1), 0.5)}
+
+
+@pytest.mark.parametrize("rate", ["1/0", "0.5", "-1/2", "1", "", "1/2/3", None, 1])
+def test_an_attempt_at_what_is_no_rate_is_damage(tmp_path: Path, rate: object) -> None:
+    path = tmp_path / "journal"
+    head = written(path, 1).head_sha256
+    entry = {"type": "attempt", "n": 2, "sample_rate": rate, "noise_multiplier": "1.25"}
+    with path.open("ab") as file:
+        file.write(_line(bytes.fromhex(head), entry))
+    state = read(path, RUN)
+    assert state is not None
+    assert not state.intact
+    assert charge(state, 20, None) == 20
 
 
 def test_a_full_disk_is_said_and_nothing_is_built_on_the_failed_line(

@@ -30,7 +30,7 @@ ASKED: dict[str, Any] = {
 
 def test_the_plan_states_epsilon_for_all_attempts_beside_the_samplers_delta() -> None:
     plan = make_plan(**ASKED)
-    assert plan.delta == 1e-5
+    assert plan.delta == 0.9 * 1e-5  # a tenth of the lifetime's is left for what comes later
     assert (plan.attempts, plan.sample_rate) == (11, Fraction(1, 2))
     mechanism = Mechanism(plan.noise_multiplier, plan.sample_rate, plan.attempts)
     assert 0 < plan.sampler_delta < plan.delta / 2

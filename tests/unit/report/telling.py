@@ -77,12 +77,21 @@ def _guarantees(whole: Story) -> Iterator[Story]:
         yield story
         yield story.but("run.reserved", plan={**_plan(story), "unit": "record"})
     yield whole.but("run.reserved", plan={**PLAN, "neighbouring": "replace-one"})
+    for unit in ("record", "subject"):
+        yield whole.but("run.reserved", plan={**PLAN, "unit": unit, "split": "paragraph"})
     for epsilon, delta in (("0.9", PLAN["delta"]), ("3.9", PLAN["delta"]), ("14.0", PLAN["delta"]), ("1.0", "0.0001")):
         story = whole.but("run.settled", epsilon_charged=epsilon, delta=delta)
         yield story.but("run.reserved", plan={**PLAN, "epsilon": "15.0"}, cap="20.0")
     (settled,) = [event for event in whole.events if event.type == "run.settled"]
     older = {name: value for name, value in settled.facts.items() if name not in ("epsilon_curve", "odds_bound")}
     yield Story(tuple(replace(event, facts=older) if event is settled else event for event in whole.events))
+
+
+def _before_the_filter(whole: Story) -> Story:
+    """Reservations that do not state at which delta the lifetime is counted, nor by what."""
+    since = ("lifetime_delta", "filter_order", "counted_by")
+    older = [{name: value for name, value in event.facts.items() if name not in since} for event in whole.events]
+    return Story(tuple(replace(event, facts=facts) for event, facts in zip(whole.events, older, strict=True)))
 
 
 def _plan(story: Story) -> dict[str, Any]:
@@ -92,6 +101,7 @@ def _plan(story: Story) -> dict[str, Any]:
 def _budgets(whole: Story) -> Iterator[Story]:
     yield whole.but("run.reserved", epsilon_after="8.1").but("evaluation.reserved", epsilon_after="8.1")
     yield whole.but("run.settled", epsilon_charged="4.2")
+    yield _before_the_filter(whole)
     for type_ in ("run.settled", "run.failed", "run.aborted", "evaluation.settled", "evaluation.failed"):
         other = {**OTHER, "evaluation_id": "eval_other"} if type_.startswith("evaluation") else OTHER
         yield _with(whole.without("run.failed"), type_, "other", other)

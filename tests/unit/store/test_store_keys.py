@@ -26,8 +26,8 @@ def a_root() -> RootKey:
 
 def test_unlock_gives_the_root_key_that_create_drew(tmp_path):
     path = tmp_path / "keyslots.json"
-    created = keyslots.create(path, "a long passphrase", cost=CHEAP)
-    unlocked = keyslots.unlock(path, "a long passphrase")
+    created = keyslots.create(path, b"a long passphrase", cost=CHEAP)
+    unlocked = keyslots.unlock(path, b"a long passphrase")
     assert (unlocked.store_id, unlocked.buffer) == (created.store_id, created.buffer)
     assert keyslots.store_id(path) == created.store_id
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -37,7 +37,7 @@ def test_unlock_gives_the_root_key_that_create_drew(tmp_path):
 
 def test_the_default_cost_is_the_designed_one(tmp_path):
     path = tmp_path / "keyslots.json"
-    keyslots.create(path, "p")
+    keyslots.create(path, b"p")
     text = path.read_text()
     assert '"memory_kib":262144' in text
     assert '"iterations":3' in text
@@ -45,26 +45,26 @@ def test_the_default_cost_is_the_designed_one(tmp_path):
 
 
 def test_two_stores_with_one_passphrase_share_nothing(tmp_path):
-    a = keyslots.create(tmp_path / "a", "p", cost=CHEAP)
-    b = keyslots.create(tmp_path / "b", "p", cost=CHEAP)
+    a = keyslots.create(tmp_path / "a", b"p", cost=CHEAP)
+    b = keyslots.create(tmp_path / "b", b"p", cost=CHEAP)
     assert a.buffer != b.buffer
     assert a.store_id != b.store_id
 
 
 def test_the_same_passphrase_typed_in_another_unicode_form_opens(tmp_path):
-    keyslots.create(tmp_path / "k", "caf\u00e9", cost=CHEAP)
-    keyslots.unlock(tmp_path / "k", "cafe\u0301")
+    keyslots.create(tmp_path / "k", "caf\u00e9".encode(), cost=CHEAP)
+    keyslots.unlock(tmp_path / "k", "cafe\u0301".encode())
 
 
 def test_create_never_replaces(tmp_path):
-    keyslots.create(tmp_path / "k", "p", cost=CHEAP)
+    keyslots.create(tmp_path / "k", b"p", cost=CHEAP)
     before = (tmp_path / "k").read_bytes()
     with pytest.raises(UsageError):
-        keyslots.create(tmp_path / "k", "q", cost=CHEAP)
+        keyslots.create(tmp_path / "k", b"q", cost=CHEAP)
     assert (tmp_path / "k").read_bytes() == before
 
 
-@pytest.mark.parametrize("passphrase", ["", "\ud800"])
+@pytest.mark.parametrize("passphrase", [b"", b"\xed\xa0\x80", b"twelve lette\xc3", b"\xff"])
 def test_an_unusable_passphrase_is_a_usage_error_that_does_not_show_it(tmp_path, passphrase):
     with pytest.raises(UsageError) as caught:
         keyslots.create(tmp_path / "k", passphrase, cost=CHEAP)
@@ -74,7 +74,7 @@ def test_an_unusable_passphrase_is_a_usage_error_that_does_not_show_it(tmp_path,
 
 def test_a_missing_keyslot_file_is_missing(tmp_path):
     with pytest.raises(ArtefactMissing):
-        keyslots.unlock(tmp_path / "k", "p")
+        keyslots.unlock(tmp_path / "k", b"p")
 
 
 def test_a_data_key_unwraps_only_where_it_belongs(tmp_path):

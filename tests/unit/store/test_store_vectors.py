@@ -52,7 +52,7 @@ def test_a_refused_vector_is_refused_with_and_without_the_key(tmp_path, vector):
 
 def test_the_golden_keys_open():
     keys = json.loads((VECTORS / "keys.json").read_text())
-    root = keyslots.unlock(VECTORS / "keyslots.json", keys["passphrase"])
+    root = keyslots.unlock(VECTORS / "keyslots.json", keys["passphrase"].encode())
     assert (root.store_id, root.buffer.hex()) == (keys["store_id"], keys["root_key"])
     assert fingerprint_key(root).hex() == keys["fingerprint_key"]
     assert body_public_key(root).hex() == keys["body_public_key"]

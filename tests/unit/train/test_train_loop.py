@@ -14,11 +14,13 @@ from appliance.errors import ConfigInvalid, GateFailed, IntegrityError
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import UnitOfPrivacy
+from appliance.jobs.rundir import SNAPSHOT_EVERY, release_name
 from appliance.privacy.accounting import composition
 from appliance.privacy.journal import Journal
 from appliance.train.accounting import epsilon_prv, epsilon_rdp, spent
-from appliance.train.loop import Trainer, train
-from appliance.train.snapshot import EVERY, State, decode_release, decode_state, encode_state, release_name
+from appliance.train.loop import Trainer
+from appliance.train.running import train
+from appliance.train.snapshot import State, decode_release, decode_state, encode_state
 from appliance.train.trained import save_adapter
 from tests.unit.train import rig
 from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
@@ -73,7 +75,7 @@ def test_order_of_a_step_and_what_is_kept(tiny_model_dir: Path, tokenizer: Any) 
     trainer.run()
     step = ["attempt", "draw", "accumulate", "draw", "save", "record_release", "apply"]
     assert order[:7] == step
-    assert order[7 * EVERY :][:2] == ["save", "record_checkpoint"]
+    assert order[7 * SNAPSHOT_EVERY :][:2] == ["save", "record_checkpoint"]
     assert set(snapshots.stored) == {"snapshot"}
 
 

@@ -13,7 +13,7 @@ from appliance.errors import ConfigInvalid, GateFailed
 from appliance.jobs.lora import LoraSpec
 from appliance.privacy.sampler import sampler_delta
 from appliance.train.adapting import adapt
-from appliance.train.loop import train
+from appliance.train.running import train
 from appliance.worker.train import _check_sampler
 from tests.unit.train import rig
 

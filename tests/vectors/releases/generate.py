@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tests.conftest import _build_llama
-from tests.e2e.conftest import PASSPHRASE, Appliance, write_notes
+from tests.e2e.conftest import Appliance, write_notes, write_passphrase
 
 COLUMNS = ("--prompt", "question", "--completion", "answer")
 CURRICULUM = """
@@ -38,7 +38,7 @@ def main(directory: Path) -> None:
 def _live(place: Path) -> None:
     """Everything that leaves an entry and takes less than a minute."""
     appliance = Appliance(place / "home")
-    appliance.passphrase.write_text(PASSPHRASE + "\n")
+    write_passphrase(appliance.passphrase)
     _write_media(place)
     appliance("init", "--policy", "default")
     appliance("key", "unlock")

@@ -87,7 +87,7 @@ def write_objects(directory: Path) -> None:
 def write_keys(directory: Path) -> None:
     (directory / "keyslots.json").unlink(missing_ok=True)
     cost = Argon2Cost(memory_kib=64, iterations=1, lanes=1)
-    root = _create(directory / "keyslots.json", PASSPHRASE, cost, bytes(range(76)))
+    root = _create(directory / "keyslots.json", PASSPHRASE.encode(), cost, bytes(range(76)))
     wrapping = root.derive("epoch-wrap")
     wrapped = _wrap(wrapping, ["appliance/epoch-key/v1", root.store_id, 1], bytes(range(32, 64)), bytes(12))
     epoch = EpochFile(schema="appliance.epoch-key/1", store_id=root.store_id, epoch=1, wrapped=wrapped)

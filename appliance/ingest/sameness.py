@@ -1,0 +1,47 @@
+"""When two texts are the same: by what they say, never by how it is written down.
+
+The same rule holds for records, cells and names of subjects. What it does not recognise, on purpose, is listed in
+docs/life-of-a-record.md, with a test each.
+"""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from unicodedata import normalize
+
+# Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): nothing of them is seen.
+_IGNORABLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_UNSEEN = re.compile(f"[{_IGNORABLE}]+")
+_SEEN = re.compile(rf"[^\s\x00-\x1f{_IGNORABLE}]")
+
+
+def words(text: str) -> list[str]:
+    r"""Split a text into words that are equal where the texts say the same.
+
+    HTML escapes, compatibility forms (full width, ligatures), composed and decomposed letters, case and characters
+    that are not seen make no difference: compatibility caseless matching (Unicode 3.13, D146), without ignorable code
+    points.
+
+    >>> words("  Zoe\u0308\n M\u00fcller ") == words("ZO\u00cb M\u00dcL\u00adLER")
+    True
+    """
+    if "&" in text:
+        text = unescape(text)
+    if text.isascii():
+        return text.lower().split()
+    text = normalize("NFD", _UNSEEN.sub("", text)).casefold()
+    return _UNSEEN.sub("", normalize("NFKC", normalize("NFKC", text).casefold())).split()
+
+
+def squeeze(text: str) -> str:
+    """Write a text's words without any blank between them."""
+    return "".join(words(text))
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether nothing of a text is seen."""
+    return _SEEN.search(text) is None

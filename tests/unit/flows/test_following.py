@@ -1,0 +1,88 @@
+"""How far a worker may be ahead of the ledger, and what of it may have been made unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import IntegrityError
+from appliance.events.catalog import event
+from appliance.flows.run.following import FORMER_WINDOW, Follower, unseen, window_of
+from appliance.jobs import permits
+from appliance.jobs.permits import Permits
+from appliance.ledger.leaf import Actor
+from appliance.ledger.ledger import Ledger
+from appliance.privacy.journal import Journal
+from tests.desks import desk_at
+from tests.events import facts_of
+from tests.unit.flows.test_starting import run
+
+DIGEST = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("reserved", "window"), [(1, 1), (6, 1), (99, 1), (100, 2), (149, 2), (150, 3), (1000, 20), (4030, 80)]
+)
+def test_at_most_one_attempt_or_a_fiftieth_of_the_reservation_is_unrecorded(reserved: int, window: int) -> None:
+    assert window_of(reserved) == window
+    assert window <= max(1, 0.02 * reserved)
+
+
+def told(ledger: Ledger, actor: Actor, type_: str, **facts: object) -> None:
+    with ledger.transaction(actor) as tx:
+        tx.append(event(type_, facts_of(type_, **facts)))
+
+
+def test_what_was_unseen_is_what_the_last_entry_permits(ledger: Ledger, actor: Actor) -> None:
+    told(ledger, actor, "run.reserved", run_id="r1")
+    assert unseen(ledger, "r1") == 0  # no key was released
+    told(ledger, actor, "run.started", run_id="r1", unseen=3)
+    assert unseen(ledger, "r1") == 3
+    told(ledger, actor, "run.checkpointed", run_id="r1", attempts=3, journal_sha256=DIGEST, unseen=0)
+    assert unseen(ledger, "r1") == 0
+    told(ledger, actor, "run.resumed", run_id="r1", unseen=2)
+    told(ledger, actor, "run.checkpointed", run_id="r2", attempts=3, journal_sha256=DIGEST, unseen=9)
+    assert unseen(ledger, "r1") == 2
+
+
+@pytest.mark.parametrize("last", ["run.started", "run.resumed", "run.checkpointed"])
+def test_a_run_of_an_earlier_release_may_have_hidden_as_many_as_that_recorded_at_once(
+    ledger: Ledger, actor: Actor, last: str
+) -> None:
+    told(ledger, actor, last, run_id="r1")
+    assert unseen(ledger, "r1") == FORMER_WINDOW
+
+
+# --- a worker that goes on while it is looked at --------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Racing(Permits):
+    """As if the worker journaled one more attempt and asked for it just before each look."""
+
+    journal: Journal | None = None
+
+    def asked(self) -> int:
+        assert self.journal is not None
+        self._asked = self.journal.attempt(Fraction(1, 10), 1.25)
+        return self._asked
+
+
+def test_a_worker_that_goes_on_while_its_journal_is_read_has_altered_nothing(
+    ledger: Ledger, actor: Actor, tmp_path: Path
+) -> None:
+    """A journal that is read before the asking is looked at may be behind it."""
+    desk = desk_at(ledger, actor, tmp_path)
+    path = desk.home.run("r1").journal
+    path.parent.mkdir(parents=True)
+    with permits.opened() as ends, Journal.open(path, "r1", "ab" * 32) as kept:
+        racing = Racing(ends.inherited, ends._asks, ends._answers, journal=kept)
+        follower = Follower(desk, run("r1"), lambda step: None, racing)
+        for made in range(1, 20):
+            assert follower._sound().attempts == made
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        with pytest.raises(IntegrityError, match="altered while it trained"):
+            follower._sound()

@@ -1,0 +1,101 @@
+"""Permits: a worker goes no further than it is told, and what it asked for outlives it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from appliance.errors import Interrupted
+from appliance.jobs.permits import VARIABLE, Permits, Permitted, descriptors, opened
+
+_WORKER = """
+import os, sys
+from appliance.jobs.permits import Permitted
+permitted = Permitted.inherited()
+for attempt in range(1, 1000):
+    permitted.ask(attempt)
+    os.write(1, b"%d\\n" % attempt)
+"""
+
+
+def start(permits: Permits) -> subprocess.Popen[bytes]:
+    """A worker that does nothing but ask, and says what it was permitted."""
+    environment = os.environ | permits.environment()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WORKER], env=environment, pass_fds=permits.inherited, stdout=subprocess.PIPE
+    )
+    permits.hand_over()
+    return process
+
+
+def wait_until_asked(permits: Permits, attempt: int) -> None:
+    deadline = time.monotonic() + 60
+    while permits.asked() < attempt:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_worker_goes_as_far_as_it_is_permitted_and_asks_for_one_more() -> None:
+    with opened() as permits, start(permits) as worker:
+        assert worker.stdout is not None
+        made = []
+        for permitted in (1, 4, 5):
+            permits.permit(permitted)
+            wait_until_asked(permits, permitted + 1)
+            made += [int(worker.stdout.readline()) for _ in range(permitted - len(made))]
+            time.sleep(0.05)
+            assert permits.asked() == permitted + 1
+        worker.kill()
+        assert made == [1, 2, 3, 4, 5]
+        assert worker.stdout.read() == b""
+
+
+def test_what_was_asked_for_outlives_a_worker_that_was_killed() -> None:
+    with opened() as permits, start(permits) as worker:
+        permits.permit(7)
+        assert worker.stdout is not None
+        for _ in range(7):
+            worker.stdout.readline()
+        time.sleep(0.2)  # it asks for the eighth
+        worker.kill()
+        worker.wait()
+        assert permits.asked() == 8
+        permits.permit(9)  # nobody needs it any more
+        began = time.monotonic()
+        permits.wait(5)
+        assert time.monotonic() - began < 1
+
+
+def test_a_worker_whose_supervisor_is_gone_is_permitted_nothing() -> None:
+    with opened() as permits, start(permits) as worker:
+        permits.permit(3)
+        wait_until_asked(permits, 4)
+        os.close(permits._answers)
+        permits._answers = -1
+        assert worker.wait() == 1
+        assert worker.stdout is not None
+        assert worker.stdout.read().split() == [b"1", b"2", b"3"]
+
+
+def test_a_worker_that_nobody_supervises_is_permitted_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "3", "3,", "a,b", "-1,2"):
+        monkeypatch.setenv(VARIABLE, value)
+        assert descriptors() == ()
+        with pytest.raises(Interrupted, match="nobody supervises"):
+            Permitted.inherited()
+
+
+def test_waiting_ends_when_the_worker_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened() as permits:
+        permits.permit(2)
+        worker = Permitted(*permits.inherited)
+        threading.Timer(0.1, lambda: [worker.ask(1), worker.ask(2)]).start()
+        began = time.monotonic()
+        permits.wait(30)
+        assert permits.asked() == 2
+        assert 0.05 < time.monotonic() - began < 20
