@@ -255,7 +255,16 @@ def test_a_layer_is_not_dropped_because_another_checkpoint_has_a_spare_one(
     spare = "model.layers.61.eh_proj.weight"  # transformers drops what is called so: it is DeepSeek-V3's own
     tensors(lambda w: w.update({spare: w["model.norm.weight"].clone()}))(source)
     assert f"{spare!r} is stored" in str(refused(source, tmp_path))
-    edit("config.json", num_nextn_predict_layers=60)(source)
+
+
+def test_a_layer_that_guesses_ahead_is_left_out_where_the_configuration_declares_it(
+    tiny_deepseek_dir: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_deepseek_dir, tmp_path / "m"))
+    tensors(lambda w: w.update({"model.layers.2.eh_proj.weight": w["model.norm.weight"].clone()}))(source)
+    edit("config.json", num_nextn_predict_layers=0)(source)
+    assert "'model.layers.2.eh_proj.weight' is stored" in str(refused(source, tmp_path))
+    edit("config.json", num_nextn_predict_layers=1)(source)
     import_model(source, tmp_path / "declared")
 
 
