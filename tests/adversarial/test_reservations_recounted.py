@@ -23,8 +23,8 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, RunRow
 from appliance.ledger.transaction import Transaction
 from tests.adversarial.test_transient_edits import Scene
+from tests.builders import desk_at
 from tests.databases import Behind, attack
-from tests.desks import desk_at
 from tests.events import facts_of
 from tests.unit.flows.test_evaluation_budget import RUN_COSTS, policy
 from tests.unit.ledger.conftest import actor, behind, clock, config, dataset, ledger

@@ -42,8 +42,8 @@ from appliance.ledger.rows import (
 )
 from appliance.ledger.schema import TABLE_OF
 from appliance.policy.policy import Policy
+from tests.builders import desk_at, model_row
 from tests.databases import Behind, attack
-from tests.desks import desk_at
 from tests.events import facts_of
 from tests.unit.flows.test_budget import PLAN
 from tests.unit.flows.test_evaluation_budget import RUN_COSTS, evaluable, evaluation, policy, run_on
@@ -115,19 +115,7 @@ class Scene:
                 getattr(rows, name).list()
 
 
-MODEL = ModelRow(
-    id="m-1",
-    sha256="22" * 32,
-    source_format="gguf",
-    source_sha256="33" * 32,
-    architecture="llama",
-    parameters=135_000_000,
-    licence="apache-2.0",
-    has_chat_template=True,
-    files="[]",
-    shapes="{}",
-    state="active",
-)
+MODEL = model_row()
 KEY = WatermarkKeyRow(id="wmk_1", commitment="1" * 64, wrapped_key="w", key_epoch=1, state="current")
 
 
