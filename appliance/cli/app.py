@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer 0.29 carries its own click
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        app(args=arguments, prog_name="appliance", standalone_mode=False)
+        ended: Any = app(args=arguments, prog_name="appliance", standalone_mode=False)
     except ApplianceError as failure:
         return _report(failure)
     except NoArgsIsHelpError as shown:
@@ -97,7 +97,7 @@ def _run(arguments: list[str]) -> int:
     except ClickException as wrong:
         return _report(mistyped.explain(wrong, arguments))
     except (KeyboardInterrupt, typer.Abort):
-        return _report(Interrupted("interrupted", hint="what was written before is safe; type the same again"))
+        return _report(_interrupted())
     except typer.Exit as end:
         return int(end.exit_code)
     except (BrokenPipeError, SystemExit):  # the latter is how click ends where nobody reads any more
@@ -106,7 +106,12 @@ def _run(arguments: list[str]) -> int:
         return _report(_obstacle(obstacle))
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
-    return 0
+    # typer turns Ctrl-C and typer.Exit into a value that it returns
+    return _report(_interrupted()) if ended == Interrupted.exit_status else ended or 0
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", hint="what was written before is safe; type the same again")
 
 
 def _report(failure: ApplianceError) -> int:

@@ -125,9 +125,16 @@ def progress(settings: Settings, what: str) -> Iterator[Bar]:
 
 def _rich_bar(settings: Settings, what: str) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     console = Console(stderr=True, no_color=not settings.color)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
         task = display.add_task(what, total=None, text="")

@@ -49,7 +49,7 @@ FAILS: dict[str, tuple[str, int]] = {
     "key lock": ("--home nowhere", 11),
     "key status": ("--home nowhere", 11),
     "key rotate": ("", 2),
-    "data ingest": ("nowhere.csv --name x --units 5", 11),
+    "data ingest": ("nowhere.csv --name x --units 600", 11),
     "data list": ("--home nowhere", 11),
     "data show": ("nothing", 11),
     "data verify": ("nothing", 11),
@@ -76,9 +76,9 @@ FAILS: dict[str, tuple[str, int]] = {
     "report build": ("nothing --out x", 11),
     "report verify": ("nowhere", 11),
     "ledger log": ("--since yesterday", 2),
-    "ledger show": ("99999", 2),
+    "ledger show": ("99999", 11),
     "ledger prove": ("", 2),
-    "ledger verify": ("--fingerprint nonsense", 2),
+    "ledger verify": ("--fingerprint nonsense", 8),
     "ledger sign": ("--home nowhere", 11),
     "ledger export": ("--home nowhere x", 11),
     "ledger erase": ("2", 2),
@@ -231,6 +231,7 @@ def test_a_user_without_a_home_directory(home: Appliance, monkeypatch: pytest.Mo
 def test_being_told_to_end_is_an_interruption(home: Appliance, number: int) -> None:
     code = (
         "import os, sys; from appliance.cli import app, streams; from appliance.flows.home import Home\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "streams.heed_signals()\n"
         f"Home.open = lambda root: os.kill(os.getpid(), {int(number)})\n"
         "sys.exit(app.run(['key', 'status']))"
