@@ -22,10 +22,11 @@ SECRET = f"{os.urandom(12).hex()} caf\u00e9 {os.urandom(12).hex()}"
 needs_setpriv = pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="not run: no setpriv here")
 
 USES = """
-import sys
+import contextlib, sys
 from appliance.cli import app
 directory, verbs = sys.argv[1], sys.argv[2:]
-status = app.run(["--quiet", "--home", directory + "/home", *verbs, "--passphrase-file", directory + "/passphrase"])
+with contextlib.redirect_stdout(sys.stderr):
+    status = app.run(["--home", directory + "/home", *verbs, "--passphrase-file", directory + "/passphrase"])
 print(status, flush=True)
 sys.stdin.read()
 """

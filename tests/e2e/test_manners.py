@@ -49,7 +49,7 @@ FAILS: dict[str, tuple[str, int]] = {
     "key lock": ("--home nowhere", 11),
     "key status": ("--home nowhere", 11),
     "key rotate": ("", 2),
-    "data ingest": ("nowhere.csv --name x --units 600", 11),
+    "data ingest": ("nowhere.csv --name x --units 600", 13),
     "data list": ("--home nowhere", 11),
     "data show": ("nothing", 11),
     "data verify": ("nothing", 11),
