@@ -30,6 +30,7 @@ from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
 from appliance.ledger.rows import DatasetRow
+from appliance.names import require_word
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.privacy.filter import best_order
@@ -41,12 +42,20 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What the data owner states about the data. All of it is public."""
+    """What the data owner states about the data. All of it is public.
+
+    Raises:
+      UsageError: the name or the class is not a word.
+    """
 
     name: str
     units: int
     class_name: str = "default"
     purpose: Purpose = Purpose.TRAINING
+
+    def __post_init__(self) -> None:
+        require_word(self.name, "dataset")
+        require_word(self.class_name, "class of data")
 
 
 class _Material(NamedTuple):

@@ -21,6 +21,7 @@ from appliance.jobs.job import IsolationSpec
 from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import ModelRow
+from appliance.names import require_word
 from appliance.store.trees import tree_digest, verify_tree
 
 _SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
@@ -44,9 +45,11 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
       operator: who asks.
 
     Raises:
+      UsageError: the name is not a word, or taken.
       ArtefactMissing: `source` or a file that it names is not there.
       DataInvalid: pickle weights, remote code, damaged weights.
     """
+    require_word(name, "model")
     source = source.absolute()
     if not source.exists():
         raise ArtefactMissing(f"no model at {source}", hint="give a directory with safetensors, or a GGUF file")
