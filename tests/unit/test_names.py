@@ -51,7 +51,7 @@ def test_words_are_names(text: str) -> None:
 
 @pytest.mark.parametrize("text", [*UNRULY.values(), "", " ", "\u3000", "a" * 501])
 def test_what_is_not_one_line_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="^a reason has "):
+    with pytest.raises(UsageError, match=r"^a reason has "):
         require_line(text, "a reason")
     with pytest.raises(ValidationError):
         TypeAdapter(Line).validate_python(text)

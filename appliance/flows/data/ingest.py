@@ -20,8 +20,8 @@ import orjson
 from appliance.errors import DataInvalid, PolicyDenied, UsageError
 from appliance.events.data import DataRefused, DataSealed
 from appliance.events.states import CatalogState, Purpose
-from appliance.files import PARTIAL, commit, sweep, unswept
-from appliance.flows import catalog
+from appliance.files import PARTIAL, commit, unswept
+from appliance.flows import catalog, orphans
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
@@ -91,7 +91,7 @@ def ingest(
       DataInvalid: no row is usable, too many are not, or the declared number of units is far off.
       KeyUnavailable: the store is sealed.
     """
-    with Desk.open(home, operator) as desk:
+    with orphans.tidied(home, home.objects), Desk.open(home, operator) as desk:
         policy = desk.policy
         with desk.refusals(DataRefused, PolicyDenied, DataInvalid, policy_sha256=policy.digest):
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
@@ -132,7 +132,6 @@ def _seal(
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
     ingestion = Ingestion(paths, spec, mac_key)
-    sweep(home.objects)
     with _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)

@@ -14,7 +14,7 @@ from appliance.errors import ApplianceError, ArtefactMissing, UsageError
 from appliance.events.model import ModelImported, ModelRefused
 from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
-from appliance.flows import launch
+from appliance.flows import launch, orphans
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.jobs.job import IsolationSpec
@@ -53,7 +53,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
     source = source.absolute()
     if not source.exists():
         raise ArtefactMissing(f"no model at {source}", hint="give a directory with safetensors, or a GGUF file")
-    with Desk.open(home, operator) as desk:
+    with orphans.tidied(home, home.models), Desk.open(home, operator) as desk:
         policy = desk.policy
         with desk.refusals(ModelRefused, ApplianceError, policy_sha256=policy.digest), _job_directory(home) as run_dir:
             result = _convert(run_dir, source, policy.rules().isolation)
@@ -73,7 +73,7 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
 
 @contextmanager
 def _job_directory(home: Home) -> Iterator[RunDir]:
-    run_dir = home.run(new_id("import"))
+    run_dir = home.run(new_id(orphans.IMPORTS))
     run_dir.path.mkdir(mode=0o700)
     try:
         yield run_dir
@@ -111,7 +111,7 @@ def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
     fsync_tree(output)
     target = home.model(result.sha256)
     if target.exists():
-        verify_tree(target, result.files)  # litter of an import that was cut short before its row
+        verify_tree(target, result.files)  # somebody else imports the same at this moment
     else:
         commit(output, target)
 
