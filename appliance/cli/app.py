@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
     """Run one command; returns its exit status. Never a traceback: the innermost place is named instead."""
     try:
         _require_utf8(arguments)
-        app(args=arguments, prog_name="appliance", standalone_mode=False)
+        ended = app(args=arguments, prog_name="appliance", standalone_mode=False)
     except ApplianceError as failure:
         return _report(failure)
     except NoArgsIsHelpError as shown:
@@ -92,13 +92,13 @@ def run(arguments: list[str]) -> int:
         return _report(UsageError(wrong.format_message(), hint=hint))
     except (KeyboardInterrupt, typer.Abort):
         return _report(Interrupted("interrupted"))
-    except typer.Exit as end:
-        return int(end.exit_code)
     except BrokenPipeError:
         return 0
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
-    return 0
+    if ended == Interrupted.exit_status:  # typer catches Ctrl-C, and returns a status where it does not exit itself
+        return _report(Interrupted("interrupted"))
+    return ended or 0
 
 
 def _require_utf8(arguments: list[str]) -> None:
