@@ -29,6 +29,7 @@ from appliance.ingest.fingerprints import overlap
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
+from appliance.isolation import process
 from appliance.ledger.rows import DatasetRow
 from appliance.names import require_word
 from appliance.policy import check
@@ -38,6 +39,8 @@ from appliance.store import container
 from appliance.values import decimal
 
 Progress = Callable[[int], None]
+_MEMORY = 2 << 30  # bytes
+_GROWTH = 64  # fingerprints of very short records take up to twenty times their size; files may be compressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,7 @@ def _seal(
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
     ingestion = Ingestion(paths, spec, mac_key)
-    with _staging(home) as staging:
+    with process.memory_limited(_memory_for(paths)), _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)
         prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
@@ -157,6 +160,11 @@ def _seal(
         source="unsigned local files",
     )
     return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
+
+
+def _memory_for(paths: Sequence[Path]) -> int:
+    """Allow bytes for this process by the size of the files, which are foreign, and are parsed here."""
+    return _MEMORY + _GROWTH * sum(path.stat().st_size for path in paths if path.exists())
 
 
 @contextmanager

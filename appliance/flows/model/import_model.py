@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,6 @@ from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import ModelRow
 from appliance.names import require_word
 from appliance.store.trees import tree_digest, verify_tree
-
-_SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +88,7 @@ def _convert(run_dir: RunDir, source: Path, isolation: IsolationSpec) -> ImportR
     )
     run_dir.write_job(job)
     with launch.supervising(run_dir):
-        return launch.run_worker(run_dir, ImportResult, within_s=_time_for(source))
-
-
-def _time_for(source: Path) -> float:
-    """Allow seconds by the size of what is imported: ten times of what a slow disk needs."""
-    with suppress(OSError):  # the worker says what is wrong
-        files = source.iterdir() if source.is_dir() else (source,)
-        return _SECONDS + sum(path.stat().st_size for path in files) / _BYTES_A_SECOND
-    return _SECONDS
+        return launch.run_worker(run_dir, ImportResult, within_s=launch.time_for(source))
 
 
 def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
