@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from appliance.cli import app
-from appliance.errors import Busy
-from appliance.flows import orphans
+from appliance.errors import Busy, ConfigInvalid, UsageError
+from appliance.flows import acceptance, doctor, orphans
 from appliance.flows.data import ingest as ingest_flow
-from appliance.flows.home import Home
+from appliance.flows.home import Home, Operator
+from appliance.flows.release.bundle import bundle
 from appliance.ledger import canonical
 from appliance.names import is_unruly
+from appliance.policy import policy
+from appliance.policy.run_file import PhaseChoice
 from tests.databases import PostgresDatabase
+from tests.desks import bare_home
 from tests.e2e.conftest import Appliance, write_notes, write_passphrase
 from tests.unit.test_names import NO_WORDS, UNRULY
 
@@ -171,7 +176,21 @@ def test_ledgers_with_odd_names_stay_readable(opened: Opened, monkeypatch: pytes
     opened("ledger", "verify", "--deep")
 
 
-def test_what_was_forgotten_at_the_border_is_refused_by_the_ledger(opened: Opened) -> None:
+@pytest.mark.parametrize("text", UNRULY.values(), ids=UNRULY)
+def test_a_recipient_or_a_name_in_a_file_is_no_other(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="a recipient has"):
+        bundle(bare_home(tmp_path), "run_1", tmp_path / "out", text, Operator())
+    where = {"field": "ward", "in": [text]}
+    with pytest.raises(ValidationError, match=r"cannot be shown|surrogate|hex escape"):
+        PhaseChoice.model_validate_json(json.dumps({"ratio": 1.0, "units": 9, "where": where}))
+    with pytest.raises(ValidationError):
+        acceptance.Outcome(name=text, state="passed")
+    with pytest.raises(ConfigInvalid):
+        policy.parse(json.dumps({"schema": 1, "name": text, "classes": {}}).encode(), "policy.yaml")
+
+
+def test_what_was_forgotten_at_the_border_is_refused_by_the_ledger() -> None:
+    canonical.check_texts({"facts": [{"name": "Zoë", "units": 9, "kept": ["a b"]}]}, "x")
     for text in UNRULY.values():
         with pytest.raises(canonical.LeafInvalid):
             canonical.check_texts({"facts": [{"name": text}]}, "x")
@@ -222,6 +241,9 @@ def test_orphans_are_found_and_the_next_ingest_removes_them(opened: Opened) -> N
         (directory / "model.safetensors").touch()
     (home.objects / "README").write_text("not ours, and no digest")
     assert orphans.find(home) == left
+    assert [(found.verdict, found.detail[:20]) for found in doctor._orphans(home.root)] == [
+        ("warning", "3 that no row owns; ")
+    ]
     with orphans.unswept(home.objects):  # somebody is between its object and its row
         assert orphans.find(home) == left[1:]
         opened.ingest("--name", "second")
