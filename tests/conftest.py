@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,9 +201,20 @@ def _gguf_names(name: str) -> str:
 
 @pytest.fixture(scope="session")
 def write_tiny_gguf(tiny_model_dir: Path) -> Callable[..., Path]:
-    """`write_tiny_gguf(path, dtype=..., skip=..., pre=..., arch=...)`: `tiny_model_dir` as a GGUF file."""
+    """`write_tiny_gguf(path, dtype=..., skip=..., pre=..., arch=...)`: `tiny_model_dir` as a GGUF file.
 
-    def write(path: Path, dtype: str = "float32", skip: str = "", pre: str = "default", arch: str = "llama") -> Path:
+    `keys` are further metadata, a value of None leaving a key out; `tensors` are further tensors.
+    """
+
+    def write(
+        path: Path,
+        dtype: str = "float32",
+        skip: str = "",
+        pre: str = "default",
+        arch: str = "llama",
+        keys: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, Any] | None = None,
+    ) -> Path:
         import gguf
         from safetensors.numpy import load_file
         from tokenizers import pre_tokenizers
@@ -237,6 +248,11 @@ def write_tiny_gguf(tiny_model_dir: Path) -> Callable[..., Path]:
                 weight = _permute(weight, heads) if projection in name else weight
             if not (skip and skip in name):
                 writer.add_tensor(_gguf_names(name), weight.astype(dtype))
+        for name, tensor in (tensors or {}).items():
+            writer.add_tensor(name, tensor)
+        for key, value in (keys or {}).items():
+            kind = gguf.GGUFValueType.get_type(value) if value is not None else None
+            writer.add_key_value(key, value, kind) if kind is not None else writer.kv_data[0].pop(key)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -24,10 +24,13 @@ from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.selftest import Check
 from appliance.privacy.accounting import LEAST_NOISE, Mechanism, composition, epsilon_pld
 
-LEAST_COMPONENT = 0.97
+LEAST_COMPONENT = 0.9
 """What share of the accounted epsilon the measured noise and influence must at least have: less is another mechanism.
 
-At the plan's rate: how closely a rate can be measured follows from how small it is."""
+At the plan's rate: how closely a rate can be measured follows from how small it is. The noise is known to 0.7 %, which
+may be 4 % of epsilon where a plan has one step of a small rate; that it is less than 3 % in runs as they are is for the
+bench to show.
+"""
 
 Part = Callable[[], list[Check]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from appliance.cli import render
@@ -20,6 +20,23 @@ def sampling(plan: PrivacyPlan) -> list[str]:
         f"Poisson, {phase.name}: rate {float(phase.sample_rate):.4f}, {phase.steps} steps" for phase in plan.phases
     ]
     return [*lines[:-1], f"{lines[-1]} + {plan.spare_steps} spare"]
+
+
+def template(conversations: Mapping[str, bool], source: str) -> list[str]:
+    """Say which shapes of conversation the base's chat template carries, and what becomes of the others."""
+    if not conversations:
+        return []
+    carried = [shape for shape, carries in conversations.items() if carries]
+    left = [shape for shape, carries in conversations.items() if not carries]
+    if not left:
+        return ["carries every shape of conversation that was tried"]
+    found = [f"carries {', '.join(carried) or 'no conversation'}"]
+    if source == "fallback":
+        found.append(f"conversations with {', '.join(left)} become plain text, as template.from: fallback asks")
+    else:
+        found.append(f"conversations with {', '.join(left)} are not learned from; template.from: fallback makes them")
+        found.append("plain text")
+    return found
 
 
 def lines(expected: Forecast) -> list[str]:

@@ -78,7 +78,12 @@ def table(listed: list[Listed]) -> list[str]:
 def plan_document(resolved: Resolved) -> dict[str, Any]:
     """Describe the plan of a run for --json."""
     plan = resolved.plan.model_dump(mode="json")
-    return {"plan": plan, "trainable_parameters": resolved.parameters, "dataset": resolved.dataset.id}
+    return {
+        "plan": plan,
+        "trainable_parameters": resolved.parameters,
+        "dataset": resolved.dataset.id,
+        "conversations": dict(resolved.conversations),
+    }
 
 
 def plan_lines(resolved: Resolved, afforded: Afforded) -> list[str]:
@@ -89,6 +94,7 @@ def plan_lines(resolved: Resolved, afforded: Afforded) -> list[str]:
             ("guarantee", f"({plan.epsilon:g}, {plan.delta:.3g})-DP, unit of privacy: {unit_words(plan.unit)}"),
             ("noise multiplier", f"{plan.noise_multiplier:.4f} at clip norm {plan.max_grad_norm:g} ({plan.clipping})"),
             *(("sampling", line) for line in planning.sampling(plan)),
+            *(("template", line) for line in planning.template(resolved.conversations, resolved.run.template.from_)),
             ("adapter", f"{resolved.parameters} parameters on {resolved.model.id}"),
             ("lifetime budget", spending.afforded_line(afforded)),
         ]

@@ -9,7 +9,7 @@ does not help, every record has a micro-batch of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,7 @@ class Meter:
       variants: the model and its adapters.
       pad: token id that fills a row.
       physical_tokens: tokens computed at once.
+      logits: the model's own way from hidden states to logits; None is the head alone.
 
     Attributes:
       fixed: whether micro-batches are filled up, because the result for a row depends on how many there are. The rows
@@ -55,12 +56,19 @@ class Meter:
       ConfigInvalid: the model does not separate its body from its head.
     """
 
-    def __init__(self, variants: Variants, pad: int, physical_tokens: int) -> None:
+    def __init__(
+        self,
+        variants: Variants,
+        pad: int,
+        physical_tokens: int,
+        logits: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._variants, self._pad, self._tokens = variants, pad, physical_tokens
         self._body: Any = variants.model.get_decoder()
         self._head: Any = variants.model.get_output_embeddings()
         if self._body is variants.model or self._head is None:
             raise ConfigInvalid("the model has no separate language-model head", where="base")
+        self._logits = logits or self._head
         self._fixed_rows: dict[int, int] = {}
         cuda = self._head.weight.device.type != "cpu"  # its libraries choose a kernel by shape
         limit = positions(variants.model.config.to_dict())
@@ -125,7 +133,7 @@ class Meter:
         total = torch.zeros((), dtype=torch.float64)
         step = max(1, _PIECE // self._head.weight.shape[0])
         for start in range(0, len(positions), step):
-            logits = self._head(hidden[positions[start : start + step]]).float()
+            logits = self._logits(hidden[positions[start : start + step]]).float()
             target = targets[start : start + step, None]
             parts = torch.logsumexp(logits, dim=-1) - logits.gather(1, target)[:, 0]
             total += parts.double().sum().cpu()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from appliance.events.event import Digest, Event, Id, Refusal, Text, Told, Whole
+from appliance.events.event import Digest, Event, Id, Refusal, Text, Told, Whole, optional
 
 
 class ModelImported(Event):
-    """A base model was checked, converted and copied into the home."""
+    """A base model was checked, converted and copied into the home, or looked at again by a later release.
+
+    `trained` has for each precision that was tried an empty text, or why it cannot be trained exactly in that;
+    `numbers` are sizes of the architecture under transformers' names; `conversations` says
+    which shapes of conversation the chat template carries.
+    """
 
     type: ClassVar[str] = "model.imported"
     about: ClassVar[str] = "model_id"
@@ -24,6 +29,9 @@ class ModelImported(Event):
     has_chat_template: bool
     isolation: dict[str, str]
     libraries: dict[str, str]
+    trained: dict[str, str] = optional()
+    numbers: dict[str, Whole] = optional()
+    conversations: dict[str, bool] = optional()
 
 
 class ModelRefused(Refusal):

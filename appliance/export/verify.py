@@ -68,7 +68,7 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"4eb2135e67dc31cd5a9d3091ffba4f04f3a1b341d509120a4dcedb50bed22e8b"}  # SHA-256 of the lists that are known
+WORDINGS = {"e15bc4febe0d14b9d80f834ada7e8f9945e9d78e954579de7b1c17cd16f7dbdd"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with

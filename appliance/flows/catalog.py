@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appliance.errors import ArtefactMissing, Busy, IntegrityError, UsageError
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.events.model import ModelImported
 from appliance.events.states import PolicyState
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
@@ -36,6 +37,27 @@ def find_model(rows: Rows, named: str) -> ModelRow:
         if named in (row.id, row.sha256):
             return row
     raise ArtefactMissing(f"no model {named}", hint="import it first: `appliance model import PATH`")
+
+
+def imported(ledger: LedgerReader, row: ModelRow) -> ModelImported:
+    """Read what the newest entry says of a base model's import.
+
+    Raises:
+      IntegrityError: there is none, or it is of another model.
+    """
+    for entry in ledger.entries(ModelImported, subject=row.id, newest_first=True, limit=1):
+        found = ModelImported.of(entry.leaf["facts"])
+        if found.sha256 == row.sha256:
+            return found
+    raise IntegrityError(f"no entry of the ledger says that model {row.id} was imported")
+
+
+def require_trainable(ledger: LedgerReader, row: ModelRow, precision: str) -> None:
+    """Raise `ConfigInvalid` if the trial at import found this precision not to be exact; untried ones pass."""
+    obstacle = (imported(ledger, row).trained or {}).get(precision)
+    if obstacle:
+        hint = "docs/models.md lists what can be trained, and in which precision"
+        raise ConfigInvalid(f"model {row.id} cannot be trained in {precision}: {obstacle}", hint=hint, where="base")
 
 
 def find_run(ledger: LedgerReader, run_id: str) -> RunRow:

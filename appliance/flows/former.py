@@ -8,6 +8,7 @@ from appliance.errors import BudgetExceeded
 from appliance.flows import budget, catalog
 from appliance.flows.budget import BudgetSnapshot
 from appliance.flows.timeline import Places
+from appliance.ledger.rows import DatasetRow
 from appliance.policy.policy import Policy
 from appliance.privacy.accounting import epsilon_pld
 from appliance.privacy.lifetime import Spend
@@ -23,22 +24,25 @@ def weigh_formerly(snapshot: BudgetSnapshot, policy: Policy, asked: Spend, sampl
     It composed all spends by privacy loss distributions, whatever was chosen after what, at the delta of the policy.
 
     Raises:
-      BudgetExceeded: it would have refused.
+      BudgetExceeded: it would have refused, for the dataset or one that shares a unit with it.
     """
-    dataset = next(row for row in snapshot.datasets if row.id == asked.dataset_id)
+    near = budget.overlaps(asked.dataset_id, snapshot.datasets)
+    concerned = {row.id: row for row in snapshot.datasets if row.id == asked.dataset_id or row.id in near}
+    found = {id_: _weigh_one(row, snapshot, policy, (asked, sampler_delta)) for id_, row in concerned.items()}
+    return found[asked.dataset_id]
+
+
+def _weigh_one(dataset: DatasetRow, snapshot: BudgetSnapshot, policy: Policy, asked: _Part) -> dict[str, str]:
     named = policy.classes.get(dataset.class_)
     rules = [named] if named else list(policy.classes.values())
     cap, delta = min(rule.max_epsilon for rule in rules), min(rule.max_delta for rule in rules)
     group = {dataset.id} | budget.overlaps(dataset.id, snapshot.datasets)
     earlier = [part for part in _parts(snapshot) if part[0].dataset_id in group]
-    before, after = _epsilon(earlier, delta), _epsilon([*earlier, (asked, sampler_delta)], delta)
+    before, after = _epsilon(earlier, delta), _epsilon([*earlier, asked], delta)
     if after > cap:
         raise BudgetExceeded(f"dataset {dataset.id} has spent epsilon {before:.4f}, together {after:.4f}, of {cap:g}")
-    return {
-        "epsilon_before": decimal(round(before, 9)),
-        "epsilon_after": decimal(round(after, 9)),
-        "cap": decimal(cap),
-    }
+    facts = {"epsilon_before": round(before, 9), "epsilon_after": round(after, 9), "cap": cap}
+    return {name: decimal(value) for name, value in facts.items()}
 
 
 def _parts(snapshot: BudgetSnapshot) -> list[_Part]:

@@ -135,6 +135,8 @@ class _History:
         facts, policy = leaf["facts"], self._policy(self.in_force)
         if leaf["policy_sha256"] != self.in_force:
             yield "reserves under a policy that was not in force"
+        if "filter_order" not in facts and any("filter_order" in earlier["facts"] for earlier in self.leaves):
+            yield "states no order of the filter, though an earlier entry does"
         try:
             if "counted_by" in facts:
                 past = Past.of_leaves(self.leaves, self.rows.policies.values())

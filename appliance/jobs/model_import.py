@@ -18,7 +18,14 @@ class ImportJob(Job):
 
 
 class ImportResult(Result):
-    """`result.json` of a model import. `shapes` maps a linear module's name to (out_features, in_features)."""
+    """`result.json` of a model import.
+
+    Attributes:
+      shapes: (out_features, in_features) of every linear module that can be adapted, by its name.
+      numbers: sizes of the architecture, under transformers' names.
+      conversations: which shapes of conversation the chat template carries; empty where there is none.
+      trained: for each precision that was tried an empty string, or why it cannot be trained in that.
+    """
 
     kind: Literal["model-import"] = "model-import"
     sha256: Digest
@@ -30,3 +37,6 @@ class ImportResult(Result):
     licence: str
     has_chat_template: bool
     shapes: dict[str, tuple[int, int]]
+    numbers: dict[str, int]
+    trained: dict[str, str]
+    conversations: dict[str, bool]

@@ -20,13 +20,18 @@ class TrainSpec(Value):
     max_tokens: Count
     init_seed: Annotated[int, Field(ge=0)] = 7
     train_on: Literal["completion", "all"] = "completion"
-    template: Literal["base", "none"] = "base"
+    template: Literal["base", "fallback", "none"] = "base"
 
 
 class TrainJob(Job):
-    """`job.json` of a training run: everything the worker needs, all of it public."""
+    """`job.json` of a training run: everything the worker needs, all of it public.
+
+    Attributes:
+      model_id: the base model's name in the catalog; jobs of earlier releases have none.
+    """
 
     kind: Literal["train"] = "train"
+    model_id: str | None = None
     plan: PrivacyPlan
     lora: LoraSpec
     train: TrainSpec

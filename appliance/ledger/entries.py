@@ -100,7 +100,7 @@ def _read(connection: Connection, found: Sequence[Found]) -> Iterator[tuple[int,
 def read_registered(connection: Connection, found: Found) -> dict[str, Any]:
     """Read the leaf of a registered entry. Raises `IntegrityError` when it is not the one that the log proves."""
     query = select(schema.entry.c.leaf).where(schema.entry.c.idx == found.index)
-    return parse_leaf(_require_registered(found, connection.execute(query).scalar_one_or_none()))
+    return parse_leaf(require_registered(found, connection.execute(query).scalar_one_or_none()))
 
 
 def read_leaves(connection: Connection, types: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -117,10 +117,11 @@ def read_all_registered(connection: Connection, found: Sequence[Found]) -> Itera
         query = select(schema.entry.c.idx, schema.entry.c.leaf).where(schema.entry.c.idx.in_([e.index for e in some]))
         leaves = {row.idx: row.leaf for row in connection.execute(query)}
         for entry in some:
-            yield parse_leaf(_require_registered(entry, leaves.get(entry.index)))
+            yield parse_leaf(require_registered(entry, leaves.get(entry.index)))
 
 
-def _require_registered(found: Found, leaf: object) -> bytes:
+def require_registered(found: Found, leaf: object) -> bytes:
+    """Give the leaf back if it is the registered one. Raises `IntegrityError` otherwise."""
     if not isinstance(leaf, bytes) or merkle.leaf_hash(leaf).hex() != found.leaf_hash:
         raise IntegrityError(f"entry {found.index} of the ledger was altered")
     return leaf

@@ -25,12 +25,14 @@ from appliance.ledger.entries import (
     read_entries,
     read_entry,
     read_leaves,
+    require_registered,
 )
 from appliance.ledger.heads import TreeHead, anchored_checkpoint, first_head_over, last_tree_head
 from appliance.ledger.leaf import parse_leaf
 from appliance.ledger.log import Clock, StoredTree, now
 from appliance.ledger.note import VerifierKey
 from appliance.ledger.opened import Opened
+from appliance.ledger.proving import Snapshot
 from appliance.ledger.snapshot import write_snapshot
 from appliance.ledger.transaction import Reading
 from appliance.ledger.verify import Verification, verify_ledger
@@ -131,14 +133,14 @@ class LedgerReader(Opened):
             yield from read_all_registered(connection, found)
 
     def entry(self, index: int) -> Entry:
-        """Read one entry. Raises `ArtefactMissing`."""
-        with self._database.read() as connection:
-            return read_entry(connection, self._leaf(connection, index))
+        """Read one entry, proved as `entries` are. Raises `ArtefactMissing`."""
+        with self._snapshot() as (connection, snapshot):
+            return read_entry(connection, self._proved_leaf(connection, snapshot, index))
 
     def leaf(self, index: int) -> bytes:
-        """Read the stored bytes of a leaf, as they are hashed. Raises `ArtefactMissing`."""
-        with self._database.read() as connection:
-            return self._leaf(connection, index)
+        """Read the stored bytes of a leaf, as they are hashed; proved as `entries` are. Raises `ArtefactMissing`."""
+        with self._snapshot() as (connection, snapshot):
+            return self._proved_leaf(connection, snapshot, index)
 
     def body(self, index: int, private_key: bytes) -> dict[str, str] | None:
         """Open the body (name, reason) of an entry; None where it has none or it is gone.
@@ -236,6 +238,15 @@ class LedgerReader(Opened):
     def _witnesses(self, path: Path | None) -> tuple[VerifierKey, ...]:
         path = path or self._config.witnesses
         return witness.load_witnesses(path) if path is not None else ()
+
+    def _proved_leaf(self, connection: Connection, snapshot: Snapshot, index: int) -> bytes:
+        leaf = self._leaf(connection, index)
+        if self._prover is not None:
+            found = snapshot.register().find(str(parse_leaf(leaf)["type"]), index)
+            if found is None:
+                raise IntegrityError(f"entry {index} of the ledger was altered")
+            require_registered(found, leaf)
+        return leaf
 
     def _leaf(self, connection: Connection, index: int) -> bytes:
         query = select(schema.entry.c.leaf).where(schema.entry.c.idx == index)

@@ -7,8 +7,10 @@ process the leaves that it covers. An older copy costs the leaves that came sinc
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,12 @@ class Register:
         """Find the newest entry of a kind."""
         found = self._entries.get(type_)
         return Found(*found[-1]) if found else None
+
+    def find(self, type_: str, index: int) -> Found | None:
+        """Find the entry of a kind that has this index."""
+        found = self._entries.get(type_, [])
+        place = bisect_left(found, index, key=itemgetter(0))
+        return Found(*found[place]) if place < len(found) and found[place][0] == index else None
 
     def follow(self, connection: Connection) -> None:
         """Read on to the end of the log. Raises `IntegrityError` for an entry that is missing or holds no leaf."""

@@ -1,4 +1,4 @@
-"""GGUF in, safetensors out, without changing a single weight.
+"""GGUF in, safetensors out, without changing a single weight or losing one, or any key (`gguf_keys`).
 
 The stored dtype is the smallest that holds every dequantised value exactly. Quantised files need float32: of the
 values of SmolLM2-135M in Q4_1 bfloat16 holds 21 % and float16 58 % exactly, so the float32 file (538 MB) is kept
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models import gguf_keys, gguf_rope
 from appliance.models.extent import check_extent
 from appliance.models.gguf_file import GgufHeader, read_header
-from appliance.models.loading import HERE_ONLY, check_complete
+from appliance.models.loading import HERE_ONLY, check_complete, load_tokenizer
 from appliance.models.offline import strict
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def convert(source: Path, output: Path) -> GgufHeader:
     with source.open("rb") as opened, strict("cannot be converted", source.name, HINT):
         alone = Path("/proc/self/fd", str(opened.fileno()))
         tokenizer = _tokenizer(alone, header, source.name)
-        model = _without_quantisation(_dequantise(alone, source.name))
+        model = _without_quantisation(_dequantise(alone, header, source.name))
         model.save_pretrained(output, max_shard_size=SHARD_SIZE)
         tokenizer.save_pretrained(output)
         _drop_invented_tokens(output / "tokenizer.json", header.metadata["tokenizer.ggml.tokens"])
+    _check_tokenizer(load_tokenizer(output), header, source.name)
     return header
 
 
@@ -69,10 +71,13 @@ def smallest_exact_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     return fitting[0] if fitting else torch.float32
 
 
-def _dequantise(source: Path, where: str) -> PreTrainedModel:
+def _dequantise(source: Path, header: GgufHeader, where: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name, **HERE_ONLY)
+    gguf_keys.apply(header.metadata, config, where)
+    if gguf_rope.FACTORS in header.tensors:
+        gguf_rope.apply_factors(config, _read_factors(source), where)
     model, info = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
@@ -84,7 +89,47 @@ def _dequantise(source: Path, where: str) -> PreTrainedModel:
         **HERE_ONLY,
     )
     check_complete(info, where)
+    _check_all_used(model, header, where)
     return model
+
+
+def _read_factors(source: Path) -> list[float]:
+    from gguf import GGUFReader, dequantize
+
+    tensor = next(tensor for tensor in GGUFReader(source).tensors if tensor.name == gguf_rope.FACTORS)
+    return [float(value) for value in dequantize(tensor.data, tensor.tensor_type).reshape(-1)]
+
+
+def _check_all_used(model: PreTrainedModel, header: GgufHeader, where: str) -> None:
+    """Refuse a file of which a tensor was dropped: no weight is missing, so the numbers of values differ then.
+
+    Raises:
+      DataInvalid: naming the tensor where its name shows that it is the one.
+    """
+    stored = {name: values for name, values in header.values.items() if name != gguf_rope.FACTORS}
+    loaded = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    loaded |= {id(buffer): buffer.numel() for _, buffer in _stored_buffers(model)}
+    if sum(stored.values()) == sum(loaded.values()):
+        return
+    unknown = sorted(name for name in stored if name not in _known_names(model))
+    hint = "import the model's safetensors directory instead"
+    named = f"the GGUF's tensor {unknown[0]!r} ({len(unknown)} in all)" if unknown else "a tensor of the GGUF"
+    raise DataInvalid(f"{named} would be lost", hint=hint, where=where)
+
+
+def _stored_buffers(model: PreTrainedModel) -> Iterable[tuple[str, torch.Tensor]]:
+    kept = model.state_dict(keep_vars=True)
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+
+
+def _known_names(model: PreTrainedModel) -> set[str]:
+    """List the names that a GGUF gives the model's own tensors, as far as its one table of them goes."""
+    from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
+
+    try:
+        return set(get_gguf_hf_weights_map(model, TensorProcessor(config=model.config.to_dict())))
+    except NotImplementedError:
+        return set()
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
@@ -122,6 +167,20 @@ def _tokenizer(source: Path, header: GgufHeader, where: str) -> PreTrainedTokeni
         # transformers would fall back to GPT-2's expression without a word.
         raise DataInvalid(f"the GGUF's pre-tokenizer {kind!r} cannot be rebuilt", hint=HINT, where=where)
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, header: GgufHeader, where: str) -> None:
+    """Hold the tokenizer that was written to what the file says of it."""
+    bare = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = tokenizer("a")["input_ids"]
+    does = {
+        "add_bos_token": tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id,
+        "add_eos_token": tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id,
+        "add_space_prefix": bare[0][:1] in ("\u2581", "\u0120"),
+    }
+    for name, done in does.items():
+        if header.metadata.get(f"tokenizer.ggml.{name}", done) != done:
+            raise DataInvalid(f"the GGUF's key 'tokenizer.ggml.{name}' would be lost", hint=HINT, where=where)
 
 
 def _drop_invented_tokens(path: Path, vocabulary: int) -> None:

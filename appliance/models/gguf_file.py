@@ -20,6 +20,7 @@ from appliance.errors import DataInvalid
 
 VERSIONS = (2, 3)
 MAX_COUNT = 1 << 24  # of metadata entries, array elements or tensors; real vocabularies stay below 2^19
+MAX_KEPT = 4096  # numbers of an array that are kept: one for each layer, not one for each token
 MAX_DIMENSIONS = 4
 STRING, ARRAY = 8, 9
 SCALARS = {
@@ -33,12 +34,14 @@ class GgufHeader:
     """What a GGUF file says of itself.
 
     Attributes:
-      metadata: scalar and string values by key; an array is there as its length.
+      metadata: scalar and string values by key; a short array of numbers is there as a tuple, any other as its length.
       tensors: (begin, end) byte range in the file of each tensor, by name.
+      values: how many values each tensor has, by name.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, tuple[int, int]]
+    values: dict[str, int]
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -78,7 +81,9 @@ class _Reader:
             if key in metadata:
                 raise DataInvalid("a metadata key stands twice", where=self._where)
             metadata[key] = self._value(self._scalar("<I"))
-        return GgufHeader(metadata, self._tensors(tensor_count, metadata.get("general.alignment", 32)))
+        table = [self._tensor() for _ in range(tensor_count)]
+        tensors = self._place(table, metadata.get("general.alignment", 32))
+        return GgufHeader(metadata, tensors, {name: values for name, _, _, values in table})
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from(code, self._view, self._at)
@@ -107,25 +112,26 @@ class _Reader:
             return self._array()
         raise DataInvalid(f"metadata of unknown type {kind}", where=self._where)
 
-    def _array(self) -> int:
+    def _array(self) -> int | tuple[Any, ...]:
         kind, count = self._scalar("<I"), self._count()
         if kind == STRING:
             for _ in range(count):
                 self._string()
+        elif kind in SCALARS and count <= MAX_KEPT:
+            return tuple(self._scalar(SCALARS[kind]) for _ in range(count))
         elif kind in SCALARS:
             self._at += count * struct.calcsize(SCALARS[kind])
         else:
             raise DataInvalid(f"metadata array of unknown type {kind}", where=self._where)
         return count
 
-    def _tensors(self, count: int, alignment: Any) -> dict[str, tuple[int, int]]:
+    def _place(self, table: list[tuple[str, int, int, int]], alignment: Any) -> dict[str, tuple[int, int]]:
         if type(alignment) is not int or alignment <= 0 or alignment % 8:
             raise DataInvalid("the alignment is not a positive multiple of 8", where=self._where)
-        table = [self._tensor() for _ in range(count)]
         start = -(-self._at // alignment) * alignment
         tensors: dict[str, tuple[int, int]] = {}
         reached = start
-        for name, offset, size in sorted(table, key=lambda row: row[1]):
+        for name, offset, size, _ in sorted(table, key=lambda row: row[1]):
             if name in tensors or offset % alignment or start + offset < reached:
                 raise DataInvalid(f"tensor {name!r} stands twice, overlaps another or is misaligned", where=self._where)
             reached = start + offset + size
@@ -134,13 +140,13 @@ class _Reader:
             tensors[name] = (start + offset, reached)
         return tensors
 
-    def _tensor(self) -> tuple[str, int, int]:
+    def _tensor(self) -> tuple[str, int, int, int]:
         name, dimensions = self._string(), self._scalar("<I")
         if dimensions > MAX_DIMENSIONS:
             raise DataInvalid(f"tensor {name!r} claims {dimensions} dimensions", where=self._where)
         shape = [self._scalar("<Q") for _ in range(dimensions)]
         kind, offset = self._scalar("<I"), self._scalar("<Q")
-        return name, offset, self._size(name, shape, kind)
+        return name, offset, self._size(name, shape, kind), prod(shape)
 
     def _size(self, name: str, shape: list[int], kind: int) -> int:
         """Count the bytes of a tensor: whole blocks of its type, along the first dimension."""

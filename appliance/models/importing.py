@@ -26,7 +26,8 @@ class Imported:
       parameters: number of parameters, shared ones counted once.
       licence: as the model's metadata states it, or "unknown".
       has_chat_template: whether the tokenizer brings a chat template.
-      shapes: (out_features, in_features) of every linear module, by module name.
+      shapes: (out_features, in_features) of every linear module of the decoder and of the head, by module name.
+      numbers: sizes, as transformers names them.
       source_format: "safetensors" or "gguf".
       source_sha256: of a GGUF file its SHA-256; of a directory the SHA-256 of the canonical JSON (RFC 8785) of
         `[[name, bytes, sha256], ...]` over the files taken, sorted by name.
@@ -37,6 +38,7 @@ class Imported:
     licence: str
     has_chat_template: bool
     shapes: dict[str, tuple[int, int]]
+    numbers: dict[str, int]
     source_format: Literal["safetensors", "gguf"]
     source_sha256: str
 
@@ -82,6 +84,7 @@ def _import(source: Path, output: Path) -> Imported:
         licence=licence,
         has_chat_template=structure.has_chat_template,
         shapes=structure.shapes,
+        numbers=structure.numbers,
         source_format=source_format,
         source_sha256=source_sha256,
     )

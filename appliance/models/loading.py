@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +13,27 @@ import torch
 from torch import nn
 
 from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.models.foreign_json import read_object
 from appliance.models.offline import strict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBLEMS = (
+    ("missing_keys", "is missing"),
+    ("mismatched_keys", "has another shape than configured"),
+    ("unexpected_keys", "is stored, but the configured model does not use it"),
+)
+DERIVED = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.(attn|attention)\.(bias|masked_bias)$"
+"""Stored constants that every model computes by itself: rotary frequencies, positions, causal masks of GPT-2's time."""
+
+NUMBERS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+    *("intermediate_size", "max_position_embeddings", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
+    *("qk_nope_head_dim", "v_head_dim", "n_routed_experts", "num_experts", "num_local_experts"),
+    *("num_experts_per_tok", "moe_intermediate_size", "first_k_dense_replace"),
+)
+"""What the estimates take of a configuration, as transformers' attribute map names it for every architecture."""
 
 HERE_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
@@ -25,14 +45,16 @@ class Structure:
     Attributes:
       architecture: class of the model, such as "LlamaForCausalLM".
       parameters: number of parameters, shared ones counted once.
-      shapes: (out_features, in_features) of every `nn.Linear`, by module name.
+      shapes: (out_features, in_features) of every `nn.Linear` of the decoder and of the head, by module name.
       has_chat_template: whether the tokenizer brings a chat template.
+      numbers: those of `NUMBERS` that the configuration states, under one name whatever its own for them is.
     """
 
     architecture: str
     parameters: int
     shapes: dict[str, tuple[int, int]]
     has_chat_template: bool
+    numbers: dict[str, int]
 
 
 def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -43,9 +65,13 @@ def load(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
       DataInvalid: weights are missing or have another shape than the configuration says, or files cannot be read.
       WillNotFit: memory does not suffice.
     """
-    model = _from_pretrained(directory, dtype=dtype)
+    return load_model(directory, dtype), load_tokenizer(directory)
+
+
+def load_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model alone; see `load`."""
     # A parameter that transformers keeps in float32 whatever it is asked (a router bias) stays what it is.
-    return model.requires_grad_(False).eval(), load_tokenizer(directory)
+    return _from_pretrained(directory, dtype=dtype).requires_grad_(False).eval()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -53,7 +79,35 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     with strict("the tokenizer cannot be loaded", str(directory)):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory, **HERE_ONLY)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **HERE_ONLY)
+        if tokenizer.eos_token_id is None:
+            _mend_end(tokenizer, directory)
+        return tokenizer
+
+
+def _mend_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Give a tokenizer without an end token the one that the model's configuration names: a text must end in it.
+
+    Raises:
+      DataInvalid: the configuration names one that the tokenizer does not have.
+    """
+    from transformers import AutoConfig
+
+    stated = AutoConfig.from_pretrained(directory, **HERE_ONLY).get_text_config(decoder=True).eos_token_id
+    generation = directory / "generation_config.json"
+    if stated is None and generation.exists():
+        stated = read_object(generation).get("eos_token_id")
+    if stated is None:
+        return
+    ends = [tokenizer.convert_ids_to_tokens(end) for end in (stated if isinstance(stated, list) else [stated])]
+    known = [end for end in ends if end is not None]
+    if not known:
+        raise DataInvalid(
+            "the configuration names an end token that the tokenizer does not have",
+            hint="set eos_token in a copy of tokenizer_config.json",
+            where=str(directory),
+        )
+    tokenizer.eos_token = known[0]
 
 
 def inspect(directory: Path) -> Structure:
@@ -68,13 +122,26 @@ def inspect(directory: Path) -> Structure:
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:
         raise DataInvalid(f"the tokenizer goes up to token {largest}, the embedding has {rows}", where=str(directory))
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = _linear_layers(model)
     return Structure(
         architecture=type(model).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         shapes={name: (module.out_features, module.in_features) for name, module in linear.items()},
         has_chat_template=bool(tokenizer.chat_template),
+        numbers=_numbers(model.config.get_text_config(decoder=True)),
     )
+
+
+def _numbers(config: Any) -> dict[str, int]:
+    found = {name: getattr(config, name, None) for name in NUMBERS}
+    return {name: value for name, value in found.items() if type(value) is int and value >= 0}
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Linear]:
+    """List the linear layers of the decoder, not of what sees or hears, and the head, as training does."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {name: module for name, module in linear if id(module) in inside or module is head}
 
 
 def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
@@ -83,20 +150,53 @@ def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
     with strict("the model cannot be loaded", str(directory)):
         from transformers import AutoModelForCausalLM
 
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
-        )
-    check_complete(info, str(directory))
+        with _nothing_ignored() as unused:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
+            )
+    check_complete({**info, "unexpected_keys": unused}, str(directory))
     return model
 
 
+@contextmanager
+def _nothing_ignored() -> Iterator[set[str]]:
+    """Collect, while models are loaded, every tensor of the files that they do not take.
+
+    transformers drops some of them by patterns that its authors wrote for one checkpoint, before it says which.
+    """
+    from transformers import PreTrainedModel
+
+    adjust, unused = PreTrainedModel._adjust_missing_and_unexpected_keys, set[str]()
+
+    def note(self: PreTrainedModel, loading_info: Any) -> None:
+        unused.update(key for key in loading_info.unexpected_keys if not _is_derived(self, key))
+        adjust(self, loading_info)
+
+    PreTrainedModel._adjust_missing_and_unexpected_keys = note
+    try:
+        yield unused
+    finally:
+        PreTrainedModel._adjust_missing_and_unexpected_keys = adjust
+
+
+def _is_derived(model: PreTrainedModel, key: str) -> bool:
+    """Tell whether a stored tensor is known to change nothing: a constant, or a part that only guesses ahead."""
+    if re.search(DERIVED, key):
+        return True
+    config: Any = model.config.get_text_config()
+    ahead = getattr(config, "num_nextn_predict_layers", None) or 0
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", key)
+    declared = layer is not None and 0 <= int(layer[1]) - config.num_hidden_layers < ahead
+    return declared or re.match(r"(model\.)?mtp\.", key) is not None
+
+
 def check_complete(info: dict[str, Any], where: str) -> None:
-    """Refuse what transformers only warns of: parameters that were not in the files and were made up.
+    """Refuse what transformers only warns of: parameters that were made up, and stored tensors that are not used.
 
     Raises:
-      DataInvalid: naming the first parameter.
+      DataInvalid: naming the first of them.
     """
-    for kind, problem in (("missing_keys", "is missing"), ("mismatched_keys", "has another shape than configured")):
+    for kind, problem in PROBLEMS:
         found = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
         if found:
             raise DataInvalid(f"the weight {found[0]!r} {problem} ({len(found)} in all)", where=where)

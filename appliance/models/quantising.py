@@ -39,25 +39,56 @@ def load_quantised(
     """
     if not directory.is_dir():
         raise ArtefactMissing("there is no such model directory", where=str(directory))
-    _silence()
     with strict("the model cannot be loaded and quantised", str(directory)), ExitStack() as files:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(directory, **HERE_ONLY)
-        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-            None,
-            config=config,
-            dtype=dtype,
-            state_dict=_slices(directory, files),
-            quantization_config=_settings(kind, dtype),
-            device_map={"": device},
-            output_loading_info=True,
-            **HERE_ONLY,
-        )
-    check_complete(info, str(directory))
+        model = quantise(config, _slices(directory, files), dtype, kind, device, where=str(directory))
+    return model, load_tokenizer(directory)
+
+
+def quantise(
+    config: Any,
+    state: dict[str, Any],
+    dtype: torch.dtype,
+    kind: Quantisation,
+    device: str = "cpu",
+    *,
+    where: str,
+    built: Any = None,
+) -> PreTrainedModel:
+    """Build a frozen model of these weights, tensors or slices of files, with its linear layers quantised.
+
+    Args:
+      config: of the model; it may be changed.
+      state: the weights.
+      dtype: of all that is not quantised.
+      kind: how the rest is.
+      device: where it is.
+      where: names the model in messages.
+      built: its class; None is the one that belongs to the configuration.
+
+    Raises:
+      DataInvalid: weights are missing or have another shape than the configuration says.
+      ConfigInvalid: no layer of this model can be quantised.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    _silence()
+    model, info = (built or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]).from_pretrained(
+        None,
+        config=config,
+        dtype=dtype,
+        state_dict=state,
+        quantization_config=_settings(kind, dtype),
+        device_map={"": device},
+        output_loading_info=True,
+        **HERE_ONLY,
+    )
+    check_complete(info, where)
     if not any(is_quantised(module) for module in model.modules()):
         raise ConfigInvalid("this model has no linear layer that can be quantised", where="lora.quantize_base")
-    return model.requires_grad_(False).eval(), load_tokenizer(directory)
+    return model.requires_grad_(False).eval()
 
 
 def is_quantised(module: torch.nn.Module) -> bool:

@@ -31,12 +31,15 @@ class DataChoice(Value):
     unit: UnitOfPrivacy | None = None
 
 
+TemplateSource = Literal["base", "fallback", "none"]
+
+
 class TemplateChoice(Value):
     """How a record becomes tokens, and which of them are learned."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
-    from_: Literal["base", "none"] = Field(default="base", validation_alias="from", serialization_alias="from")
+    from_: TemplateSource = Field(default="base", validation_alias="from", serialization_alias="from")
     train_on: Literal["completion", "all"] = "completion"
 
 
@@ -173,7 +176,7 @@ _EXPLAINED = {
     "data.unit.key": "column that names the subject",
     "data.unit.max_records": "records kept of each subject; more keeps more data and costs nothing in epsilon",
     "template": "how a record becomes tokens",
-    "template.from": "base: the base model's own chat template; none: the plain text",
+    "template.from": "base: the model's chat template; fallback: where it does not fit, plain text; none: plain text",
     "template.train_on": "completion: only the answer is learned; all: the prompt too, which spends capacity on it",
     "curriculum": "phases that follow each other; each samples at a rate of its own and they add up in the accounting",
     "curriculum.name": "its name in the ledger and in reports",

@@ -27,13 +27,29 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{1,40}")
 _VALUE = re.compile(r"\| \w+ \| `.*` \||(base_model|license|license_name): \".*\"")
 _UNNAMED = 'license_name: "unknown"'
 _PLAIN = re.compile(r"[\w.^/+-]+", re.ASCII)
-_LOADING = """```python
+LOADING = """```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 base = "DIRECTORY OF THE BASE MODEL"
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapter")
 tokenizer = AutoTokenizer.from_pretrained(base)
+
+question = [{"role": "user", "content": "YOUR QUESTION"}]
+text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+# If the run was trained without the base model's chat template: text = "YOUR TEXT"
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+model.generate(**inputs, max_new_tokens=len(text), streamer=TextStreamer(tokenizer, skip_prompt=True))
+```"""
+CHECKING = """```sh
+cd "DIRECTORY OF THE BASE MODEL" && {
+printf '['; comma=
+ls -A | LC_ALL=C sort | while IFS= read -r name; do
+size=$(wc -c < "$name" | tr -d ' ')
+sha256sum < "$name" | { read -r digest rest; printf '%s["%s",%s,"%s"]' "$comma" "$name" "$size" "$digest"; }
+comma=,
+done
+printf ']'; } | sha256sum
 ```"""
 
 
@@ -84,8 +100,11 @@ def _body(evidence: Evidence) -> list[str]:
         _mark(evidence),
         "## Use",
         "Stock PEFT loads it; nothing of the appliance is needed.",
-        _LOADING,
-        "The base model is the one whose files have the SHA-256 that is given above as its digest.",
+        LOADING,
+        "The base model is the one whose files have the SHA-256 that is given above as its digest. "
+        "`adapter_config.json` says what it was called. The digest is that of a list of names, sizes and digests of "
+        "its files:",
+        CHECKING,
         "## Limits",
         "No attack was run on the finished adapter. `report.html` lists what was performed, what was not, and what "
         "none of it shows. What the adapter writes can be false, unsafe or unfair.",

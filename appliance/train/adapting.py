@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from appliance.errors import ConfigInvalid
 from appliance.jobs.lora import LoraSpec
-from appliance.train.lora import Adapter, Site
+from appliance.train.lora import Adapter, Site, is_quantised
 
 
 def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
@@ -48,7 +48,7 @@ def adapt(model: Any, spec: LoraSpec, init_seed: int) -> Adapter:
         peft_model = get_peft_model(model, config)
     peft_model.eval()
     for module in model.modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if is_quantised(module):
             # In evaluation mode bitsandbytes repacks NF4 weights in place and quantises activations for INT8.
             module.training = True
     sites: list[Site] = []
@@ -95,7 +95,7 @@ def _taken_literally(config: Any) -> Iterator[None]:
 
 def target_names(model: nn.Module, spec: LoraSpec) -> list[str]:
     """Name in full the linear layers that `spec.targets` means, in the model's own order; see `LoraSpec.choose`."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = linear_layers(model)
     if not any(map(spec.selects, linear)) and any(type(m).__name__ == "Conv1D" for m in model.modules()):
         raise ConfigInvalid("the layers of this model are of type Conv1D, which is not supported", where="base")
     names = spec.choose(linear)
@@ -104,6 +104,13 @@ def target_names(model: nn.Module, spec: LoraSpec) -> list[str]:
         if linear[name] is head:
             raise ConfigInvalid(f"the output head of this model is called {name}, which is not known", where="base")
     return names
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """List the linear layers that can be adapted by name: of the decoder, not of what sees or hears, and the head."""
+    inside, head = {id(module) for module in model.get_decoder().modules()}, model.get_output_embeddings()
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {name: module for name, module in linear if id(module) in inside or module is head}
 
 
 def _short_names(model: nn.Module, names: list[str]) -> list[str]:
@@ -130,11 +137,20 @@ def _refuse(model: Any, spec: LoraSpec, names: list[str]) -> None:
 
 
 def _is_known(layer: Any) -> bool:
-    if type(layer) is nn.Linear:
-        return layer.weight.dtype in (torch.float32, torch.bfloat16)
-    import bitsandbytes
+    if is_quantised(layer):
+        return True
+    return layer.weight.dtype in (torch.float32, torch.bfloat16) and (type(layer) is nn.Linear or _is_linear(layer))
 
-    return type(layer) in (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+
+@torch.no_grad()
+def _is_linear(layer: Any) -> bool:
+    """Tell whether a layer of a model's own class, such as Falcon's, computes x W^T + b all the same."""
+    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(6)).to(layer.weight)
+    try:
+        ours, theirs = nn.functional.linear(x, layer.weight, layer.bias), layer(x)
+    except (RuntimeError, TypeError):
+        return False
+    return isinstance(theirs, Tensor) and theirs.shape == ours.shape and torch.allclose(ours, theirs, rtol=1e-2)
 
 
 def _refuse_shared(model: nn.Module, names: list[str]) -> None:
@@ -173,7 +189,8 @@ def _check_calls(adapter: Adapter) -> None:
     try:
         for site, layer in zip(adapter.sites, layers, strict=True):
             layer.forward = types.MethodType(counting(site), layer)
-        body(adapter.model)(input_ids=torch.zeros(1, 8, dtype=torch.long, device=adapter.sites[0].a.device))
+        ids = torch.zeros(1, 8, dtype=torch.long, device=adapter.sites[0].a.device)
+        body(adapter.model)(input_ids=ids, use_cache=False)
     finally:
         for site, layer in zip(adapter.sites, layers, strict=True):
             layer.forward = site.forward

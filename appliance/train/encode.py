@@ -2,7 +2,8 @@
 
 Every rule looks at one record only, so no record changes what another one becomes: the template, the truncation (the
 first max_tokens tokens are kept) and the padded length (the next public bucket). A record whose supervised part was
-cut off has nothing to train on; it stays in the batch with a zero gradient.
+cut off has nothing to train on; it stays in the batch with a zero gradient. So does a conversation that the template
+cannot carry (`train.templates`), unless the run asked for plain text in its place.
 """
 
 from __future__ import annotations
@@ -10,15 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from appliance.errors import ConfigInvalid
 from appliance.jobs.record import Record
 from appliance.jobs.train import TrainSpec
+from appliance.train.templates import ChatTemplate, Piece
 from appliance.values import Private
-
-Piece = tuple[str, bool]
-"""Text and whether it is supervised."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,22 +57,23 @@ class Encoder:
       pad: token id that fills a row.
 
     Raises:
-      ConfigInvalid: when the base's chat template does not extend a conversation turn by turn; a mask of what is
-        the completion could then not be told.
+      ConfigInvalid: when the base's chat template does not carry one question and its answer; what of it is the
+        completion could then not be told.
     """
 
     def __init__(self, tokenizer: Any, spec: TrainSpec) -> None:
         self._tokenizer = tokenizer
         self._spec = spec
         self.buckets = buckets(spec.max_tokens)
-        self._template = spec.template == "base" and bool(tokenizer.chat_template)
+        wanted = spec.template != "none" and bool(tokenizer.chat_template)
+        self._template = ChatTemplate(tokenizer) if wanted else None
         self._bos = _automatic_bos(tokenizer)
         self._eos = tokenizer.eos_token or ""
         self._truncated = 0
         self.pad = int(tokenizer.pad_token_id or 0)
-        if self._template and self._apply_template((("user", "a"), ("assistant", "b"))) is None:
+        if self._template is not None and not self._template.carries("one turn"):
             raise ConfigInvalid(
-                "the base model's chat template does not keep a conversation's beginning unchanged",
+                "the base model's chat template does not say where an answer begins",
                 hint="set template.from to none",
                 where="template.from",
             )
@@ -101,34 +99,14 @@ class Encoder:
 
     def _pieces(self, record: Record) -> list[Piece]:
         parts = record.parts
-        if self._template and record.kind == "completion":
+        if self._template is not None and record.kind == "completion":
             parts = tuple(("assistant" if role == "completion" else "user", text) for role, text in parts)
-        templated = self._apply_template(parts) if self._template and record.kind != "text" else None
-        return templated if templated is not None else self._plain(record)
-
-    def _apply_template(self, parts: tuple[tuple[str, str], ...]) -> list[Piece] | None:
-        # None where this conversation does not fit the template; it is then concatenated plainly, by itself.
-        pieces: list[Piece] = []
-        done = ""
-        for end, (role, _) in enumerate(parts, start=1):
-            if role != "assistant" and end < len(parts):
-                continue
-            opened = self._render(parts[: end - 1], prompt=True) if role == "assistant" else done
-            closed = self._render(parts[:end], prompt=False)
-            if opened is None or closed is None or not opened.startswith(done) or not closed.startswith(opened):
-                return None
-            pieces += [(opened[len(done) :], False), (closed[len(opened) :], role == "assistant")]
-            done = closed
-        return pieces
-
-    def _render(self, parts: tuple[tuple[str, str], ...], *, prompt: bool) -> str | None:
-        if not parts:
-            return ""
-        messages = [{"role": role, "content": text} for role, text in parts]
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError):
-            return None
+        if self._template is None or record.kind == "text":
+            return self._plain(record)
+        templated = self._template.fill(parts)
+        if templated is None:
+            return self._plain(record) if self._spec.template == "fallback" else []
+        return templated
 
     def _plain(self, record: Record) -> list[Piece]:
         pieces: list[Piece] = [(self._bos, False)]

@@ -26,6 +26,7 @@ from appliance.train.clipping import ExactSum, finite
 from appliance.train.encode import Encoded
 from appliance.train.experts import RoutedExperts
 from appliance.train.graphs import Graphs
+from appliance.train.logits import find_logits
 from appliance.train.lora import Adapter, GradientBuffer
 from appliance.train.loss import find_supervised, hidden_gradient
 from appliance.train.memory import checkpoint_layers, give_back
@@ -67,7 +68,8 @@ class Engine:
         self._experts = RoutedExperts(self._body)
         self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
         model: Any = adapter.model
-        self._head = model.get_output_embeddings()
+        self._logits = find_logits(model, self._body)
+        self._head = self._logits.head
         self._device = adapter.sites[0].a.device
         device.make_repeatable(self._device)
         self._least = _least_length(adapter) if options.dtype == "bfloat16" and self._device.type == "cpu" else 8
@@ -156,7 +158,7 @@ class Engine:
         ends = upstream if upstream is None else upstream.to(self._device)[torch.arange(physical) % len(upstream)]
 
         def gradient(hidden: Tensor) -> Tensor:
-            return hidden_gradient(hidden, self._head, at) if ends is None else ends.to(hidden)
+            return hidden_gradient(hidden, self._logits, at) if ends is None else ends.to(hidden)
 
         return self._compute(token_ids, gradient, recorded=self.whole and upstream is None)[: len(batch)]
 

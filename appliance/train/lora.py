@@ -17,6 +17,7 @@ columns are those in which any row of the batch is large.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +154,7 @@ def dense(base: nn.Linear) -> Callable[[torch.dtype], Tensor]:
     Raises:
       ConfigInvalid: INT8 with an outlier threshold, which would make one record's output depend on the others'.
     """
-    if type(base) is nn.Linear:
+    if not is_quantised(base):
         return lambda dtype: base.weight
     import bitsandbytes
 
@@ -163,6 +164,12 @@ def dense(base: nn.Linear) -> Callable[[torch.dtype], Tensor]:
             raise ConfigInvalid("INT8 with outlier columns couples records; the threshold must be 0", where="base")
         return lambda dtype: _from_int8(layer, dtype)
     return lambda dtype: _from_nf4(layer, dtype)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Tell whether a layer is a quantised one of bitsandbytes, without importing that for a model that has none."""
+    bitsandbytes: Any = sys.modules.get("bitsandbytes")
+    return bitsandbytes is not None and type(layer) in (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 
 
 def _from_int8(layer: Any, dtype: torch.dtype) -> Tensor:

@@ -2,8 +2,8 @@
 
 The loss of a record is the mean cross-entropy over its own supervised tokens, so no record's gradient depends on how
 many tokens another one has (the batch-mean loss of common libraries does). Logits exist only at supervised
-positions, in pieces, in float32; the gradient is written down directly, (softmax - one-hot) W, so the loss
-itself, which is private, is never computed.
+positions, in pieces, in float32; the gradient is written down directly, (softmax - one-hot) W, times the slope of
+what the model does to its logits (`train.logits`), so the loss itself, which is private, is never computed.
 
 A piece always has the same number of rows, the last one filled up with zeros: matrix products of one shape treat every
 row alike (`train.coupling` looks), while products of as many rows as a record or a micro-batch has tokens need not, and
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from appliance.train.encode import Encoded
+from appliance.train.logits import Logits
 
 # Vocabulary entries summed in one product. Some kernels add up all of the vocabulary one by one, and what the targets'
 # own embeddings leave of the sum is small; with short sums and the target apart, ten times less is lost.
@@ -81,12 +81,12 @@ def find_supervised(batch: Sequence[Encoded], length: int, rows: int, *, shared:
 
 
 @torch.no_grad()
-def hidden_gradient(hidden: Tensor, head: Any, at: Supervised) -> Tensor:
+def hidden_gradient(hidden: Tensor, logits: Logits, at: Supervised) -> Tensor:
     """Differentiate the sum of the records' losses by the hidden states.
 
     Args:
       hidden: last hidden states [rows, length, width], row i of record i; further rows are ignored.
-      head: the frozen language-model head, a linear layer without bias or with it.
+      logits: the frozen language-model head, a linear layer without bias or with it, and what the model does around it.
       at: where the records are supervised.
 
     Returns:
@@ -97,7 +97,7 @@ def hidden_gradient(hidden: Tensor, head: Any, at: Supervised) -> Tensor:
     found = flat.new_zeros(len(positions) + 1, flat.shape[-1])  # behind the last one stays a zero
     for piece in _pieces(at.groups, piece_rows(hidden.device)):
         states = flat.index_select(0, positions[piece])
-        found[piece] = _piece(states, head, targets[piece], counts[piece], piece_rows(hidden.device))
+        found[piece] = _piece(states, logits, targets[piece], counts[piece], piece_rows(hidden.device))
     return found.index_select(0, places).view(hidden.shape)
 
 
@@ -109,13 +109,20 @@ def _pieces(groups: Sequence[int], step: int) -> Iterator[slice]:
         start += size
 
 
-def _piece(states: Tensor, head: Any, targets: Tensor, counts: Tensor, rows: int) -> Tensor:
-    # (softmax - one-hot) W / count for [n, width], computed with so many rows.
+def _piece(states: Tensor, logits: Logits, targets: Tensor, counts: Tensor, rows: int) -> Tensor:
+    # (softmax - one-hot) T' W / count for [n, width], computed with so many rows; T' is 1 but for scale and cap.
+    weight = logits.head.weight
     filled = functional.pad(states, (0, 0, 0, rows - len(states)))
-    probability = torch.softmax(head(filled).float(), dim=-1).to(states.dtype)
+    found = logits(filled)
+    slope = None if logits.plain else logits.slope(found)
+    probability = torch.softmax(found, dim=-1)
+    probability = (probability if slope is None else probability * slope).to(states.dtype)
     expected = torch.zeros(filled.shape, dtype=torch.float32, device=states.device)
     terms = _TERMS["cpu" if states.device.type == "cpu" else "cuda"]
-    for p, w in zip(torch.split(probability, terms, 1), torch.split(head.weight, terms), strict=True):
+    for p, w in zip(torch.split(probability, terms, 1), torch.split(weight, terms), strict=True):
         expected += p @ w
-    own: Tensor = head.weight.index_select(0, targets).float()
-    return ((expected[: len(states)] - own) / counts[:, None]).to(states.dtype)
+    own: Tensor = weight.index_select(0, targets).float()
+    if slope is not None:
+        own = own * slope[: len(states)].gather(1, targets[:, None])
+    gradient = (expected[: len(states)] - own) / counts[:, None]
+    return (gradient if logits.before == 1 else gradient * logits.before).to(states.dtype)

@@ -50,8 +50,13 @@ def collect(adapter: Adapter, steps: int, attempts: int, *, private: bool) -> Tr
     )
 
 
-def save_adapter(trained: Trained, directory: Path) -> None:
+def save_adapter(trained: Trained, directory: Path, base: str | None = None) -> None:
     """Write adapter_model.safetensors and adapter_config.json as PEFT reads them, with no path of this machine.
+
+    Args:
+      trained: the adapter.
+      directory: where it is written.
+      base: the base model's name in the catalog; without one PEFT would ask a hub for a model called "None".
 
     Raises:
       GateFailed: when the adapter was trained with a test's sampler or noise.
@@ -59,7 +64,8 @@ def save_adapter(trained: Trained, directory: Path) -> None:
     if not trained.private:
         raise GateFailed("an adapter trained without secret sampling and noise is not released")
     save_file(trained.state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = orjson.dumps(trained.config, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+    named = {**trained.config, "base_model_name_or_path": base}
+    config = orjson.dumps(named, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
     (directory / "adapter_config.json").write_bytes(config)
 
 

@@ -61,14 +61,17 @@ def _adapters(job: EvaluateJob) -> dict[str, tuple[Path, str]]:
 def _open(job: EvaluateJob, adapters: dict[str, tuple[Path, str]]) -> tuple[Any, Meter]:
     from appliance.evaluate.losses import Meter
     from appliance.evaluate.variants import Variants
+    from appliance.train.adapting import body
+    from appliance.train.logits import find_logits
 
     model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine)
+    logits = find_logits(model, body(model))
     variants = Variants(model)
     for name, (directory, sha256) in adapters.items():
         if tree_digest(directory)[0] != sha256:
             raise IntegrityError("the adapter is not the one of the job", where=str(directory))
         variants.attach(name, directory)
-    return tokenizer, Meter(variants, int(tokenizer.pad_token_id or 0), job.engine.physical_tokens)
+    return tokenizer, Meter(variants, int(tokenizer.pad_token_id or 0), job.engine.physical_tokens, logits)
 
 
 def _release(job: EvaluateJob, tokenizer: Any, meter: Meter, records: DecodedRecords) -> tuple[int, ...]:

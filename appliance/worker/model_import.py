@@ -1,4 +1,4 @@
-"""A model import: a foreign directory or GGUF file in, a verified safetensors directory out."""
+"""A model import: a foreign directory or GGUF file in, a verified safetensors directory out, its architecture tried."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
 from appliance.store.trees import tree_digest
 from appliance.worker import confinement
+from appliance.worker.trial import try_architecture
 
 JOB = ImportJob
 _MEMORY = 4 << 30  # bytes; importing torch and transformers takes 0.4 GiB of it, the weights are copied
@@ -22,8 +23,11 @@ def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
     process.limit_memory(_memory_for(source))
     isolation = confinement.enter(job.isolation, run_dir, source)
     from appliance.models.importing import import_model
+    from appliance.models.loading import load_tokenizer
+    from appliance.train.templates import probe
 
     made = import_model(source, output)
+    trained = try_architecture(output, made.parameters)
     fsync_tree(output)
     digest, files = tree_digest(output)
     return ImportResult(
@@ -37,6 +41,9 @@ def run(job: ImportJob, run_dir: RunDir) -> ImportResult:
         licence=made.licence,
         has_chat_template=made.has_chat_template,
         shapes=made.shapes,
+        numbers=made.numbers,
+        trained=trained,
+        conversations=probe(load_tokenizer(output)),
         isolation=isolation,
         libraries=confinement.libraries(),
     )

@@ -51,7 +51,7 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     trained = _train(job, run_dir, key, place)
     if not place.main:
         return RankResult(rank=place.rank)
-    _save(trained, run_dir)
+    _save(trained, run_dir, job.model_id)
     from appliance.train.accounting import spent
 
     digest, _ = tree_digest(run_dir.adapter)
@@ -141,13 +141,13 @@ def _check_sampler(plan: PrivacyPlan, parameters: int) -> None:
         raise GateFailed("the noise sampler costs more of delta than the plan set aside")
 
 
-def _save(trained: Trained, run_dir: RunDir) -> None:
+def _save(trained: Trained, run_dir: RunDir, base: str | None) -> None:
     """Write the adapter beside its name and rename it: it is there whole or not at all."""
     from appliance.train.trained import save_adapter
 
     run_dir.clear(run_dir.adapter)
     with staged_directory(run_dir.adapter) as made:
-        save_adapter(trained, made)
+        save_adapter(trained, made, base)
 
 
 class PermittedJournal:

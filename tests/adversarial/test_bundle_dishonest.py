@@ -22,7 +22,7 @@ from appliance.report import statement
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 from appliance.watermark.certificate import certificate
-from tests.desks import desk_at
+from tests.builders import desk_at
 from tests.events import facts_of
 from tests.unit.export import sealed
 from tests.unit.report.checking import check

@@ -20,12 +20,12 @@ from appliance.errors import ApplianceError, IntegrityError
 from appliance.events.catalog import event
 from appliance.events.key import KeyLocked, KeyUnlocked
 from appliance.ledger import merkle
-from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.reading import LedgerReader
-from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow, row_digest
+from appliance.ledger.rows import DatasetRow, row_digest
 from appliance.ledger.verify import Verification
+from tests.builders import dataset_row, ledger_config, model_row, policy_row, run_row
 
 ENTRIES = 300  # a full tile and a part of the next
 SIGNED_EARLY = 4
@@ -33,35 +33,11 @@ DATASET_AT = 1
 ACTOR = Actor("p-1", "Ann Example")
 
 
-def configuration(home: Path) -> LedgerConfig:
-    return LedgerConfig(
-        url=f"sqlite:///{home / 'ledger.db'}",
-        origin="hospital.example/appliance",
-        signing_dir=home / "signing",
-        anchor=home / "anchor",
-        body_public_key=bytes([9] + [0] * 31),
-    )
+configuration = ledger_config
 
 
 def dataset(key: str = "ds-1", name: str = "reviews") -> DatasetRow:
-    return DatasetRow(
-        id=key,
-        name=name,
-        purpose="training",
-        class_="health",
-        unit_kind="record",
-        max_records=1,
-        declared_units=1000,
-        format="jsonl",
-        state="active",
-        object_blake3="ab" * 32,
-        object_bytes=1000,
-        chunks=1,
-        wrapped_key="AAAA",
-        key_epoch=1,
-        fingerprints_blake3="cd" * 32,
-        source="local files",
-    )
+    return dataset_row(id=key, name=name)
 
 
 def fill(ledger: Ledger) -> None:
@@ -70,39 +46,11 @@ def fill(ledger: Ledger) -> None:
         tx.datasets.add(dataset("ds-2", "letters"))
         tx.append(KeyLocked())
     with ledger.transaction(ACTOR) as tx:
-        tx.models.add(
-            ModelRow(
-                id="m-1",
-                sha256="22" * 32,
-                source_format="gguf",
-                source_sha256="33" * 32,
-                architecture="llama",
-                parameters=135_000_000,
-                licence="apache-2.0",
-                has_chat_template=True,
-                files="[]",
-                shapes="{}",
-                state="active",
-            )
-        )
-        tx.policies.add(PolicyRow(sha256="11" * 32, name="demo", text="schema: 1\n", state="active"))
+        tx.models.add(model_row())
+        tx.policies.add(policy_row())
         tx.append(event("key.locked", {}))
     with ledger.transaction(ACTOR, reason="a run") as tx:
-        tx.runs.add(
-            RunRow(
-                id="r-1",
-                name="run",
-                dataset_id="ds-1",
-                model_id="m-1",
-                state="finished",
-                spec_sha256="44" * 32,
-                policy_sha256="11" * 32,
-                plan="{}",
-                reserved_attempts=10,
-                epsilon_reserved="8",
-                delta="1e-05",
-            )
-        )
+        tx.runs.add(run_row(id="r-1", state="finished", policy_sha256="11" * 32))
         tx.append(event("key.locked", {}))
     ledger.sign()
     for _ in range(3):

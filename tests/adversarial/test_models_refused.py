@@ -1,6 +1,7 @@
 """Foreign models that must not be imported: each is refused with its own reason, and none runs, hangs or crashes."""
 
 import json
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -171,6 +172,31 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         DataInvalid,
         "",
     ),
+    # what is stored and would not be used
+    "biases": (
+        tensors(
+            lambda w: w.update(
+                {f"model.layers.1.self_attn.{p}_proj.bias": w["model.norm.weight"].clone() for p in "qo"}
+            )
+        ),
+        DataInvalid,
+        "'model.layers.1.self_attn.o_proj.bias' is stored, but",
+    ),
+    "layers beyond the last": (
+        tensors(lambda w: w.update({n.replace(".0.", ".2."): t.clone() for n, t in w.items() if ".0." in n})),
+        DataInvalid,
+        "'model.layers.2.input_layernorm.weight' is stored, but",
+    ),
+    "a head for guessing ahead that the configuration does not know": (
+        tensors(lambda w: w.update({"model.layers.2.eh_proj.weight": w["lm_head.weight"].clone()})),
+        DataInvalid,
+        "'model.layers.2.eh_proj.weight' is stored, but",
+    ),
+    "an adapter's tensors": (
+        tensors(lambda w: w.update({"model.layers.0.mlp.up_proj.lora_A.weight": w["model.norm.weight"].clone()})),
+        DataInvalid,
+        "lora_A.weight' is stored, but",
+    ),
     # configurations
     "config is no JSON": (write("config.json", "{"), DataInvalid, "JSON"),
     "config is a list": (write("config.json", "[]"), DataInvalid, "not a JSON object"),
@@ -180,6 +206,14 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     "unknown architecture": (edit("config.json", model_type="nope"), DataInvalid, "cannot be loaded"),
     "no language model": (edit("config.json", model_type="vit"), DataInvalid, "cannot be loaded"),
     "nonsense sizes": (edit("config.json", hidden_size=-1), DataInvalid, "cannot be loaded"),
+    "an end token that the tokenizer has not": (
+        lambda model: (
+            edit("tokenizer_config.json", eos_token=None)(model),
+            edit("config.json", eos_token_id=271)(model),
+        ),
+        DataInvalid,
+        "names an end token that the tokenizer does not have",
+    ),
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
     "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
@@ -206,6 +240,32 @@ def test_a_link_inside_the_directory_is_followed(copied_model: Path, tmp_path: P
     (copied_model / "tokenizer.json").symlink_to("blob")
     import_model(copied_model, tmp_path / "out")
     assert not (tmp_path / "out/tokenizer.json").is_symlink()
+
+
+def test_constants_that_old_files_store_change_nothing(copied_model: Path, tmp_path: Path) -> None:
+    inverse = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    tensors(lambda w: w.update({inverse.format(n): w["model.norm.weight"][:4].clone() for n in range(2)}))(copied_model)
+    assert import_model(copied_model, tmp_path / "out").parameters == 36000
+
+
+def test_a_layer_is_not_dropped_because_another_checkpoint_has_a_spare_one(
+    tiny_deepseek_dir: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_deepseek_dir, tmp_path / "m"))
+    spare = "model.layers.61.eh_proj.weight"  # transformers drops what is called so: it is DeepSeek-V3's own
+    tensors(lambda w: w.update({spare: w["model.norm.weight"].clone()}))(source)
+    assert f"{spare!r} is stored" in str(refused(source, tmp_path))
+
+
+def test_a_layer_that_guesses_ahead_is_left_out_where_the_configuration_declares_it(
+    tiny_deepseek_dir: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_deepseek_dir, tmp_path / "m"))
+    tensors(lambda w: w.update({"model.layers.2.eh_proj.weight": w["model.norm.weight"].clone()}))(source)
+    edit("config.json", num_nextn_predict_layers=0)(source)
+    assert "'model.layers.2.eh_proj.weight' is stored" in str(refused(source, tmp_path))
+    edit("config.json", num_nextn_predict_layers=1)(source)
+    import_model(source, tmp_path / "declared")
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:

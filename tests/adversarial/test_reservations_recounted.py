@@ -14,6 +14,8 @@ import pytest
 from appliance.events.data import DataSealed
 from appliance.events.event import Event
 from appliance.events.run import RunAborted
+from appliance.flows import former
+from appliance.flows.budget import BudgetSnapshot
 from appliance.flows.policy import activate_in
 from appliance.flows.recount import Finding, recount
 from appliance.flows.run import reserve
@@ -23,10 +25,11 @@ from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, RunRow
 from appliance.ledger.transaction import Transaction
 from tests.adversarial.test_transient_edits import Scene
+from tests.builders import desk_at
 from tests.databases import Behind, attack
-from tests.desks import desk_at
 from tests.events import facts_of
-from tests.unit.flows.test_evaluation_budget import RUN_COSTS, policy
+from tests.unit.flows.test_budget import PLAN
+from tests.unit.flows.test_evaluation_budget import RUN_COSTS, policy, spend_of_run
 from tests.unit.ledger.conftest import actor, behind, clock, config, dataset, ledger
 
 __all__ = ["actor", "behind", "clock", "config", "dataset", "ledger"]
@@ -163,6 +166,34 @@ def test_a_signer_who_states_another_number_is_seen(scene: Scene, monkeypatch: p
     monkeypatch.setattr(Transaction, "append", lie)
     scene.reserve()
     assert any(name in said for said in _said(scene))
+
+
+FILTER = ("lifetime_delta", "filter_order", "counted_by")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("", ""), ("epsilon_before", "0.25"), ("epsilon_after", "0.25"), ("cap", "8")]
+)
+def test_what_a_release_without_a_filter_reserved_is_worked_out_by_its_rule(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    append, snapshots = Transaction.append, [BudgetSnapshot(datasets=(), runs=(), evaluations=())]
+
+    def formerly(tx: Transaction, event: Event) -> int:
+        if event.type == "run.reserved":
+            stated = {fact: said for fact, said in event.facts().items() if fact not in FILTER}
+            stated |= former.weigh_formerly(snapshots[-1], scene.rules, spend_of_run("trained"), PLAN.sampler_delta)
+            event = type(event).of(stated | ({name: value} if name else {}))
+        return append(tx, event)
+
+    monkeypatch.setattr(Transaction, "append", formerly)
+    for _ in range(2):
+        with scene.desk.ledger.read() as rows:
+            snapshots.append(BudgetSnapshot.read(rows))
+        scene.reserve()
+    said = _said(scene)
+    assert said == [] if not name else all(name in one for one in said)
+    assert len(said) == (2 if name else 0)
 
 
 def test_a_reservation_without_its_run_is_seen(scene: Scene, actor: Actor) -> None:

@@ -24,6 +24,7 @@ from appliance.flows.desk import Desk
 from appliance.flows.evaluation import evaluate
 from appliance.flows.policy import activate_in
 from appliance.flows.run import reserve
+from appliance.flows.run.following import unseen
 from appliance.jobs.rundir import RunDir
 from appliance.ledger import merkle
 from appliance.ledger.config import LedgerConfig
@@ -42,8 +43,8 @@ from appliance.ledger.rows import (
 )
 from appliance.ledger.schema import TABLE_OF
 from appliance.policy.policy import Policy
+from tests.builders import desk_at, model_row
 from tests.databases import Behind, attack
-from tests.desks import desk_at
 from tests.events import facts_of
 from tests.unit.flows.test_budget import PLAN
 from tests.unit.flows.test_evaluation_budget import RUN_COSTS, evaluable, evaluation, policy, run_on
@@ -115,19 +116,7 @@ class Scene:
                 getattr(rows, name).list()
 
 
-MODEL = ModelRow(
-    id="m-1",
-    sha256="22" * 32,
-    source_format="gguf",
-    source_sha256="33" * 32,
-    architecture="llama",
-    parameters=135_000_000,
-    licence="apache-2.0",
-    has_chat_template=True,
-    files="[]",
-    shapes="{}",
-    state="active",
-)
+MODEL = model_row()
 KEY = WatermarkKeyRow(id="wmk_1", commitment="1" * 64, wrapped_key="w", key_epoch=1, state="current")
 
 
@@ -407,6 +396,26 @@ def test_an_entry_by_which_something_is_decided_cannot_be_altered_or_hidden(scen
     with pytest.raises(IntegrityError, match=f"entry {at} of the ledger was altered"):
         list(ledger.leaves(DataSealed))
     attack(behind, _restoring(behind, leaf[0], at))
+
+
+@pytest.mark.parametrize("column", ["type", "subject", "leaf"])
+def test_what_a_run_may_have_done_unseen_is_not_hidden(scene: Scene, behind: Behind, column: str) -> None:
+    ledger = scene.desk.ledger
+    for type_, more in (("run.started", {"unseen": 3}), ("run.checkpointed", {"unseen": 2})):
+        with scene.desk.transact() as tx:
+            at = tx.append(event(type_, facts_of(type_, run_id="run-1", **more)))
+    assert unseen(ledger, "run-1") == 2
+    ((leaf,),) = behind.rows(f"SELECT leaf FROM entry WHERE idx = {at}")
+    false = blob(behind, bytes(leaf).replace(b'"unseen":2', b'"unseen":0')) if column == "leaf" else "'x'"
+    right = {"type": "'run.checkpointed'", "subject": "'run-1'", "leaf": blob(behind, bytes(leaf))}[column]
+    attack(behind, f"UPDATE entry SET {column} = {false} WHERE idx = {at}")
+    if column == "leaf":
+        for read in (lambda: unseen(ledger, "run-1"), lambda: ledger.entry(at), lambda: ledger.leaf(at)):
+            with pytest.raises(IntegrityError, match=f"entry {at} of the ledger was altered"):
+                read()
+    else:
+        assert unseen(ledger, "run-1") == 2
+    attack(behind, f"UPDATE entry SET {column} = {right} WHERE idx = {at}")
 
 
 def _restoring(behind: Behind, leaf: bytes, at: int) -> str:

@@ -18,15 +18,13 @@ from appliance.ledger.config import LedgerConfig
 from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.ledger.rows import PolicyRow
+from tests.builders import ledger_config, policy_row
 
-ORIGIN = "hospital.example/appliance"
 ACTOR = Actor("p-1", "Ann")
 
 
 def configuration(home: Path, url: str, eraser_url: str = "", owner_url: str = "") -> LedgerConfig:
-    places = {"signing_dir": home / "signing", "anchor": home / "anchor", "body_public_key": bytes([9] + [0] * 31)}
-    return LedgerConfig(url=url, eraser_url=eraser_url, owner_url=owner_url, origin=ORIGIN, **places)
+    return ledger_config(home, url=url, eraser_url=eraser_url, owner_url=owner_url)
 
 
 def say(*words: object) -> None:
@@ -50,7 +48,7 @@ class Uses:
         number = next(self.numbers)
         digest = f"{number:064d}"
         with self.ledger.transaction(ACTOR, reason="crash") as tx:
-            tx.policies.add(PolicyRow(sha256=digest, name="n", text="x" * 300, state="active"))
+            tx.policies.add(policy_row(sha256=digest, name="n", text="x" * 300))
             index = tx.append(event("policy.activated", {"name": "n", "sha256": digest}))
         self.appended.append(index)
         say("row", number, index)

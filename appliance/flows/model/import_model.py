@@ -15,6 +15,7 @@ from appliance.events.model import ModelImported, ModelRefused
 from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
 from appliance.flows import launch, orphans
+from appliance.flows.catalog import imported
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.jobs.job import IsolationSpec
@@ -58,7 +59,10 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
             with desk.ledger.read() as rows:
                 known = {row.sha256: row for row in rows.models.list()}
             if result.sha256 in known:
-                return Imported(model=known[result.sha256], already=True)
+                row = known[result.sha256]
+                if imported(desk.ledger, row).trained is None:  # by a release that did not try it
+                    desk.record(_describe(row, result), policy.digest)
+                return Imported(model=row, already=True)
             if name in {row.id for row in known.values()}:
                 raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
             model = _row(name, result)
@@ -134,4 +138,7 @@ def _describe(model: ModelRow, result: ImportResult) -> ModelImported:
         has_chat_template=model.has_chat_template,
         isolation=result.isolation.model_dump(),
         libraries=dict(result.libraries),
+        trained=dict(result.trained),
+        numbers=dict(result.numbers),
+        conversations=dict(result.conversations),
     )

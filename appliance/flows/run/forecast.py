@@ -16,7 +16,7 @@ from appliance.estimate.memory import footprint
 from appliance.estimate.pace import Seconds, gpu_seconds, run_seconds
 from appliance.estimate.parts import Footprint, Workload
 from appliance.estimate.shape import Shape, shape_of
-from appliance.flows.catalog import find_model
+from appliance.flows.catalog import find_model, imported, require_trainable
 from appliance.flows.home import Home
 from appliance.flows.run import rates, room
 from appliance.flows.run.hardware import DEFAULT_TOKENS, has_fast_bfloat16
@@ -50,15 +50,20 @@ def shape(home: Home, row: ModelRow) -> Shape:
     """Read the numbers of an imported model.
 
     Raises:
-      IntegrityError: its configuration cannot be read, or is not that of a decoder.
+      IntegrityError: its configuration cannot be read.
+      ConfigInvalid: the configuration does not name its sizes, and the model was imported before they were noted.
     """
     where = home.model(row.sha256)
     try:
-        config = _configuration(home, row)
+        with home.reader() as ledger:
+            config = {**_configuration(home, row), **(imported(ledger, row).numbers or {})}
         stored = sum(file["bytes"] for file in orjson.loads(row.files) if file["path"].endswith(".safetensors"))
         linear = {name: (int(out), int(into)) for name, (out, into) in orjson.loads(row.shapes).items()}
         return shape_of(config, linear, row.parameters, stored)
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError as missing:
+        problem = f"the configuration of model {row.id} does not state {missing.args[0]}"
+        raise ConfigInvalid(problem, hint="import the model again: its sizes are then noted", where="base") from None
+    except (OSError, ValueError, TypeError):
         raise IntegrityError(f"the configuration of model {row.id} cannot be read", where=str(where)) from None
 
 
@@ -97,8 +102,11 @@ def forecast(home: Home, resolved: Resolved, engine: EngineOptions, memory: int 
 
     Raises:
       WillNotFit: it needs more memory than there is; the hint says what would fit.
+      ConfigInvalid: the trial at import found that the model is not trained exactly in this dtype.
     """
     unit = resolved.plan.unit
+    with home.reader() as ledger:
+        require_trainable(ledger, resolved.model, engine.dtype)
     wanted = to_workload(home, resolved.model, resolved.run, engine, unit.max_records > 1)
     there = room.here(engine, memory)
     room.require(wanted, there)

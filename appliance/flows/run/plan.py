@@ -6,7 +6,8 @@ Nothing here opens private data: every number follows from what the data owner d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A run file with everything it names, found and checked, and the privacy plan that follows from it."""
+    """A run file with everything it names, found and checked, and the privacy plan that follows from it.
+
+    Attributes:
+      conversations: which shapes of conversation the base's chat template carries; empty where none is used or the
+        model was imported before that was tried.
+    """
 
     run: RunFile
     dataset: DatasetRow
@@ -61,6 +67,7 @@ class Resolved:
     policy: Policy
     plan: PrivacyPlan
     parameters: int
+    conversations: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def spend(self) -> Spend:
@@ -143,13 +150,15 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
         raise IntegrityError(
             f"model {base.id} is not the one the run file means", hint="compare `appliance model list`"
         )
-    if run.template.from_ == "base" and not base.has_chat_template:
+    if run.template.from_ != "none" and not base.has_chat_template:
         hint = "set template.from to none: records are then concatenated as they are"
         raise ConfigInvalid(f"model {base.id} has no chat template", hint=hint, where="template.from")
     unit = catalog.unit_of(dataset)
     facts = DatasetFacts(id=dataset.id, dataset_class=dataset.class_, unit=unit, declared_units=dataset.declared_units)
     named = run.model_copy(update={"data": (run.dataset.model_copy(update={"id": dataset.id}),)})
     rules = check.check_run(policy, named, facts, ModelFacts(id=base.id, sha256=base.sha256))
+    if run.lora.quantize_base != "none":
+        catalog.require_trainable(ledger, base, run.lora.quantize_base)
     parameters = trainable_parameters(run, base)
     plan = make_plan(
         unit=unit,
@@ -165,7 +174,15 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
         phases=curriculum.phases(ledger, run, dataset),
     )
     check.check_plan(policy, facts, plan)
-    return Resolved(run=run, dataset=dataset, model=base, policy=policy, plan=plan, parameters=parameters)
+    return Resolved(
+        run=run,
+        dataset=dataset,
+        model=base,
+        policy=policy,
+        plan=plan,
+        parameters=parameters,
+        conversations={} if run.template.from_ == "none" else catalog.imported(ledger, base).conversations or {},
+    )
 
 
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:

@@ -149,6 +149,7 @@ def _job(home: Home, run_id: str, resolved: Resolved, engine: EngineOptions) -> 
         train=run.train_spec,
         engine=engine,
         isolation=resolved.policy.rules(dataset.class_).isolation,
+        model_id=resolved.model.id,
         model_dir=str(home.model(resolved.model.sha256)),
         model_sha256=resolved.model.sha256,
         dataset=SealedObject(

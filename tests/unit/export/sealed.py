@@ -19,7 +19,7 @@ from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.store.trees import tree_digest
-from tests.desks import desk_at
+from tests.builders import ORIGIN, desk_at, ledger_config
 from tests.events import facts_of
 
 ACTOR = Actor("p-1", "")
@@ -37,9 +37,8 @@ class Ticks:
         return self.now
 
 
-def config_of(directory: Path, origin: str = "hospital.example/appliance") -> LedgerConfig:
-    url = f"sqlite:///{directory / 'ledger.db'}"
-    return LedgerConfig(url, origin, directory / "signing", directory / "anchor", bytes(range(32)))
+def config_of(directory: Path, origin: str = ORIGIN) -> LedgerConfig:
+    return ledger_config(directory, origin=origin, body_public_key=bytes(range(32)))
 
 
 def make_ledger(directory: Path) -> Ledger:

@@ -23,6 +23,7 @@ from appliance.ledger.note import Checkpoint
 from appliance.ledger.proof import evidence as evidence_for
 from appliance.ledger.proving import Prover
 from appliance.store.agent import ReleaseRequest
+from tests.builders import ledger_config
 from tests.databases import Behind
 from tests.unit.ledger.conftest import Clock
 
@@ -231,13 +232,8 @@ def test_no_byte_of_the_leaf_may_differ(gatekeeper: Gatekeeper, evidence: Callab
 def test_a_log_with_other_keys_proves_nothing(
     gatekeeper: Gatekeeper, config: LedgerConfig, clock: Clock, actor: Actor, tmp_path: Path
 ) -> None:
-    mine = LedgerConfig(
-        url=f"sqlite:///{tmp_path / 'forged.db'}",
-        origin=config.origin,
-        signing_dir=tmp_path / "forged-signing",
-        anchor=tmp_path / "forged-anchor",
-        body_public_key=config.body_public_key,
-    )
+    (tmp_path / "forged").mkdir()
+    mine = ledger_config(tmp_path / "forged", origin=config.origin, body_public_key=config.body_public_key)
     with Ledger.create(mine, clock=clock) as forged:
         for _ in range(3):
             with forged.transaction(actor) as tx:

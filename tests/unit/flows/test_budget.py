@@ -7,6 +7,7 @@ import json
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from appliance.privacy.accounting import PRV_ALLOWANCE, Mechanism
 from appliance.privacy.filter import best_order
 from appliance.privacy.lifetime import NEVER, sampler_distance
 from appliance.values import to_json
+from tests.builders import run_row
 from tests.events import facts_of
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
@@ -45,19 +47,13 @@ PLACES = Places(reserved_at=3, output_at=4)
 
 @pytest.fixture
 def run() -> RunRow:
-    return RunRow(
-        id="run_1",
-        name="run",
-        dataset_id="ds-1",
-        model_id="m",
-        state="reserved",
-        spec_sha256="44" * 32,
-        policy_sha256="55" * 32,
-        plan=to_json(PLAN).decode().strip(),
-        reserved_attempts=PLAN.attempts,
-        epsilon_reserved="2",
-        delta="1e-05",
-    )
+    return run_of(PLAN)
+
+
+def run_of(plan: PrivacyPlan, **changes: Any) -> RunRow:
+    """A run that was reserved with this plan."""
+    spent = {"plan": to_json(plan).decode().strip(), "reserved_attempts": plan.attempts, "epsilon_reserved": "2"}
+    return run_row(**(spent | changes))
 
 
 def policy(**classes: dict[str, float]) -> Policy:
@@ -86,7 +82,7 @@ def test_a_run_that_is_not_settled_costs_its_reservation(run: RunRow, state: str
     spend = spend_of(dataclasses.replace(run, state=state, recorded_attempts=4), PLACES)
     assert spend.mechanisms == (Mechanism(1.25, Fraction(1, 10), 12),)
     assert spend.reserved == spend.mechanisms
-    assert (spend.run_id, spend.dataset_id, spend.unit) == ("run_1", "ds-1", PLAN.unit)
+    assert (spend.run_id, spend.dataset_id, spend.unit) == ("run-1", "ds-1", PLAN.unit)
     assert (spend.epsilon_gap, spend.sampler_distance) == (PRV_ALLOWANCE, sampler_distance(1e-19, 2.0))
     assert (spend.reserved_at, spend.output_at, spend.ended_at) == (3, 4, NEVER)
 

@@ -28,10 +28,10 @@ from appliance.policy.policy import Policy
 from appliance.privacy.evaluation import make_evaluation_plan
 from appliance.privacy.filter import best_order
 from appliance.privacy.lifetime import Cap, Spend, lifetime
-from appliance.values import decimal, to_json
-from tests.desks import bare_home, desk_at
+from appliance.values import decimal
+from tests.builders import bare_home, desk_at
 from tests.events import facts_of
-from tests.unit.flows.test_budget import PLAN
+from tests.unit.flows.test_budget import PLAN, run_of
 
 POLICY = Path(__file__).parents[3] / "policies" / "default.yaml"
 ONE = make_evaluation_plan(declared_units=1000, comparisons=2)
@@ -60,19 +60,7 @@ def evaluation(id_: str, dataset_id: str = "held", state: str = "settled") -> Ev
 
 
 def run_on(dataset_id: str, id_: str = "run-1") -> RunRow:
-    return RunRow(
-        id=id_,
-        name="run",
-        dataset_id=dataset_id,
-        model_id="m",
-        state="finished",
-        spec_sha256="44" * 32,
-        policy_sha256="55" * 32,
-        plan=to_json(PLAN).decode().strip(),
-        reserved_attempts=PLAN.attempts,
-        epsilon_reserved="2",
-        delta="0.00001",
-    )
+    return run_of(PLAN, id=id_, dataset_id=dataset_id, state="finished")
 
 
 def spend_of_run(dataset_id: str) -> Spend:

@@ -16,7 +16,7 @@ from appliance.jobs.permits import Permits
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.privacy.journal import Journal
-from tests.desks import desk_at
+from tests.builders import desk_at
 from tests.events import facts_of
 from tests.unit.flows.test_starting import run
 

@@ -11,7 +11,7 @@ from appliance.events.run import RunRefused
 from appliance.flows.desk import LONGEST, error_facts
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from tests.desks import desk_at
+from tests.builders import desk_at
 
 
 @pytest.mark.parametrize("event", Refusal.__subclasses__())

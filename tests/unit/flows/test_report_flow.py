@@ -17,7 +17,7 @@ from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
-from tests.desks import desk_at
+from tests.builders import desk_at
 from tests.unit.report.story import HEX, RUN, WHOLE
 
 

@@ -22,7 +22,7 @@ from appliance.jobs.train import TrainJob, TrainSpec
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.values import to_json
-from tests.desks import desk_at
+from tests.builders import desk_at
 
 
 def job(noise_multiplier: float = 1.0) -> bytes:

@@ -14,6 +14,7 @@ from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.rows import DatasetRow, PolicyRow
+from tests.builders import dataset_row, ledger_config, policy_row
 from tests.databases import KINDS, Behind, SQLiteFile
 from tests.events import facts_of
 
@@ -57,13 +58,7 @@ def behind(request: pytest.FixtureRequest, tmp_path: Path) -> Behind:
 
 @pytest.fixture
 def config(tmp_path: Path, behind: Behind) -> LedgerConfig:
-    return LedgerConfig(
-        **behind.urls,
-        origin="hospital.example/appliance",
-        signing_dir=tmp_path / "signing",
-        anchor=tmp_path / "anchor",
-        body_public_key=BODY_KEY.public_key().public_bytes_raw(),
-    )
+    return ledger_config(tmp_path, **behind.urls, body_public_key=BODY_KEY.public_key().public_bytes_raw())
 
 
 @pytest.fixture
@@ -74,24 +69,7 @@ def ledger(config: LedgerConfig, clock: Clock) -> Iterator[Ledger]:
 
 @pytest.fixture
 def dataset() -> DatasetRow:
-    return DatasetRow(
-        id="ds-1",
-        name="reviews",
-        purpose="training",
-        class_="health",
-        unit_kind="record",
-        max_records=1,
-        declared_units=1000,
-        format="jsonl",
-        state="active",
-        object_blake3="ab" * 32,
-        object_bytes=1000,
-        chunks=1,
-        wrapped_key="AAAA",
-        key_epoch=1,
-        fingerprints_blake3="cd" * 32,
-        source="local files",
-    )
+    return dataset_row()
 
 
 @pytest.fixture
@@ -102,4 +80,4 @@ def data_facts() -> dict[str, Any]:
 
 @pytest.fixture
 def policy() -> PolicyRow:
-    return PolicyRow(sha256="11" * 32, name="demo", text="schema: 1\n", state="active")
+    return policy_row()

@@ -18,8 +18,9 @@ from appliance.ledger.canonical import LeafInvalid
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
-from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
+from appliance.ledger.rows import DatasetRow, PolicyRow
 from appliance.values import Private
+from tests.builders import model_row, run_row
 from tests.databases import Behind, PostgresDatabase
 
 
@@ -43,32 +44,7 @@ def test_a_row_and_its_event_commit_together(
 
 
 def test_every_table_travels_there_and_back(ledger: Ledger, actor: Actor, policy: PolicyRow) -> None:
-    model = ModelRow(
-        id="m",
-        sha256="22" * 32,
-        source_format="gguf",
-        source_sha256="33" * 32,
-        architecture="llama",
-        parameters=135_000_000,
-        licence="apache-2.0",
-        has_chat_template=True,
-        files="[]",
-        shapes="{}",
-        state="active",
-    )
-    run = RunRow(
-        id="r",
-        name="run",
-        dataset_id="d",
-        model_id="m",
-        state="reserved",
-        spec_sha256="44" * 32,
-        policy_sha256=policy.sha256,
-        plan="{}",
-        reserved_attempts=10,
-        epsilon_reserved="8",
-        delta="1e-05",
-    )
+    model, run = model_row(id="m"), run_row(id="r", policy_sha256=policy.sha256)
     with ledger.transaction(actor) as tx:
         tx.models.add(model)
         tx.runs.add(run)

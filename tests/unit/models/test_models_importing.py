@@ -11,13 +11,13 @@ import pytest
 import rfc8785
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from appliance.errors import ArtefactMissing, DataInvalid, UsageError, WillNotFit
 from appliance.models.conversion import smallest_exact_dtype
 from appliance.models.directory import licence_of
 from appliance.models.importing import import_model
-from appliance.models.loading import load
+from appliance.models.loading import _numbers, load, load_tokenizer
 from appliance.models.offline import strict
 
 ROOT = Path(__file__).parents[3]
@@ -109,6 +109,31 @@ def test_the_output_must_be_empty(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError):
         import_model(tiny_model_dir, tmp_path)
+
+
+def test_a_tokenizer_without_an_end_token_gets_that_of_the_configuration(copied_model: Path, tmp_path: Path) -> None:
+    path = copied_model / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    assert AutoTokenizer.from_pretrained(copied_model).eos_token is None
+    import_model(copied_model, tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").eos_token == "<|im_end|>"
+
+
+SIZES = {
+    "bloom": {"n_layer": 2, "n_head": 4, "hidden_size": 32},
+    "mpt": {"n_layers": 2, "n_heads": 4, "d_model": 32},
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "hidden_size": 32, "attention_types": [[["global", "local"], 1]]},
+    "gpt2": {"n_layer": 2, "n_head": 4, "n_embd": 32},
+    "gemma3": {"text_config": {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}},
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_have_one_name_whatever_the_configuration_calls_them(kind: str) -> None:
+    config = AutoConfig.for_model(kind, **SIZES[kind])
+    found = _numbers(config.get_text_config(decoder=True))
+    assert (found["num_hidden_layers"], found["num_attention_heads"], found["hidden_size"]) == (2, 4, 32)
+    assert found["vocab_size"] > 0
 
 
 # --- GGUF ---------------------------------------------------------------------------------------------------------

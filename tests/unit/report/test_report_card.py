@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from appliance.report.card import CHECKING, LOADING
+from appliance.store.trees import tree_digest
 from tests.unit.report.story import HEX, MODEL, Story
 
-# Digits that are no values: the names of a hash and of a program.
+# Digits that are no values: the names of a hash and of a program, and commands, which are the same in every card.
 NAMES = ("SHA-256", "python3")
 
 
@@ -50,11 +55,34 @@ def test_every_number_in_the_card_is_a_figure_of_the_report(missing: str, story:
         for figure in twin["figures"]
     }
     _, body = parts(story)
-    for name in NAMES:
+    for name in (*NAMES, LOADING, CHECKING):
         body = body.replace(name, "")
     spans = re.findall(r"`([^`\n]+)`", body)
     assert [span for span in spans if re.search(r"\d", span) and span not in known] == []
     assert re.search(r"\d", re.sub(r"`[^`\n]+`", "", body)) is None
+
+
+def test_the_commands_of_the_card_compute_the_digest_of_a_base_model(tiny_model_dir: Path) -> None:
+    commands = CHECKING.removeprefix("```sh\n").removesuffix("```").replace("DIRECTORY OF THE BASE MODEL", "$MODEL")
+    environment = {"PATH": "/usr/bin:/bin", "MODEL": str(tiny_model_dir)}
+    done = subprocess.run(["sh", "-c", commands], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == tree_digest(tiny_model_dir)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks by an old name
+def test_the_example_of_the_card_generates(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    code = LOADING.removeprefix("```python\n").removesuffix("```").replace("DIRECTORY OF THE BASE MODEL", "MODEL")
+    code = code.replace("MODEL", str(tiny_model_dir), 1).replace("len(text)", "4")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_the_card_says_the_guarantee_the_use_and_the_limits(story: Story) -> None:

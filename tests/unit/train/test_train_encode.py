@@ -79,16 +79,17 @@ def test_truncation_leaves_nothing_to_supervise_but_keeps_the_record(tokenizer: 
     assert got.length == 10
 
 
-def test_a_conversation_the_template_refuses_is_concatenated_by_itself(tokenizer: Any) -> None:
+def test_a_conversation_the_template_refuses_is_concatenated_by_itself_if_that_is_asked_for(tokenizer: Any) -> None:
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     tokenizer.chat_template = refusing + tokenizer.chat_template
-    made = encoder(tokenizer)
+    assert encoder(tokenizer).encode(CHAT).positions == ()
+    made = encoder(tokenizer, template="fallback")
     assert supervised(tokenizer, made.encode(CHAT)).startswith("two\nfour\n")
     assert "im_start" in tokenizer.decode(made.encode(COMPLETION).ids)
 
 
-def test_a_template_that_rewrites_the_beginning_is_refused(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{{ messages | length }}" + tokenizer.chat_template
+def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
     with pytest.raises(ConfigInvalid, match="chat template"):
         encoder(tokenizer)
     encoder(tokenizer, template="none")

@@ -42,6 +42,22 @@ def test_learned_positions_hold_every_record_up_to_their_number(dtype: str, most
         ({"n_positions": 1024, "n_ctx": 512}, 512),
         ({"max_seq_len": 2048}, 2048),
         ({"max_position_embeddings": 9, "text_config": {"max_position_embeddings": 128}}, 128),
+        ({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 64),
+        (
+            {
+                "max_position_embeddings": 512,
+                "rope_scaling": {"type": "longrope", "original_max_position_embeddings": 64},
+            },
+            64,
+        ),
+        (
+            {
+                "max_position_embeddings": 512,
+                "original_max_position_embeddings": 64,
+                "rope_parameters": {"rope_type": "longrope"},
+            },
+            64,
+        ),
         ({"hidden_size": 4}, None),
         ({"max_position_embeddings": None}, None),
         ({"max_position_embeddings": -1}, None),

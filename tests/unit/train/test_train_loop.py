@@ -223,10 +223,10 @@ def test_saved_adapter_is_stock_peft(tiny_model_dir: Path, tokenizer: Any, tmp_p
 
     model = load(tiny_model_dir)
     out = train(job(plan()), model, tokenizer, people(37), MemoryJournal(), MemorySnapshots(), ignore)
-    save_adapter(out, tmp_path)
+    save_adapter(out, tmp_path, "tiny")
     assert {p.name for p in tmp_path.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     text = (tmp_path / "adapter_config.json").read_text()
-    assert json.loads(text)["base_model_name_or_path"] is None
+    assert json.loads(text)["base_model_name_or_path"] == "tiny"
     assert str(tiny_model_dir) not in text
     assert "built-once" not in text
     ids = torch.arange(6, 30)[None]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from appliance.train import loss
+from appliance.train.logits import Logits
 from appliance.train.loss import find_supervised, hidden_gradient, piece_rows
 from tests.unit.train.rig import encoded
 
@@ -28,7 +29,7 @@ def states(rows: int, dtype: torch.dtype, seed: int = 2) -> Tensor:
 
 def gradient(hidden: Tensor, head: nn.Linear, batch: Any, *, shared: bool = True) -> Tensor:
     rows = hidden.shape[0] * hidden.shape[1]
-    return hidden_gradient(hidden, head, find_supervised(batch, hidden.shape[1], rows, shared=shared))
+    return hidden_gradient(hidden, Logits(head), find_supervised(batch, hidden.shape[1], rows, shared=shared))
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -1,0 +1,84 @@
+"""Which conversations a chat template carries, and that what is supervised is what the model would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from appliance.jobs.record import Record
+from appliance.jobs.train import TrainSpec
+from appliance.train.encode import Encoder
+from appliance.train.templates import SHAPES, ChatTemplate, probe
+
+TURNS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+THINKING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.index0 > ns.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}" + ASK
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURNS + ASK
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
+    "{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}"
+)
+SHOUTING = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}\n{% endfor %}"
+
+CARRIED = {
+    "plain": (TURNS + ASK, set(SHAPES)),
+    "drops earlier reasoning": (THINKING, set(SHAPES)),
+    "refuses system messages": (NO_SYSTEM, set(SHAPES) - {"a system message"}),
+    "demands alternation": (ALTERNATING, {"one turn", "several turns"}),
+    "rewrites contents": (SHOUTING, set()),
+}
+
+
+@pytest.fixture
+def tokenizer(tiny_model_dir: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_the_probe_says_what_a_template_carries(name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template, expected = CARRIED[name]
+    assert {shape for shape, carries in probe(tokenizer).items() if carries} == expected
+
+
+def test_no_template_is_not_probed(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    assert probe(tokenizer) == {}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_the_pieces_are_the_text_of_the_template(name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template, expected = CARRIED[name]
+    for shape in expected:
+        pieces = ChatTemplate(tokenizer).fill(SHAPES[shape])
+        messages = [{"role": role, "content": text} for role, text in SHAPES[shape]]
+        assert "".join(text for text, _ in pieces or ()) == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_of_rewritten_turns_the_answers_are_supervised_and_nothing_else(tokenizer: Any) -> None:
+    tokenizer.chat_template = THINKING
+    pieces = ChatTemplate(tokenizer).fill(SHAPES["several turns"])
+    trained = [text for text, supervised in pieces or () if supervised and text]
+    assert trained == ["It is.", "<|im_end|>\n", "<think>\n\n</think>\n\n", "A little.", "<|im_end|>\n"]
+    assert ChatTemplate(tokenizer).fill((*SHAPES["several turns"], ("user", "Thank you."))) is not None
+
+
+@pytest.mark.parametrize(("source", "learned"), [("base", False), ("fallback", True), ("none", True)])
+def test_what_a_template_does_not_carry_is_learned_from_only_if_that_is_asked_for(
+    source: Any, learned: bool, tokenizer: Any
+) -> None:
+    tokenizer.chat_template = NO_SYSTEM
+    encoder = Encoder(tokenizer, TrainSpec(lr=1e-3, max_tokens=96, template=source))
+    made = encoder.encode(Record(unit="u", kind="chat", parts=SHAPES["a system message"]))
+    assert bool(made.positions) is learned
+    assert ("<|im_start|>" in tokenizer.decode(made.ids)) is False
+    carried = encoder.encode(Record(unit="u", kind="chat", parts=SHAPES["one turn"]))
+    assert ("<|im_start|>" in tokenizer.decode(carried.ids)) is (source != "none")
