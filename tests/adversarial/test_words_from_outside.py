@@ -17,13 +17,14 @@ from appliance.errors import Busy, ConfigInvalid, UsageError
 from appliance.flows import acceptance, doctor, orphans
 from appliance.flows.data import ingest as ingest_flow
 from appliance.flows.home import Home, Operator
+from appliance.flows.model import import_model as import_flow
 from appliance.flows.release.bundle import bundle
 from appliance.ledger import canonical
 from appliance.names import is_unruly
 from appliance.policy import policy
 from appliance.policy.run_file import PhaseChoice
+from tests.builders import bare_home
 from tests.databases import PostgresDatabase
-from tests.desks import bare_home
 from tests.e2e.conftest import Appliance, write_notes, write_passphrase
 from tests.unit.test_names import NO_WORDS, UNRULY
 
@@ -215,6 +216,23 @@ def test_what_an_ingest_wrote_is_removed_when_its_commit_fails(opened: Opened, m
     monkeypatch.setattr(ingest_flow, "_describe", describe)
     opened.ingest("--name", "second")
     opened("data", "verify")
+
+
+def test_what_an_import_wrote_is_removed_when_its_commit_fails(
+    opened: Opened, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = opened.files
+
+    def fail(*arguments: Any) -> Any:
+        assert any(path.endswith("model.safetensors") and "/models/" in path for path in opened.files)
+        raise Busy("somebody else")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(import_flow, "_describe", fail)
+        opened("model", "import", str(tiny_model_dir), "--name", "tiny", expect=75)
+    assert opened.files == files
+    opened("model", "import", str(tiny_model_dir), "--name", "tiny")
+    opened("model", "verify")
 
 
 def test_a_row_that_did_commit_keeps_its_objects(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
