@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -79,7 +80,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit status. Never a traceback: the innermost place is named instead."""
     try:
-        app(args=arguments, prog_name="appliance", standalone_mode=False)
+        _require_utf8(arguments)
+        ended = app(args=arguments, prog_name="appliance", standalone_mode=False)
     except ApplianceError as failure:
         return _report(failure)
     except NoArgsIsHelpError as shown:
@@ -90,13 +92,24 @@ def run(arguments: list[str]) -> int:
         return _report(UsageError(wrong.format_message(), hint=hint))
     except (KeyboardInterrupt, typer.Abort):
         return _report(Interrupted("interrupted"))
-    except typer.Exit as end:
-        return int(end.exit_code)
     except BrokenPipeError:
         return 0
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
-    return 0
+    if ended == Interrupted.exit_status:  # typer catches Ctrl-C, and returns a status where it does not exit itself
+        return _report(Interrupted("interrupted"))
+    return ended or 0
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Raise `UsageError` for words that are not UTF-8. Python holds their bytes as halves of surrogate pairs."""
+    told = {name: value for name, value in os.environ.items() if name.startswith("APPLIANCE_")}
+    for where, text in (*(("an argument", text) for text in arguments), *told.items()):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            hint = "give UTF-8; a file with another name can be renamed"
+            raise UsageError(f"not UTF-8: {text}", hint=hint, where=where) from None
 
 
 def _report(failure: ApplianceError) -> int:
