@@ -88,6 +88,7 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
+        _require_utf8(arguments)
         ended: Any = app(args=arguments, prog_name="appliance", standalone_mode=False)
     except ApplianceError as failure:
         return _report(failure)
@@ -98,20 +99,30 @@ def _run(arguments: list[str]) -> int:
         return _report(mistyped.explain(wrong, arguments))
     except (KeyboardInterrupt, typer.Abort):
         return _report(_interrupted())
-    except typer.Exit as end:
-        return int(end.exit_code)
     except (BrokenPipeError, SystemExit):  # the latter is how click ends where nobody reads any more
         return 0
     except OSError as obstacle:
         return _report(_obstacle(obstacle))
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
-    # typer turns Ctrl-C and typer.Exit into a value that it returns
-    return _report(_interrupted()) if ended == Interrupted.exit_status else ended or 0
+    if ended == Interrupted.exit_status:  # typer catches Ctrl-C, and returns a status where it does not exit itself
+        return _report(_interrupted())
+    return ended or 0
 
 
 def _interrupted() -> Interrupted:
     return Interrupted("interrupted", hint="what was written before is safe; type the same again")
+
+
+def _require_utf8(arguments: list[str]) -> None:
+    """Raise `UsageError` for words that are not UTF-8. Python holds their bytes as halves of surrogate pairs."""
+    told = {name: value for name, value in os.environ.items() if name.startswith("APPLIANCE_")}
+    for where, text in (*(("an argument", text) for text in arguments), *told.items()):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            hint = "give UTF-8; a file with another name can be renamed"
+            raise UsageError(f"not UTF-8: {text}", hint=hint, where=where) from None
 
 
 def _report(failure: ApplianceError) -> int:

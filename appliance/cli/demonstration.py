@@ -143,8 +143,7 @@ def _bring_in(settings: Settings, step: _Steps, unpacked: Media, size: Size) -> 
 def _audit(settings: Settings, handed: Path) -> None:
     """Do what an auditor does: a copy of the bundle in another directory, its verifier, the printed fingerprint."""
     command, status, said = flow.audit(settings.home(), handed / "bundle", handed / "auditor")
-    render.note(settings, f"\n$ {shlex.join(command)}")
-    render.note(settings, said)
+    render.notes(settings, ["", f"$ {shlex.join(command)}", *render.document_lines(said)])
     if status:
         raise Failed(status)
 
@@ -156,7 +155,7 @@ class _Steps:
         self.settings = settings
 
     def __call__(self, *words: str, globally: tuple[str, ...] = ()) -> None:
-        render.note(self.settings, f"\n$ appliance {shlex.join((*globally, *words))}")
+        render.notes(self.settings, ["", f"$ appliance {shlex.join((*globally, *words))}"])
         options = ["--home", str(self.settings.root), *globally, "--reason", "demonstration"]
         options += ["--quiet"] if self.settings.quiet else []
         options += [] if self.settings.color else ["--no-color"]

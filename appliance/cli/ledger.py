@@ -68,10 +68,14 @@ def show(context: typer.Context, index: Index) -> None:
     chosen = settings.of(context)
     entry, body = flow.show(chosen.home(), index)
     document = {"index": index, "leaf": entry.leaf, "body_verdict": entry.body, "body": body}
-    lines = [json.dumps(entry.leaf, indent=2, ensure_ascii=False), f"body: {entry.body}"]
+    lines = [*_as_json(entry.leaf), f"body: {entry.body}"]
     if body is not None:
-        lines.append(json.dumps(body, indent=2, ensure_ascii=False))
+        lines += _as_json(body)
     render.result(chosen, "ledger.show", document, lines)
+
+
+def _as_json(value: object) -> list[str]:
+    return json.dumps(value, indent=2, ensure_ascii=False).split("\n")
 
 
 @app.command()
@@ -100,7 +104,7 @@ def _prove_entry(chosen: Settings, index: int, out: Path | None) -> None:
         out.write_text(proof)
         out.with_name(out.name + ".leaf").write_bytes(leaf)
     document = {"index": index, "proof": proof, "leaf": leaf.decode()}
-    render.result(chosen, "ledger.prove", document, [proof.rstrip()])
+    render.result(chosen, "ledger.prove", document, render.document_lines(proof))
 
 
 def _prove_consistency(chosen: Settings, old_size: int, out: Path | None) -> None:
@@ -109,7 +113,7 @@ def _prove_consistency(chosen: Settings, old_size: int, out: Path | None) -> Non
         out.write_text(proof)
         out.with_name(out.name + ".head").write_text(note)
     document = {"old_size": old_size, "proof": proof, "note": note}
-    render.result(chosen, "ledger.prove", document, [proof.rstrip(), "", note.rstrip()])
+    render.result(chosen, "ledger.prove", document, [*render.document_lines(proof), "", *render.document_lines(note)])
 
 
 @app.command()
@@ -249,7 +253,7 @@ def head(context: typer.Context) -> None:
     note, keys = flow.head(chosen.home())
     printed = fingerprint_of(keys)
     document = {"note": note, "keys": keys, "fingerprint": printed}
-    lines = [note.rstrip(), "", "keys to pin:", *keys, f"fingerprint {printed}"]
+    lines = [*render.document_lines(note), "", "keys to pin:", *keys, f"fingerprint {printed}"]
     render.result(chosen, "ledger.head", document, lines)
 
 

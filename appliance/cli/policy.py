@@ -29,7 +29,7 @@ def show(context: typer.Context) -> None:
     policy = flow.show(chosen.home())
     text = policy.text.decode()
     document = {"name": policy.name, "sha256": policy.digest, "text": text}
-    render.result(chosen, "policy.show", document, [f"# sha256 {policy.digest}", text.rstrip()])
+    render.result(chosen, "policy.show", document, [f"# sha256 {policy.digest}", *render.document_lines(text)])
 
 
 @app.command()

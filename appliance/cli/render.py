@@ -1,18 +1,26 @@
-"""All printing. Results go to stdout, everything else to stderr; with --json stdout holds exactly one document."""
+"""All printing. Results go to stdout, everything else to stderr; with --json stdout holds exactly one document.
+
+Whatever is printed may hold text of others: names of files, or of older ledgers. So nothing goes to a terminal but
+through `visible`, and in JSON as escapes, from which a program reads the very same text.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from appliance import __version__
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError
+from appliance.names import visible
+
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7e]+")
 
 
 def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: Iterable[str]) -> None:
@@ -21,7 +29,7 @@ def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: 
         _print_document(schema, document)
     else:
         for line in lines:
-            print(line)
+            _say(line, sys.stdout)
     sys.stdout.flush()
 
 
@@ -47,13 +55,31 @@ _OUTPUT = _Output()
 
 def _print_document(schema: str, document: Mapping[str, Any]) -> None:
     _OUTPUT.printed = True
-    print(json.dumps({"schema": f"appliance.{schema}/1", "version": __version__, **document}, ensure_ascii=False))
+    whole = {"schema": f"appliance.{schema}/1", "version": __version__, **document}
+    print(_BEYOND_ASCII.sub(_readable, json.dumps(whole, ensure_ascii=False)))
+
+
+def _say(line: str, where: TextIO) -> None:
+    """Print one line. A character that the terminal's encoding lacks is escaped too."""
+    shown = visible(line)
+    encoding = where.encoding or "utf-8"
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), file=where)
+
+
+def _readable(found: re.Match[str]) -> str:
+    """Escape characters of a JSON document that cannot be shown; only its strings have any."""
+    return "".join(one if visible(one) == one else json.dumps(one)[1:-1] for one in found[0])
+
+
+def document_lines(text: str) -> list[str]:
+    """Split a document of our own making, such as a signed note, into its lines."""
+    return text.rstrip().expandtabs().splitlines()
 
 
 def note(settings: Settings, text: str) -> None:
     """Say something beside the result, on stderr."""
     if not settings.quiet:
-        print(json.dumps({"note": text}) if settings.json else text, file=sys.stderr)
+        _say(json.dumps({"note": text}) if settings.json else text, sys.stderr)
 
 
 def notes(settings: Settings, texts: Iterable[str]) -> None:
@@ -68,21 +94,21 @@ def error(failure: ApplianceError, before: str = "") -> None:
         said = {name: getattr(failure, name) for name in ("message", "hint", "where")}
         _print_document("error", {"error": type(failure).__name__, "exit_status": failure.exit_status, **said})
     print(before, end="", file=sys.stderr)
-    print(f"appliance: error: {failure}", file=sys.stderr)
+    _say(f"appliance: error: {failure}", sys.stderr)
     if failure.hint:
-        print(f"appliance: hint: {failure.hint}", file=sys.stderr)
+        _say(f"appliance: hint: {failure.hint}", sys.stderr)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Align columns, readable by people and by `awk`."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    cells = [[visible(str(cell)) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> list[str]:
     """Write one `name  value` line each, aligned."""
-    listed = [(name, str(value)) for name, value in pairs]
+    listed = [(visible(name), str(value)) for name, value in pairs]
     width = max((len(name) for name, _ in listed), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in listed]
 
@@ -134,13 +160,14 @@ def _rich_bar(settings: Settings, what: str) -> Iterator[Bar]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    text = TextColumn("{task.fields[text]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), text)
     console = Console(stderr=True, no_color=not settings.color)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
         task = display.add_task(what, total=None, text="")
 
         class Rich:
             def update(self, done: int, total: int, text: str) -> None:
-                display.update(task, completed=done, total=total or None, text=text)
+                display.update(task, completed=done, total=total or None, text=visible(text))
 
         yield Rich()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from appliance.cli import render
 from appliance.errors import IntegrityError, Stale
 from appliance.flows.verify import Verified
 from appliance.ledger.verify import Verification
@@ -40,7 +41,8 @@ def lines(done: Verified, *, pinned: bool) -> list[str]:
 def _problems(found: Verification) -> list[str]:
     said = [f"problem: {problem}" for problem in found.problems]
     if found.fork:
-        said += ["two histories were signed with the log's keys; these notes prove it to anybody:", "", *found.fork]
+        said += ["two histories were signed with the log's keys; these notes prove it to anybody:", ""]
+        said += [line for note in found.fork for line in render.document_lines(note)]
     return said
 
 

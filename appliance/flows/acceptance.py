@@ -17,9 +17,10 @@ from appliance.events.machine import MachineExamined, OutcomeFacts
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import software
+from appliance.names import Line
 from appliance.values import Digest, Value
 
-Word = Annotated[str, Field(min_length=1, max_length=128)]
+Word = Annotated[Line, Field(max_length=128)]
 
 
 class Software(Value):

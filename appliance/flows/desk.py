@@ -20,6 +20,7 @@ from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.transaction import Transaction
+from appliance.names import visible
 from appliance.policy.policy import Policy
 
 LONGEST = 500
@@ -134,8 +135,8 @@ def error_facts(error: ApplianceError) -> ErrorFacts:
     """Say of an error what an entry states: exit status, class and message, which holds public values only.
 
     Its hint and its place, which may be a path or a line of private data, are not recorded. A message may quote a
-    foreign file, so it is cut after `LONGEST` characters.
+    foreign file, so it is made visible and cut after `LONGEST` characters.
     """
-    said = error.message if len(error.message) <= LONGEST else f"{error.message[: LONGEST - 3]}..."
-    reason = said.encode(errors="backslashreplace").decode()
+    message = visible(error.message[: LONGEST + 1])
+    reason = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
     return {"code": error.exit_status, "error": type(error).__name__, "reason": reason}

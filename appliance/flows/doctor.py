@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError
-from appliance.flows import gpus
+from appliance.flows import gpus, orphans
 from appliance.flows.home import Home
 from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
 from appliance.isolation import interpreter
@@ -107,6 +107,7 @@ def _home(root: Path) -> Iterator[Check]:
     yield Check(name="home", verdict="ok" if private else "warning", detail=detail)
     yield Check(name="store", verdict="ok", detail=AgentClient(root / "agent" / "socket").status().state)
     yield from _database(root)
+    yield from _orphans(root)
 
 
 def _database(root: Path) -> Iterator[Check]:
@@ -116,3 +117,12 @@ def _database(root: Path) -> Iterator[Check]:
                 yield Check(name=found.name, verdict="ok" if found.good else "warning", detail=found.detail)
     except ApplianceError as failure:
         yield Check(name="database", verdict="warning", detail=str(failure))
+
+
+def _orphans(root: Path) -> Iterator[Check]:
+    try:
+        found = orphans.find(Home.open(root))
+    except (ApplianceError, OSError):  # the check of the database says why
+        return
+    detail = f"{len(found)} that no row owns; the next ingest or import removes them" if found else ""
+    yield Check(name="sealed objects and models", verdict="warning" if found else "ok", detail=detail)

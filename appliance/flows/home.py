@@ -27,6 +27,7 @@ from pydantic import Field, ValidationError
 
 from appliance.errors import ArtefactMissing, ConfigInvalid, UsageError
 from appliance.events.home import HomeConfigured
+from appliance.identity import people
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.canonical import canonical
@@ -36,6 +37,7 @@ from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.reading import LedgerReader
 from appliance.ledger.transaction import Reading
+from appliance.names import require_line
 from appliance.store.agent import AgentClient
 from appliance.store.keys import read_body_public_key
 from appliance.values import Value
@@ -56,10 +58,19 @@ class HomeConfig(Value):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """On whose behalf a verb runs: a claimed name and an optional reason. Both go to the ledger's sealed bodies."""
+    """On whose behalf a verb runs: a claimed name and an optional reason. Both go to the ledger's sealed bodies.
+
+    Raises:
+      UsageError: one of them is not one line.
+    """
 
     name: str = ""
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        require_line(self.name or login_name(), "an actor's name", people.LONGEST)
+        if self.reason:
+            require_line(self.reason, "a reason")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from appliance.jobs.ticket import Rendezvous
 from appliance.values import Value, to_json
 
 R = TypeVar("R", bound=Value)
+_SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
 Watch = Callable[[], None]
 
 KEPT_ENVIRONMENT = (
@@ -101,6 +102,16 @@ def require_compute() -> None:
     if importlib.util.find_spec("torch") is None:
         hint = "on the machine that trains: pip install 'appliance[compute]'"
         raise ArtefactMissing("this installation is a control plane without the packages that compute", hint=hint)
+
+
+def time_for(*sources: Path) -> float:
+    """Allow seconds for a worker on foreign files or directories, by size: ten times of what a slow disk needs."""
+    size = 0
+    for source in sources:
+        with suppress(OSError):  # the worker says what is wrong
+            files = source.iterdir() if source.is_dir() else (source,)
+            size += sum(path.stat().st_size for path in files)
+    return _SECONDS + size / _BYTES_A_SECOND
 
 
 def run_worker(

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from appliance.errors import IntegrityError, UsageError
+from appliance.errors import IntegrityError
 from appliance.files import locked, write_atomic
+from appliance.names import require_line
 
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}")
+LONGEST = 80
+"""Characters of a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +44,13 @@ def recognise(roster: Path, name: str) -> Person:
 
     Args:
       roster: JSON file {name: pseudonym}, created with mode 0600.
-      name: 1 to 80 characters, no control characters.
+      name: one line of 1 to 80 characters.
 
     Raises:
-      UsageError: the name is empty, too long or has control characters.
+      UsageError: the name is empty, too long or not one line.
       IntegrityError: the roster is not what this module wrote.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError("an actor's name has 1 to 80 characters and no control characters")
+    require_line(name, "an actor's name", LONGEST)
     with locked(roster.parent / f".{roster.name}.lock"):
         people = _load(roster)
         if name not in people:

@@ -9,6 +9,7 @@ from typing import Literal
 from appliance.errors import UsageError
 from appliance.ingest.subjects import FROM_FILE, subject_reader
 from appliance.jobs.plan import UnitKind, UnitOfPrivacy
+from appliance.names import require_line
 
 Format = Literal["jsonl", "csv", "tsv", "text"]
 Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
@@ -97,6 +98,8 @@ class IngestSpec:
     def __post_init__(self) -> None:
         _check_templates(self)
         _check_unit(self.unit, self.format)
+        for column in (*self.columns, *([self.unit.key] if self.unit.key else [])):
+            require_line(column, "the name of a column")
         if self.keep and self.format == "text":
             raise UsageError("a plain text file has no column to keep")
         if (self.delimiter and self.format != "csv") or (self.encoding and self.format not in ("csv", "tsv")):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from appliance.errors import IsolationViolated
+from appliance.errors import IsolationViolated, WillNotFit
 from appliance.isolation import kernel
 
 
@@ -49,6 +51,24 @@ def limit_memory(most: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     most = most if limit == resource.RLIM_INFINITY else min(most, limit)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+@contextmanager
+def memory_limited(most: int) -> Iterator[None]:
+    """Limit, within the block, what this process may hold of its own, in bytes. Raises OSError.
+
+    Raises:
+      WillNotFit: more was needed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    finite = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(finite), hard))
+    try:
+        yield
+    except MemoryError:
+        raise WillNotFit("more memory would be needed than such files may take") from None
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def deny_new_privileges() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from appliance.events.event import LeafInvalid as LeafInvalid
+from appliance.names import is_unruly
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 MAX_LEAF = 65_535  # a C2SP entry bundle has a 16-bit length
@@ -54,3 +55,18 @@ def check(value: Any, where: str = "a value") -> None:
             check(item, where)
     else:
         raise LeafInvalid(f"{where} is a {kind.__name__}, which cannot stand in the ledger")
+
+
+def check_texts(value: Any, where: str) -> None:
+    """Raise `LeafInvalid` for a text with control or other unseen characters, in a value that was checked.
+
+    Whatever comes from outside was looked at where it came in (`appliance.names`); this is for what was forgotten.
+    """
+    if type(value) is str:
+        if is_unruly(value):
+            raise LeafInvalid(f"{where} has a text with characters that cannot be shown")
+    elif type(value) is dict:
+        check_texts([*value, *value.values()], where)
+    elif type(value) in (list, tuple):
+        for item in value:
+            check_texts(item, where)

@@ -14,7 +14,7 @@ from appliance.events.event import Event
 from appliance.events.ledger import ClockRegression
 from appliance.ledger import dialect, merkle
 from appliance.ledger.bodies import SealedBody, seal
-from appliance.ledger.canonical import check
+from appliance.ledger.canonical import check, check_texts
 from appliance.ledger.dialect import Statement
 from appliance.ledger.leaf import VERSION, Actor, boot_id, encode_leaf, new_event_id, parse_leaf, software, timestamp
 
@@ -191,6 +191,7 @@ class Appender:
     def _stage(self, event: Event, event_id: str, rows: Sequence[dict[str, str]], moment: str) -> int:
         facts = event.facts()
         check(facts, event.type)
+        check_texts(facts, event.type)
         index = self._head.size + len(self._entries)
         self._last = max(self._last, moment)
         context = self._context
@@ -219,6 +220,7 @@ class Appender:
         """Seal the transaction's one body (name and reason) with its first entry; the others share it."""
         context = self._context
         private = {"name": context.actor.name, "reason": context.reason or ""}
+        check_texts(private, "the body")
         if self._body is None and any(private.values()):
             self._body = index, seal(private, context.body_public_key, context.origin)
         if self._body is None:

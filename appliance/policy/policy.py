@@ -10,10 +10,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from appliance.errors import PolicyDenied
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.plan import UnitKind
+from appliance.names import Word
 from appliance.policy.parse import parse_value
 from appliance.values import Count, Digest, Positive, Value
-
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
 class UnitRule(Value):

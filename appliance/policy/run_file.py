@@ -11,9 +11,9 @@ from pydantic import ConfigDict, Field, model_validator
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import Filter, UnitOfPrivacy
 from appliance.jobs.train import TrainSpec
+from appliance.names import Word, is_unruly
 from appliance.policy import yaml
 from appliance.policy.parse import parse_value
-from appliance.policy.policy import Word
 from appliance.values import Count, Digest, Positive, Value
 
 
@@ -56,6 +56,8 @@ class PhaseChoice(Value):
     def _declared(self) -> Self:
         if self.where is not None and self.units is None:
             raise ValueError("a phase with 'where' needs 'units': about how many units have a matching record")
+        if self.where is not None and any(map(is_unruly, (self.where.field, *self.where.values))):
+            raise ValueError("'where' has characters that cannot be shown")
         return self
 
 

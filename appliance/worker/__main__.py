@@ -26,6 +26,7 @@ from appliance.files import lock, write_atomic
 from appliance.isolation import process
 from appliance.jobs.job import Failure, Job
 from appliance.jobs.rundir import RunDir
+from appliance.names import visible
 from appliance.values import to_json
 from appliance.worker.place import here
 
@@ -43,9 +44,9 @@ def main() -> None:
     except ApplianceError as refusal:
         outcome = Failure(
             error=type(refusal).__name__,
-            message=refusal.message,
-            hint=refusal.hint,
-            where=refusal.where,
+            message=visible(refusal.message),
+            hint=visible(refusal.hint),
+            where=visible(refusal.where),
         )
     except Exception as bug:  # noqa: BLE001 - the message of a foreign exception may hold private text: it is dropped
         outcome = _bug(bug)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from appliance.files import write_atomic
+from appliance.isolation import process
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult
 from appliance.store import container
@@ -18,6 +19,8 @@ from appliance.worker import confinement
 from appliance.worker.marking import digests, release_key, residual
 
 JOB = DetectJob
+_MEMORY = 4 << 30  # bytes; importing torch takes 0.4 GiB of it, and single layers are compared in float64
+_GROWTH = 8  # the tensors of a suspect adapter are held in float64; a large model has large layers
 
 
 def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
@@ -25,8 +28,9 @@ def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
 
     Weights are compared with a reference; nothing is computed on a GPU, so none is opened, whatever the run had.
     """
-    master = release_key(job, run_dir)
     suspect = Path(job.suspect)
+    process.limit_memory(_memory_for(suspect))
+    master = release_key(job, run_dir)
     isolation = confinement.enter(job.isolation, run_dir, Path(job.model_dir), suspect, Path(job.escrow))
     from appliance.watermark import certificate, escrow, keys
     from appliance.watermark.detection import score
@@ -52,3 +56,7 @@ def run(job: DetectJob, run_dir: RunDir) -> DetectResult:
         isolation=isolation,
         libraries=confinement.libraries(),
     )
+
+
+def _memory_for(suspect: Path) -> int:
+    return _MEMORY + _GROWTH * sum(path.stat().st_size for path in suspect.iterdir())

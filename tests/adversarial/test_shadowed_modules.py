@@ -70,14 +70,40 @@ def test_the_installed_command_imports_nothing_from_where_it_is_called(tmp_path:
     assert not tmp_path.with_name("ran").exists()
 
 
+def test_the_installed_command_imports_nothing_from_where_pythonpath_leads(tmp_path: Path) -> None:
+    """But for what Python itself imports before the command's first line, and the package that the command names."""
+    command = Path(sysconfig.get_path("scripts"), "appliance")
+    if not command.exists():
+        pytest.skip("not run: the command is not installed here")
+    before = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    plant(tmp_path, tmp_path.with_name("ran"))
+    for name in {name.partition(".")[0] for name in before} | {"appliance", "sitecustomize", "usercustomize"}:
+        (tmp_path / f"{name}.py").unlink(missing_ok=True)
+    (tmp_path / "appliance" / "__init__.py").unlink()
+    (tmp_path / "appliance").rmdir()
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    shadowed = subprocess.run(
+        [sys.executable, "-m", "appliance", "--version"], env=environment, capture_output=True, check=False
+    )
+    assert tmp_path.with_name("ran").exists(), shadowed.stderr  # without isolation what was planted runs
+    tmp_path.with_name("ran").unlink()
+    done = subprocess.run([command, "--version"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("appliance ")
+    assert not tmp_path.with_name("ran").exists()
+
+
 def test_processes_are_started_by_one_function() -> None:
-    """Beside it only the verifier of a bundle is started, as the paper says it: `python3 -I verify.py`."""
+    """Beside it the installed command starts itself again, before it imports anything, and the verifier of a bundle is
+    started, as the paper says it: `python3 -I verify.py`.
+    """
     users = [
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable"
     ]
-    assert sorted(users) == ["flows/demo.py", "isolation/interpreter.py"]
+    assert sorted(users) == ["__main__.py", "__main__.py", "flows/demo.py", "isolation/interpreter.py"]
     assert '"python3", "-I", "verify.py"' in (PACKAGE / "flows" / "demo.py").read_text()
     assert interpreter.module("x")[1] == "-I"

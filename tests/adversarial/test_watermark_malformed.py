@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.errors import ArtefactMissing, DataInvalid, WillNotFit
+from appliance.flows import launch
+from appliance.flows.watermark import marking
+from appliance.jobs.job import EngineOptions, IsolationSpec
+from appliance.jobs.rundir import RunDir
+from appliance.jobs.watermark import DetectJob, DetectResult, WatermarkKey
+from appliance.values import to_json
 from appliance.watermark.adapters import AdapterSuspect, ModelSuspect, open_tensors, read_adapter
 from appliance.watermark.detection import project, score
 from appliance.watermark.reference import Reference, decompose
@@ -124,3 +133,43 @@ def test_a_model_that_cannot_be_compared_is_refused(tmp_path: Path, reference: R
 class _Empty:
     def find(self, name: str) -> None:
         return None
+
+
+def detection(suspect: Path) -> DetectJob:
+    key = WatermarkKey(key_id="wmk_1", commitment="0" * 64, wrapped_key="", key_epoch=1)
+    return DetectJob(
+        run_id="mark_1", engine=EngineOptions(), isolation=IsolationSpec(), model_dir=str(suspect), key=key,
+        model_sha256="0" * 64, suspect=str(suspect), escrow="", escrow_sha256="0" * 64, keys_tested=1, agent_socket="",
+    )  # fmt: skip
+
+
+def test_a_worker_limits_its_memory_by_the_suspect_before_it_reads_anything(tmp_path: Path) -> None:
+    """There is no evidence, so it ends where it would ask for the key, which comes before the suspect is opened."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "job.json").write_bytes(to_json(detection(tmp_path)))
+    code = (
+        "import pathlib, resource, sys\n"
+        "from appliance.jobs.rundir import RunDir\n"
+        "from appliance.worker import watermark_detect as worker\n"
+        "job = worker.JOB.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "try: worker.run(job, RunDir(pathlib.Path('/nowhere')))\n"
+        "except FileNotFoundError: print(*resource.getrlimit(resource.RLIMIT_DATA))\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    soft, hard = map(int, done.stdout.split())
+    assert soft == hard
+    assert 4 << 30 < soft < (4 << 30) + 100_000
+
+
+def test_a_worker_that_never_ends_with_a_suspect_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_SECONDS", 0.0)
+    run_dir, suspect = RunDir(tmp_path / "run"), tmp_path / "suspect"
+    run_dir.path.mkdir()
+    suspect.mkdir()
+    desk: Any = SimpleNamespace(record=lambda entry: 0, prove=lambda index: b"")
+    markable: Any = SimpleNamespace(run=SimpleNamespace(id="run_1"), model_dir=suspect)
+    with pytest.raises(WillNotFit, match="the worker was stopped"):
+        marking.run_job(desk, markable, detection(suspect), run_dir, DetectResult)
+    launch.wait_for_workers(run_dir, wait_s=0)
+    assert not run_dir.result.exists()

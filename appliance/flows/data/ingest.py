@@ -20,8 +20,8 @@ import orjson
 from appliance.errors import DataInvalid, PolicyDenied, UsageError
 from appliance.events.data import DataRefused, DataSealed
 from appliance.events.states import CatalogState, Purpose
-from appliance.files import PARTIAL, commit, sweep, unswept
-from appliance.flows import catalog
+from appliance.files import PARTIAL, commit, unswept
+from appliance.flows import catalog, orphans
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
@@ -29,7 +29,9 @@ from appliance.ingest.fingerprints import overlap
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
+from appliance.isolation import process
 from appliance.ledger.rows import DatasetRow
+from appliance.names import require_word
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.privacy.filter import best_order
@@ -38,16 +40,26 @@ from appliance.values import decimal
 
 Progress = Callable[[int], None]
 Told = Callable[[BadRow], None]
+_MEMORY = 2 << 30  # bytes
+_GROWTH = 64  # fingerprints of very short records take up to twenty times their size; files may be compressed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What the data owner states about the data. All of it is public."""
+    """What the data owner states about the data. All of it is public.
+
+    Raises:
+      UsageError: the name or the class is not a word.
+    """
 
     name: str
     units: int
     class_name: str = "default"
     purpose: Purpose = Purpose.TRAINING
+
+    def __post_init__(self) -> None:
+        require_word(self.name, "dataset")
+        require_word(self.class_name, "class of data")
 
 
 class _Material(NamedTuple):
@@ -84,7 +96,7 @@ def ingest(
       DataInvalid: no row is usable, too many are not, or the declared number of units is far off.
       KeyUnavailable: the store is sealed.
     """
-    with Desk.open(home, operator) as desk:
+    with orphans.tidied(home, home.objects), Desk.open(home, operator) as desk:
         policy = desk.policy
         with desk.refusals(DataRefused, PolicyDenied, DataInvalid, policy_sha256=policy.digest):
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
@@ -115,8 +127,9 @@ def try_ingest(
             _require_free_name(declared.name, rows.datasets.list())
     check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
     ingestion = Ingestion(paths, spec, secrets.token_bytes(32), told)
-    for _ in ingestion:
-        pass
+    with process.memory_limited(_memory_for(paths)):
+        for _ in ingestion:
+            pass
     _check_contents(ingestion, declared, policy)
     return tuple(ingestion.rejected)
 
@@ -152,8 +165,7 @@ def _seal(
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
     ingestion = Ingestion(paths, spec, mac_key, told)
-    sweep(home.objects)
-    with _staging(home) as staging:
+    with process.memory_limited(_memory_for(paths)), _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)
         prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
@@ -178,6 +190,11 @@ def _seal(
         source="unsigned local files",
     )
     return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
+
+
+def _memory_for(paths: Sequence[Path]) -> int:
+    """Allow bytes for this process by the size of the files, which are foreign, and are parsed here."""
+    return _MEMORY + _GROWTH * sum(path.stat().st_size for path in paths if path.exists())
 
 
 @contextmanager

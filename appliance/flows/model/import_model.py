@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from appliance.errors import ApplianceError, ArtefactMissing, UsageError
 from appliance.events.model import ModelImported, ModelRefused
 from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
-from appliance.flows import catalog, launch
+from appliance.flows import catalog, launch, orphans
 from appliance.flows.catalog import imported
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -22,9 +22,8 @@ from appliance.jobs.job import IsolationSpec
 from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import ModelRow
+from appliance.names import require_word
 from appliance.store.trees import tree_digest, verify_tree
-
-_SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +44,15 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
       operator: who asks.
 
     Raises:
+      UsageError: the name is not a word, or taken.
       ArtefactMissing: `source` or a file that it names is not there.
       DataInvalid: pickle weights, remote code, damaged weights.
     """
+    require_word(name, "model")
     source = source.absolute()
     if not source.exists():
         raise ArtefactMissing(f"no model at {source}", hint="give a directory with safetensors, or a GGUF file")
-    with Desk.open(home, operator) as desk:
+    with orphans.tidied(home, home.models), Desk.open(home, operator) as desk:
         policy = desk.policy
         with desk.refusals(ModelRefused, ApplianceError, policy_sha256=policy.digest), _job_directory(home) as run_dir:
             result = _convert(run_dir, source, policy.rules().isolation)
@@ -90,7 +91,7 @@ def try_import(home: Home, source: Path, name: str) -> ModelRow:
 
 @contextmanager
 def _job_directory(home: Home) -> Iterator[RunDir]:
-    run_dir = home.run(new_id("import"))
+    run_dir = home.run(new_id(orphans.IMPORTS))
     run_dir.path.mkdir(mode=0o700)
     try:
         yield run_dir
@@ -107,15 +108,7 @@ def _convert(run_dir: RunDir, source: Path, isolation: IsolationSpec) -> ImportR
     )
     run_dir.write_job(job)
     with launch.supervising(run_dir):
-        return launch.run_worker(run_dir, ImportResult, within_s=_time_for(source))
-
-
-def _time_for(source: Path) -> float:
-    """Allow seconds by the size of what is imported: ten times of what a slow disk needs."""
-    with suppress(OSError):  # the worker says what is wrong
-        files = source.iterdir() if source.is_dir() else (source,)
-        return _SECONDS + sum(path.stat().st_size for path in files) / _BYTES_A_SECOND
-    return _SECONDS
+        return launch.run_worker(run_dir, ImportResult, within_s=launch.time_for(source))
 
 
 def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
@@ -128,7 +121,7 @@ def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
     fsync_tree(output)
     target = home.model(result.sha256)
     if target.exists():
-        verify_tree(target, result.files)  # litter of an import that was cut short before its row
+        verify_tree(target, result.files)  # somebody else imports the same at this moment
     else:
         commit(output, target)
 

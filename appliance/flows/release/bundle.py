@@ -26,6 +26,7 @@ from appliance.flows.release.told import run_events
 from appliance.flows.run.listing import state_of
 from appliance.jobs.rundir import CERTIFICATE
 from appliance.ledger.reading import LedgerReader
+from appliance.names import require_line
 from appliance.report.documents import documents
 from appliance.report.evidence import SignedHead
 from appliance.store.trees import tree_digest
@@ -57,8 +58,10 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
       PolicyDenied: the run is not finished or its adapter is not marked.
       GateFailed: no self-test of the engine was passed before it.
       IntegrityError: the released files are not the ones that the ledger records.
-      UsageError: `out` exists already.
+      UsageError: `out` exists already, or the recipient is not one line.
     """
+    if recipient:
+        require_line(recipient, "a recipient")
     with Desk.open(home, operator) as desk:
         with desk.refusals(ExportRefused, PolicyDenied, GateFailed, IntegrityError):
             release = _release(desk.ledger, home, run_id)

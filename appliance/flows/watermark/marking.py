@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ def job_directory(home: Home) -> Iterator[RunDir]:
 
 
 def run_job(desk: Desk, markable: Markable, job: EmbedJob | DetectJob, job_dir: RunDir, kind: type[R]) -> R:
-    """Leave the evidence for the key agent, which a signed entry proves, then run the worker."""
+    """Leave the evidence for the key agent, which a signed entry proves, then run the worker.
+
+    A suspect is foreign: as with an import, there is a time in which the worker ends.
+    """
     started = WatermarkStarted(
         run_id=markable.run.id,
         key_id=job.key.key_id,
@@ -44,7 +48,8 @@ def run_job(desk: Desk, markable: Markable, job: EmbedJob | DetectJob, job_dir: 
     )
     write_atomic(job_dir.evidence, desk.prove(desk.record(started)))
     job_dir.write_job(job)
-    return launch.run_worker(job_dir, kind)
+    within_s = launch.time_for(Path(job.suspect), markable.model_dir) if isinstance(job, DetectJob) else math.inf
+    return launch.run_worker(job_dir, kind, within_s=within_s)
 
 
 def common_fields(home: Home, markable: Markable) -> dict[str, Any]:

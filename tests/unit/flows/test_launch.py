@@ -52,3 +52,13 @@ def test_a_worker_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
         launch.run_worker(RunDir(tmp_path), TrainResult, poll_s=0.01, within_s=0.0)
     launch.wait_for_workers(RunDir(tmp_path), wait_s=0)
     assert not RunDir(tmp_path).result.exists()
+
+
+def test_the_time_for_foreign_files_grows_with_their_size(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"x")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(20 << 30)
+    least = launch.time_for(tmp_path / "small", tmp_path / "missing")
+    assert 600 <= least < 601
+    assert launch.time_for(tmp_path / "large") == launch.time_for(tmp_path, tmp_path / "missing") - 0.5 / (1 << 20)
+    assert launch.time_for(tmp_path / "large") == 600 + 10240

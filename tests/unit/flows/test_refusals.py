@@ -34,7 +34,7 @@ def test_other_errors_pass_without_an_entry(ledger: Ledger, actor: Actor) -> Non
 
 
 def test_a_message_that_quotes_a_foreign_file_stands_in_a_leaf(ledger: Ledger, actor: Actor) -> None:
-    long = ApplianceError(f"tensor \udcff{'x' * 100_000}")
+    long = ApplianceError(f"tensor \udcff\x1b[2J\t\u202e{'x' * 100_000}")
     assert len(error_facts(long)["reason"]) <= LONGEST + 5
     with pytest.raises(ApplianceError), desk_at(ledger, actor).refusals(ModelRefused, ApplianceError):
         raise long

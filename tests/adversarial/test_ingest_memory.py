@@ -1,0 +1,45 @@
+"""Foreign files are parsed in the process of the command line, which then has a limit of memory."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from appliance.flows.data import ingest as flow
+from tests.adversarial.test_words_from_outside import Opened, opened
+
+__all__ = ["opened"]
+
+
+def held() -> int:
+    """Bytes that this process holds of its own."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.parametrize("opened", ["sqlite"], indirect=True)
+def test_a_file_that_needs_more_memory_than_its_size_allows_is_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of two million words takes far more than its four megabytes."""
+    with opened.notes.open("a") as file:
+        file.write("p,how?," + "a b c d " * 500_000 + "\n")
+    opened.ingest("--name", "roomy")
+    files, limits = opened.files, resource.getrlimit(resource.RLIMIT_DATA)
+    with monkeypatch.context() as narrow:
+        narrow.setattr(flow, "_GROWTH", 0)
+        narrow.setattr(flow, "_MEMORY", held() + (8 << 20))
+        _, said = opened.ingest("--name", "narrow", expect=9)
+    assert "more memory" in said
+    assert opened.files == files
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+    opened.ingest("--name", "again")
+
+
+def test_the_limit_follows_the_size_of_the_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 30)
+    assert flow._memory_for([tmp_path / "a", tmp_path / "b", tmp_path / "missing"]) == (2 << 30) + (128 << 30)
