@@ -294,10 +294,10 @@ def test_every_verb_prints_one_document_on_success(
         ok(f"watermark detect {home.home}/runs/{done}/released --run {done}")
         ok(f"evaluate run {done} --dataset held --public-tokens 500")
         ok(f"report build {done} --out report")
-        ok("report verify report")
+        pin = ok("ledger head")["fingerprint"]
+        ok("report verify report --trusted-key", pin)
         ok(f"export bundle {done} --out bundle --dry-run")
         ok(f"export bundle {done} --out bundle")
-        pin = ok("ledger head")["fingerprint"]
         ok("export verify bundle --trusted-key", pin)
         for words in ("log", "show 2", "prove 2", "verify", "sign", "export copy", "erase 2 --yes", "upgrade"):
             ok(f"ledger {words}")
