@@ -41,10 +41,14 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What the operator asked of `train plan`; None leaves a choice to the defaults."""
+    """What the operator asked of `train plan`; None leaves a choice to the defaults.
+
+    A run that is not named is named like `named_like`, with a number behind it where a run has this name.
+    """
 
     epsilon: float
-    name: str
+    name: str | None = None
+    named_like: str = "run"
     steps: int | None = None
     expected_batch_size: int | None = None
     lr: float | None = None
@@ -79,9 +83,10 @@ def draft(home: Home, dataset: str, base: str, request: PlanRequest) -> RunFile:
     """Draft a complete run file for `dataset` and `base` at the epsilon asked for."""
     with home.rows() as rows:
         chosen, based = catalog.find_dataset(rows, dataset), catalog.find_model(rows, base)
+        name = catalog.name_run(rows, request.name, request.named_like)
     value = {
         "schema": 1,
-        "name": request.name,
+        "name": name,
         "base": {"id": based.id, "sha256": based.sha256},
         "data": [{"id": chosen.id, "unit": catalog.unit_of(chosen).model_dump(exclude_none=True)}],
         "template": {"from": "base" if based.has_chat_template else "none", "train_on": "completion"},
