@@ -19,7 +19,7 @@ NAMESPACE := $(shell unshare -rn true 2>/dev/null && echo unshare -rn)
 endif
 ISOLATED := $(if $(NAMESPACE),$(NAMESPACE) sh -c 'ip link set lo up 2>/dev/null || ifconfig lo up || true; exec "$$@"' --,)
 
-test: $(STAMP) $(MEDIA)/.complete check  ## what CI runs
+test: $(STAMP) $(MEDIA)/.complete tools check  ## what CI runs
 	$(ISOLATED) $(BIN)/python -m pytest -n 2 --durations 20 $(ARGS)
 
 check: $(STAMP)                          ## format, lint, types, import contracts
@@ -33,7 +33,7 @@ fmt: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 # Full counts and full benchmarks; hours. What they say is appended to bench/RESULTS.md, a failure included.
-stress: $(STAMP) $(MEDIA)/.complete
+stress: $(STAMP) $(MEDIA)/.complete tools
 	mkdir -p build
 	$(ISOLATED) $(BIN)/python -m pytest --stress --timeout 7200 $(ARGS) > build/stress.log 2>&1; \
 	    { echo; echo "## stress, $$(date -u +%F), commit $$(git rev-parse --short HEAD)"; echo; \
@@ -56,12 +56,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,dev]'
-	@# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both
-	@# skip, saying so, where strace or the server's programs are missing.
-	@{ command -v strace && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \
-	    ! command -v apt-get >/dev/null || \
-	    { apt-get update -qq && apt-get install -qq -y strace postgresql; } >/dev/null 2>&1 || true
 	touch $@
+
+# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both skip,
+# saying so, where strace or the server's programs are missing.
+.PHONY: tools
+tools:
+	@{ command -v strace && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing strace and postgresql with apt-get, for the tests alone"; \
+	        { apt-get update -qq && apt-get install -qq -y strace postgresql; } >/dev/null 2>&1 || true; \
+	    else echo "strace or PostgreSQL is missing: the tests that need them will be skipped, saying so"; fi
 
 # The "removable media" of the demo and of the tests: a model and real, public, patient-written reviews.
 $(MEDIA)/.complete:
