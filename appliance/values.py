@@ -75,6 +75,11 @@ def round_up(epsilon: float) -> str:
     return str(Decimal(repr(float(epsilon))).quantize(Decimal("0.0001"), ROUND_CEILING))
 
 
+def is_none(value: object) -> bool:
+    """Tell whether a field that older documents do not have is left out, so that their bytes stay as they are."""
+    return value is None
+
+
 def to_json(value: BaseModel) -> bytes:
     """Write a pydantic value canonically: sorted keys, compact, a newline at the end."""
     dumped: Any = value.model_dump(mode="json", by_alias=True)

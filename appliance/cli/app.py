@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError  # typer 0.29 carries its own click
 
 from appliance import __version__
-from appliance.cli import render
+from appliance.cli import mistyped, render, streams
 from appliance.cli.lazy import Words
 from appliance.cli.settings import Settings
-from appliance.errors import ApplianceError, Interrupted, UsageError
+from appliance.errors import ApplianceError, Interrupted, UsageError, WillNotFit
 from appliance.isolation import process
 
 app = typer.Typer(
@@ -42,7 +44,7 @@ def options(
         typer.Option("--home", envvar="APPLIANCE_HOME", help="The appliance's home directory.", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results of --json and errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", envvar="NO_COLOR", help="No colours.")] = False,
     actor: Annotated[
         str,
@@ -58,9 +60,8 @@ def options(
     ] = False,
 ) -> None:
     """Fine-tune an open-weights language model on data that must never leave the building, and prove it."""
-    root = home_dir if home_dir is not None else Path.home() / ".appliance"
     context.obj = Settings(
-        root=root,
+        named_root=home_dir,
         json=json,
         quiet=quiet,
         color=not no_color,
@@ -74,31 +75,44 @@ def options(
 def main() -> None:
     """Run the command line and exit with the status that docs/cli.md names. Its memory goes into no core file."""
     process.deny_core_dumps()
-    sys.exit(run(sys.argv[1:]))
+    streams.occupy()
+    streams.heed_signals()
+    sys.exit(streams.finish(run(sys.argv[1:])))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit status. Never a traceback: the innermost place is named instead."""
+    with render.one_document(wanted="--json" in itertools.takewhile(lambda word: word != "--", arguments)):
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         _require_utf8(arguments)
-        ended = app(args=arguments, prog_name="appliance", standalone_mode=False)
+        ended: Any = app(args=arguments, prog_name="appliance", standalone_mode=False)
     except ApplianceError as failure:
         return _report(failure)
     except NoArgsIsHelpError as shown:
-        sys.stderr.write(shown.format_message() + "\n")
+        render.error(UsageError("a verb is missing", hint="choose one of those above"), shown.format_message() + "\n")
         return UsageError.exit_status
     except ClickException as wrong:
-        hint = "`appliance --help` lists the verbs, `appliance NOUN VERB --help` their options"
-        return _report(UsageError(wrong.format_message(), hint=hint))
+        return _report(mistyped.explain(wrong, arguments))
     except (KeyboardInterrupt, typer.Abort):
-        return _report(Interrupted("interrupted"))
-    except BrokenPipeError:
+        return _report(_interrupted())
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except (BrokenPipeError, SystemExit):  # the latter is how click ends where nobody reads any more
         return 0
+    except OSError as obstacle:
+        return _report(_obstacle(obstacle))
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
-    if ended == Interrupted.exit_status:  # typer catches Ctrl-C, and returns a status where it does not exit itself
-        return _report(Interrupted("interrupted"))
-    return ended or 0
+    # typer turns Ctrl-C and typer.Exit into a value that it returns
+    return _report(_interrupted()) if ended == Interrupted.exit_status else ended or 0
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", hint="what was written before is safe; type the same again")
 
 
 def _require_utf8(arguments: list[str]) -> None:
@@ -115,6 +129,17 @@ def _require_utf8(arguments: list[str]) -> None:
 def _report(failure: ApplianceError) -> int:
     render.error(failure)
     return failure.exit_status
+
+
+def _obstacle(error: OSError) -> ApplianceError:
+    """Explain what the operating system refuses to anybody: room, or what belongs to another user."""
+    where, said = str(error.filename or ""), (error.strerror or "").lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return WillNotFit(f"writing failed: {said}", hint="make room, then type the same again", where=where)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = f"this process runs as user {os.geteuid()}; a home is used by the user who made it"
+        return UsageError(f"the operating system refuses: {said}", hint=hint, where=where)
+    return _bug(error)
 
 
 def _bug(bug: Exception) -> ApplianceError:

@@ -22,10 +22,11 @@ def show(
     Two readings: by a Rényi filter, and by privacy loss distributions. Which decides is said.
     """
     chosen = settings.of(context)
-    found = accounts(chosen.home())
+    home = chosen.home()
+    found = accounts(home)
     if dataset is not None:
         row = choose_dataset([account.dataset for account in found], dataset)
         found = [account for account in found if account.dataset.id == row.id]
-    lines = [line for account in found for line in spending.account_lines(account)]
+    lines = [line for account in found for line in spending.account_lines(home, account)]
     document = {"budgets": [*map(spending.account_document, found)]}
     render.result(chosen, "budget.show", document, lines or ["no datasets yet"])

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from appliance.cli import render, settings
+from appliance.cli.settings import Settings
+from appliance.errors import ApplianceError
 from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
-from appliance.flows.data.ingest import Declaration, Ingested
+from appliance.flows.data.ingest import Declaration, Ingested, try_ingest
 from appliance.flows.data.ingest import ingest as ingest_flow
 from appliance.flows.data.sources import find_files, spec_for
 from appliance.flows.data.verify import verify as verify_data
+from appliance.ingest.dialect import detect
+from appliance.ingest.source import BadRow
+from appliance.ingest.spec import IngestSpec
 from appliance.ledger.rows import DatasetRow
 
 app = typer.Typer()
 
+LISTED = 20
 PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'."
 SPLIT_HELP = "What one record of plain text is: file (unless told), paragraph, line, or such as 400-tokens."
 SUBJECT_FROM_HELP = "The file's place names the subject: 'directory', or a pattern such as '{subject}_*.txt'."
@@ -45,31 +53,75 @@ def ingest(
     keep: Annotated[
         list[str] | None, typer.Option(help="Column to seal beside each record, for a curriculum; may be repeated.")
     ] = None,
+    delimiter: Annotated[str, typer.Option(help="Of CSV: ',', ';', '|' or 'tab'. Found out unless it is said.")] = "",
+    encoding: Annotated[
+        str, typer.Option(help="Of CSV and TSV: utf-8 or windows-1252. Found out unless it is said.")
+    ] = "",
     unescape_html: Annotated[bool, typer.Option(help="Turn HTML entities such as &amp; into characters.")] = False,
 ) -> None:
     """Read foreign files, validate every row, and seal them as one dataset.
 
     Rows that cannot be used are listed by file, line and byte offset; nothing of their content is shown.
     """
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
     files, others = find_files(paths, format_)
     spec = spec_for(
         files, format_, prompt=prompt, completion=completion, text=text, subject=subject, subject_from=subject_from,
         max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
+        delimiter=delimiter, encoding=encoding,
     )  # fmt: skip
     declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
+    left_out = [f"left out {path}: not {spec.format}" for path in others[:LISTED]]
+    render.notes(chosen, [*left_out, *_read_as(files, spec)])
+    (_preview if chosen.dry_run else _seal)(chosen, files, spec, declared)
+
+
+def _seal(chosen: Settings, files: list[Path], spec: IngestSpec, declared: Declaration) -> None:
     with render.progress(chosen, "sealing") as bar:
         made = ingest_flow(
-            chosen.home(), files, spec, declared, chosen.operator(), lambda n: bar.update(n, 0, f"{n} records")
-        )
-    left_out = [f"left out {path}: not {spec.format}" for path in others[:20]]
-    render.notes(chosen, [*left_out, *(f"rejected {row}" for row in made.rejected[:20])])
+            chosen.home(), files, spec, declared, chosen.operator(),
+            lambda n: bar.update(n, 0, f"{n} records"), _list(chosen),
+        )  # fmt: skip
     render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
 
 
+def _preview(chosen: Settings, files: list[Path], spec: IngestSpec, declared: Declaration) -> None:
+    """Say how files would be read and which rows would be rejected. The exact number of units is not said."""
+    rejected = try_ingest(chosen.home(), files, spec, declared, _list(chosen))
+    unit = f"{spec.unit.kind}{f' by {spec.unit.key}' if spec.unit.key else ''}"
+    said = {"files": len(files), "format": spec.reading, "shape": spec.resolved_shape, "unit": unit}
+    document = {"dry_run": True, **said, "declared_units": declared.units, "rejected": _places(rejected)}
+    lines = [f"the declared {declared.units} units fit; {len(rejected)} rows would be rejected; nothing was sealed"]
+    render.result(chosen, "data.ingest", document, [*render.fields(said.items()), *lines])
+
+
+def _list(chosen: Settings) -> Callable[[BadRow], None]:
+    """Say for the first rows that are rejected where they are and why."""
+    left = iter(range(LISTED))
+
+    def told(row: BadRow) -> None:
+        if (number := next(left, None)) is not None:
+            render.note(chosen, f"rejected {row}")
+            render.notes(chosen, ["more rejected rows are listed by --json"] if number == LISTED - 1 else [])
+
+    return told
+
+
+def _read_as(files: list[Path], spec: IngestSpec) -> list[str]:
+    """Say how tables are read, where that was found out."""
+    lines = []
+    for path in files[:LISTED] if spec.format in ("csv", "tsv") else ():
+        with suppress(ApplianceError):  # the ingest itself says why, and records it
+            lines.append(f"{path}: {detect(path, spec)}")
+    return lines
+
+
+def _places(rejected: Iterable[BadRow]) -> list[dict[str, Any]]:
+    return [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in rejected]
+
+
 def _ingested_document(made: Ingested) -> dict[str, Any]:
-    rejected = [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in made.rejected]
-    return {**_document(made.dataset), "rejected": rejected}
+    return {**_document(made.dataset), "rejected": _places(made.rejected)}
 
 
 def _ingested_lines(made: Ingested) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import secrets
 import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +157,11 @@ class _Steps:
     def __call__(self, *words: str, globally: tuple[str, ...] = ()) -> None:
         render.notes(self.settings, ["", f"$ appliance {shlex.join((*globally, *words))}"])
         options = ["--home", str(self.settings.root), *globally, "--reason", "demonstration"]
-        options += ["--quiet"] if self.settings.json or self.settings.quiet else []
+        options += ["--quiet"] if self.settings.quiet else []
         options += [] if self.settings.color else ["--no-color"]
-        status = run_command([*options, *words])
+        beside = io.StringIO() if self.settings.quiet else sys.stderr
+        with contextlib.redirect_stdout(beside if self.settings.json or self.settings.quiet else sys.stdout):
+            status = run_command([*options, *words])
         if status:
             raise Failed(status)
 

@@ -26,7 +26,12 @@ def bundle(
     ] = "",
 ) -> None:
     """Write the marked adapter of a finished run with its documents, its proofs and a verifier into a directory."""
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
+    if chosen.dry_run:
+        release = flow.preview(chosen.home(), chosen.run(run), out)
+        document = {"dry_run": True, "run": release.run_id, "released_sha256": release.released_sha256}
+        render.result(chosen, "export.bundle", document, [f"{release.run_id} may leave; {out} would be made"])
+        return
     sealed = flow.bundle(chosen.home(), chosen.run(run), out, recipient, chosen.operator())
     lines = render.fields([("bundle", sealed.manifest.id), ("directory", out), ("ledger entry", sealed.index)])
     lines.append(f"check it on another machine: python3 -I {out}/verify.py --trusted-key FINGERPRINT")

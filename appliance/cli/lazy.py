@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 from typer.main import get_command, get_group_from_info
 from typer.models import TyperInfo
 
+from appliance.cli.everywhere import spread
+
 TABLE = {
     "init": ("home", "Create a home: keys, database, signing keys, active policy."),
     "status": ("home", "Say in what state the appliance is: seal, ledger, anchor, budgets, runs, disk."),
@@ -45,7 +47,7 @@ class Words(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command that the first argument names, and import it."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name in TABLE else command, rest
+        return name, spread(load(name), self.params) if name in TABLE else command, rest
 
 
 def load(word: str) -> Any:

@@ -196,13 +196,24 @@ def erase(
     db_eraser: Annotated[str, typer.Option(help="The database as the role that may erase; not kept.")] = "",
 ) -> None:
     """Erase the sealed body (name and reason) of an entry; a new entry says so first."""
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
+    entry, _ = flow.show(chosen.home(), index)
+    if chosen.dry_run:
+        _preview_erasing(chosen, index, entry)
+        return
+    chosen.confirm(f"Erase name and reason of entry {index} ({entry.leaf['type']}) for ever?")
     said = flow.erase(chosen.home(), chosen.operator(), index, db_eraser)
     lines = [
         f"erased the body of entry {index}; entry {said} says so",
         "verdict: unlinked. Remnants in the database's write-ahead log and in backups can still be opened with the key",
     ]
     render.result(chosen, "ledger.erase", {"index": index, "entry": said, "verdict": "unlinked"}, lines)
+
+
+def _preview_erasing(chosen: Settings, index: int, entry: Entry) -> None:
+    document = {"dry_run": True, "index": index, "type": entry.leaf["type"], "body_verdict": entry.body}
+    lines = [f"would erase the body of entry {index}, {entry.leaf['type']} of {entry.leaf['time']}; it is {entry.body}"]
+    render.result(chosen, "ledger.erase", document, lines)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from appliance.cli import render, settings
-from appliance.flows.model.import_model import import_model
+from appliance.flows.model.import_model import import_model, try_import
 from appliance.flows.model.verify import verify as verify_models
 from appliance.ledger.rows import ModelRow
 
@@ -22,7 +22,13 @@ def import_(
     name: Annotated[str, typer.Option(help="The name by which run files refer to it.")],
 ) -> None:
     """Copy or convert a base model into the home. Pickle weights and remote code are refused."""
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
+    if chosen.dry_run:
+        row = try_import(chosen.home(), source, name)
+        render.result(
+            chosen, "model.import", {"dry_run": True, **_document(row)}, render.fields(_document(row).items())
+        )
+        return
     with render.progress(chosen, "importing in the sandbox") as bar:
         bar.update(0, 0, name)
         made = import_model(chosen.home(), source, name, chosen.operator())

@@ -17,9 +17,10 @@ from appliance.errors import ApplianceError
 HEAD = """\
 # The command line
 
-Written by `make docs` from the code; a test compares. `appliance NOUN VERB`; global options come before the noun.
-Results go to stdout, everything else to stderr. With `--json`, stdout holds exactly one document with `schema` and
-`version`. Errors are `appliance: error: ...`, then `appliance: hint: ...`; never a traceback, never record text.
+Written by `make docs` from the code; a test compares. `appliance NOUN VERB`; global options stand before or after
+the noun and the verb. Results go to stdout, everything else to stderr. With `--json`, stdout holds exactly one document
+with `schema` and `version`, on errors too (`appliance.error/1`). SIGTERM and SIGHUP end a command as Ctrl-C does.
+Errors are `appliance: error: ...`, then `appliance: hint: ...`; never a traceback, never record text.
 """
 
 

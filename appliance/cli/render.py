@@ -26,12 +26,37 @@ _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]+")
 def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: Iterable[str]) -> None:
     """Print a command's result: `lines` for people, or one JSON document named `appliance.<schema>/1`."""
     if settings.json:
-        whole = {"schema": f"appliance.{schema}/1", "version": __version__, **document}
-        print(_BEYOND_ASCII.sub(_readable, json.dumps(whole, ensure_ascii=False)))
-        return
-    if not settings.quiet:
+        _print_document(schema, document)
+    else:
         for line in lines:
             _say(line, sys.stdout)
+    sys.stdout.flush()
+
+
+@contextmanager
+def one_document(*, wanted: bool) -> Iterator[None]:
+    """Within the block one command runs: its document, or with `wanted` that of its error, is all that is printed."""
+    before = _OUTPUT.wanted, _OUTPUT.printed
+    _OUTPUT.wanted, _OUTPUT.printed = wanted, False
+    try:
+        yield
+    finally:
+        _OUTPUT.wanted, _OUTPUT.printed = before
+
+
+@dataclass
+class _Output:
+    wanted: bool = False
+    printed: bool = False
+
+
+_OUTPUT = _Output()
+
+
+def _print_document(schema: str, document: Mapping[str, Any]) -> None:
+    _OUTPUT.printed = True
+    whole = {"schema": f"appliance.{schema}/1", "version": __version__, **document}
+    print(_BEYOND_ASCII.sub(_readable, json.dumps(whole, ensure_ascii=False)))
 
 
 def _say(line: str, where: TextIO) -> None:
@@ -63,8 +88,12 @@ def notes(settings: Settings, texts: Iterable[str]) -> None:
         note(settings, text)
 
 
-def error(failure: ApplianceError) -> None:
-    """Print a refusal and its hint."""
+def error(failure: ApplianceError, before: str = "") -> None:
+    """Print a refusal and its hint; with --json as a document too, unless the command has printed its own."""
+    if _OUTPUT.wanted and not _OUTPUT.printed:
+        said = {name: getattr(failure, name) for name in ("message", "hint", "where")}
+        _print_document("error", {"error": type(failure).__name__, "exit_status": failure.exit_status, **said})
+    print(before, end="", file=sys.stderr)
     _say(f"appliance: error: {failure}", sys.stderr)
     if failure.hint:
         _say(f"appliance: hint: {failure.hint}", sys.stderr)
@@ -122,9 +151,17 @@ def progress(settings: Settings, what: str) -> Iterator[Bar]:
 
 def _rich_bar(settings: Settings, what: str) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}", markup=False))
+    text = TextColumn("{task.fields[text]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), text)
     console = Console(stderr=True, no_color=not settings.color)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
         task = display.add_task(what, total=None, text="")

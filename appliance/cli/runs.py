@@ -66,7 +66,7 @@ def table(listed: list[Listed]) -> list[str]:
     head = ("run", "name", "state", "steps", "attempts", "epsilon reserved", "epsilon charged")
     cells = [
         (
-            one.row.id, one.row.name, "interrupted" if one.interrupted else one.row.state,
+            one.row.id, one.row.name, one.state,
             f"{one.step.steps}/{one.step.plan.steps}", f"{one.step.attempts}/{one.step.plan.attempts}",
             one.row.epsilon_reserved, one.row.epsilon_charged or "-",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class Settings:
     """The global options of one invocation."""
 
-    root: Path
+    named_root: Path | None = None
     json: bool = False
     quiet: bool = False
     color: bool = True
@@ -26,6 +27,25 @@ class Settings:
     reason: str = ""
     dry_run: bool = False
     yes: bool = False
+
+    @property
+    def root(self) -> Path:
+        """The home's directory. Raises `UsageError` where none is named and the user has no directory of his own."""
+        if self.named_root is not None:
+            return self.named_root
+        try:
+            return Path.home() / ".appliance"
+        except RuntimeError:
+            hint = "name the appliance's home with --home or APPLIANCE_HOME"
+            raise UsageError("this user has no home directory", hint=hint) from None
+
+    def confirm(self, question: str) -> None:
+        """Ask before what cannot be undone. Raises `UsageError` where nobody can answer and --yes is not given."""
+        if self.yes:
+            return
+        if not sys.stdin or not sys.stdin.isatty():
+            raise UsageError(f"{question} There is nobody to answer", hint="give --yes if it is meant")
+        typer.confirm(question, abort=True, err=True)
 
     def home(self) -> Home:
         """Open the home that --home or APPLIANCE_HOME names."""

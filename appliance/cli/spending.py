@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from appliance.flows.budget import Account, Afforded
+from appliance.flows.home import Home
+from appliance.flows.run.listing import state_of
 from appliance.privacy.lifetime import Cap, Spent
 
 
@@ -56,12 +58,12 @@ def account_document(account: Account) -> dict[str, Any]:
     }
 
 
-def account_lines(account: Account) -> list[str]:
+def account_lines(home: Home, account: Account) -> list[str]:
     """Show the account of a dataset: a gauge, both readings of it, and what was charged."""
     lines = [f"{account.dataset.name} ({account.dataset.id})", f"  {_gauge(account)}", *_readings(account)]
     if account.reserved.epsilon > account.spent.epsilon:
         lines.append(f"  spent {account.spent.epsilon:.3f}; the difference is reserved by runs that are not settled")
-    lines += [f"  {run.id}  {run.state}  charged {run.epsilon_charged or '-'}" for run in account.runs]
+    lines += [f"  {run.id}  {state_of(home, run)}  charged {run.epsilon_charged or '-'}" for run in account.runs]
     lines += [f"  {row.id} of {row.run_id}  {row.state}  charged {row.epsilon}" for row in account.evaluations]
     return lines
 

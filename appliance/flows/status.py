@@ -75,7 +75,7 @@ def status(home: Home) -> Status:
         rollback=exposure(home, head.size if head else 0),
         budgets=_budgets(home),
         runs=dict(Counter(run.row.state.value for run in listed)),
-        interrupted=tuple(run.row.id for run in listed if run.interrupted),
+        interrupted=tuple(run.row.id for run in listed if run.state == "interrupted"),
         epoch_keys="apart from the data"
         if home.config.epoch_keys
         else "on the data's device: erasing them shreds nothing",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.errors import DataInvalid
+from appliance.ingest.dialect import Dialect
 from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
 
 MAX_COLUMNS = 4096
@@ -23,8 +24,9 @@ _Line = tuple[int, int, bytes | None]
 class _Feed:
     """Hands lines to the parser, remembers those of the row at hand, and can take all but the first back."""
 
-    def __init__(self, source: Iterator[_Line], limit: int) -> None:
+    def __init__(self, source: Iterator[_Line], limit: int, dialect: Dialect) -> None:
         self._source = source
+        self._dialect = dialect
         self._limit = limit
         self._again: deque[_Line] = deque()
         self._row: list[_Line] = []
@@ -55,20 +57,18 @@ class _Feed:
             raise RowRefused("a quoted field is not closed")
         if b"\0" in data:
             raise RowRefused("holds a NUL character")
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            raise RowRefused("not UTF-8") from None
+        return self._dialect.decode(data)
 
 
-def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
+def read_delimited(path: Path, dialect: Dialect, limit: int, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
     """Read the rows of a CSV or TSV file, whose first row names the columns; blank lines are skipped.
 
-    A column without a name is called `#1`, `#2`... by its position.
+    A column without a name is called `#1`, `#2`... by its position. Blanks around a name do not belong to it. A row
+    that says the header again is rejected: files were joined.
 
     Args:
       path: a regular file.
-      delimiter: one character.
+      dialect: how it is written (`ingest.dialect`).
       limit: longest row in bytes, over all its lines.
       required: columns that must be there.
 
@@ -77,9 +77,12 @@ def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, 
         a header has a record there.
     """
     csv.field_size_limit(max(csv.field_size_limit(), limit + 1))
-    feed = _Feed(lines(path, limit), limit)
+    source = lines(path, limit)
+    if dialect.announced:
+        next(source)
+    feed = _Feed(source, limit, dialect)
     header: list[str] | None = None
-    for line, offset, values in _parse(feed, delimiter):
+    for line, offset, values in _parse(feed, dialect.delimiter):
         if header is None:
             header = _header(values, f"{path}:{line}", required)
         elif isinstance(values, str):
@@ -87,6 +90,9 @@ def read_delimited(path: Path, delimiter: str, limit: int, required: tuple[str, 
         elif len(values) != len(header):
             reason = f"has {len(values)} columns, the header has {len(header)}"
             yield BadRow(str(path), line, offset, reason)
+        elif sorted(bare := name_columns(values)) == sorted(header):
+            _require_same_order(bare, header, f"{path}:{line}")
+            yield BadRow(str(path), line, offset, "repeats the header: files were joined")
         else:
             yield Row(line, offset, dict(zip(header, values, strict=True)))
 
@@ -121,16 +127,27 @@ def _reason(refused: Exception) -> str:
     )
 
 
+def name_columns(values: list[str]) -> list[str]:
+    """Name the columns by the values of a header."""
+    return [value.strip("\ufeff \t\r\n\xa0") or f"#{position}" for position, value in enumerate(values, 1)]
+
+
+def _require_same_order(names: list[str], header: list[str], where: str) -> None:
+    if names != header:
+        hint = "ingest the files one by one, without joining them"
+        raise DataInvalid("a second header names the columns in another order", hint=hint, where=where)
+
+
 def _header(values: list[str] | str, where: str, required: tuple[str, ...]) -> list[str]:
     if isinstance(values, str):
         raise DataInvalid(f"the header cannot be read: {values}", where=where)
     if len(values) > MAX_COLUMNS:
         raise DataInvalid(f"more than {MAX_COLUMNS} columns", where=where)
-    names = [name or f"#{position}" for position, name in enumerate(values, 1)]
+    names = name_columns(values)
     if len(set(names)) != len(names):
         raise DataInvalid("two columns of the header have the same name", where=where)
     for column in required:
         if column not in names:
-            hint = "the first row of the file must name the columns"
+            hint = "the first row of the file must name the columns; say with --delimiter what stands between them"
             raise DataInvalid(f"the header has no column '{column}'", hint=hint, where=where)
     return names

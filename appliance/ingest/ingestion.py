@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,7 @@ class Ingestion:
       paths: regular files, not empty; all are opened once at the start, so that a missing one is told at once.
       spec: how to read them.
       fingerprint_key: 32 bytes.
+      told: given each rejected row when it is met, so that they are seen too where none is left in the end.
 
     Raises:
       ArtefactMissing: if a file is not there.
@@ -52,7 +53,13 @@ class Ingestion:
         if a file is damaged, or if not one row of all files is usable.
     """
 
-    def __init__(self, paths: Sequence[Path], spec: IngestSpec, fingerprint_key: bytes) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        spec: IngestSpec,
+        fingerprint_key: bytes,
+        told: Callable[[BadRow], None] = lambda row: None,
+    ) -> None:
         if not paths:
             raise DataInvalid("no file was named")
         for path in paths:
@@ -71,6 +78,7 @@ class Ingestion:
         self._rejected: list[BadRow] = []
         self._counts = {"rejected": 0, "accepted": 0, "records": 0}
         self._state = "new"
+        self._told = told
 
     def __iter__(self) -> Iterator[Record]:
         if self._state != "new":
@@ -142,6 +150,7 @@ class Ingestion:
         self._counts["rejected"] += 1
         if len(self._rejected) < MAX_LISTED:
             self._rejected.append(row)
+            self._told(row)
 
     def _keep_new(self, batch: list[_Candidate]) -> Iterator[Record]:
         self._counts["accepted"] += len(batch)

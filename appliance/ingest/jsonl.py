@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import orjson
 
+from appliance.errors import DataInvalid
 from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
+
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
 
 
 def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
@@ -24,6 +28,9 @@ def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
       DataInvalid: only if the file as a whole cannot be read; a bad row is an item, not an error.
     """
     for number, offset, line in lines(path, limit):
+        if line is not None and number == 1 and _ARRAY.match(line):
+            hint = "write one object a line: `jq -c '.[]' FILE.json > FILE.jsonl`"
+            raise DataInvalid("this is one JSON array, not one object a line", hint=hint, where=str(path))
         try:
             if line is None:
                 raise RowRefused(too_long(limit))

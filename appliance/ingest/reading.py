@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from appliance.ingest.delimited import read_delimited
+from appliance.ingest.dialect import detect
 from appliance.ingest.jsonl import read_jsonl
 from appliance.ingest.source import BadRow, Row
 from appliance.ingest.spec import IngestSpec
@@ -18,4 +19,4 @@ def read_rows(path: Path, spec: IngestSpec) -> Iterator[Row | BadRow]:
         return read_jsonl(path, spec.max_row_bytes)
     if spec.format == "text":
         return read_text(path, spec.unit.split or "file", spec.max_row_bytes)
-    return read_delimited(path, "," if spec.format == "csv" else "\t", spec.max_row_bytes, spec.columns)
+    return read_delimited(path, detect(path, spec), spec.max_row_bytes, spec.columns)

@@ -136,7 +136,9 @@ def _message(message: Any, number: int) -> tuple[str, str]:
         raise RowRefused(f"message {number} has a role that is not one of {', '.join(ROLES['chat'])}")
     if type(content) is not str:
         raise RowRefused(f"message {number} has no text as its content")
-    if any(value is not None for key, value in message.items() if key != "role" and key != "content"):
+    if message.get("weight", 1) != 1:
+        raise RowRefused(f"message {number} has a weight that is not 1: all that the assistant says is learned")
+    if any(value is not None for key, value in message.items() if key not in ("role", "content", "weight")):
         # Dropping a tool call or an image silently would train on something other than what was given.
         raise RowRefused(f"message {number} has more than a role and a content")
     return role, _require_text(content, f"content of message {number}")

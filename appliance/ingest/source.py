@@ -23,7 +23,10 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _FOREIGN = {
     b"\xff\xfe": ("UTF-16 text", "convert it to UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "convert it to UTF-8"),
-    b"PK\x03\x04": ("a zip archive", "unpack it first"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first; an Excel workbook (.xlsx) is saved as CSV UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("a file of Microsoft Office", "an Excel workbook (.xls) is saved as CSV UTF-8"),
+    b"%PDF": ("a PDF file", "extract its text first"),
+    b"ORC": ("an ORC file", "convert it to JSONL"),
     b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it first"),
     b"PAR1": ("a Parquet file", "convert it to JSONL"),
 }
@@ -112,7 +115,7 @@ def check_source(path: Path) -> None:
 def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     """Read the lines of a file: number from 1, byte offset, and the bytes with their line feed.
 
-    A line longer than `limit` bytes comes as None; it is skipped without being held. A byte order mark is skipped.
+    A line longer than `limit` bytes comes as None; it is skipped without being held. Byte order marks are skipped.
 
     Raises:
       DataInvalid: if the file is of a foreign kind, cannot be read or decompressed to its end, or unpacks to more lines
@@ -145,7 +148,10 @@ def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
     for magic, (kind, hint) in _FOREIGN.items():
         if head.startswith(magic):
             raise DataInvalid(f"this is {kind}", hint=hint, where=str(path))
-    return len(stream.read(3)) if head.startswith(_UTF8_BOM) else 0
+    skipped = 0
+    while stream.peek(3)[:3] == _UTF8_BOM:  # two where a program put its own before what had one
+        skipped += len(stream.read(3))
+    return skipped
 
 
 def _skip_line(stream: io.BufferedReader[Any]) -> int:

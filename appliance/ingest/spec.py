@@ -63,7 +63,8 @@ class IngestSpec:
     """How to read a set of files. Every field is public and goes into the ledger.
 
     Attributes:
-      format: of all files; gzip is recognised by itself. Text is UTF-8, with or without a byte order mark.
+      format: of all files; gzip is recognised by itself. Text is UTF-8, with or without a byte order mark; CSV and
+        TSV may be Windows-1252.
       shape: "messages" (a list of role and content), "sharegpt" (`conversations` with `from` and `value`), "alpaca"
         (`instruction`, `input` which may be empty, `output`), "prompt-completion", "text", or "auto":
         prompt-completion or text if templates are given, else by the columns each row has.
@@ -74,6 +75,8 @@ class IngestSpec:
         "text" its `split` says what one record is; for others there is none.
       unescape_html: turn character references such as `&#039;` into characters, in every column.
       keep: columns whose value is sealed beside every record, for the filters of a curriculum.
+      delimiter: of CSV, what stands between columns; empty finds it out for each file (`ingest.dialect`).
+      encoding: of CSV and TSV, one of `ingest.dialect.ENCODINGS`; empty finds it out for each file.
       max_row_bytes: longer rows are rejected; it bounds the memory a row can take.
 
     Raises:
@@ -88,6 +91,8 @@ class IngestSpec:
     unit: UnitOfPrivacy = _RECORD
     unescape_html: bool = False
     keep: tuple[str, ...] = ()
+    delimiter: str = ""
+    encoding: str = ""
     max_row_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
@@ -97,6 +102,8 @@ class IngestSpec:
             require_line(column, "the name of a column")
         if self.keep and self.format == "text":
             raise UsageError("a plain text file has no column to keep")
+        if (self.delimiter and self.format != "csv") or (self.encoding and self.format not in ("csv", "tsv")):
+            raise UsageError(f"--delimiter is said for CSV, --encoding for CSV and TSV, not for {self.format}")
         if self.max_row_bytes < 1:
             raise UsageError("max_row_bytes must be positive")
 

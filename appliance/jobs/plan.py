@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from appliance.jobs.record import Record
-from appliance.values import Count, Positive, Value
+from appliance.values import Count, Positive, Value, is_none
 
 
 class UnitKind(StrEnum):
@@ -33,7 +33,9 @@ class UnitOfPrivacy(Value):
     kind: Annotated[UnitKind, Field(strict=False)] = UnitKind.RECORD
     key: str | None = None
     max_records: Count = 1
-    split: Annotated[str, Field(pattern=r"^(file|paragraph|line|[1-9][0-9]{0,6}-tokens)$")] | None = None
+    split: Annotated[str, Field(pattern=r"^(file|paragraph|line|[1-9][0-9]{0,6}-tokens)$")] | None = Field(
+        default=None, exclude_if=is_none
+    )
 
 
 class Filter(Value):

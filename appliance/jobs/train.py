@@ -10,7 +10,7 @@ from appliance.jobs.account import PrivacySpent
 from appliance.jobs.job import EngineOptions, IsolationSpec, Job, Result, SealedObject
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import PrivacyPlan
-from appliance.values import Count, Digest, Positive, Value
+from appliance.values import Count, Digest, Positive, Value, is_none
 
 
 class TrainSpec(Value):
@@ -31,7 +31,7 @@ class TrainJob(Job):
     """
 
     kind: Literal["train"] = "train"
-    model_id: str | None = None
+    model_id: str | None = Field(default=None, exclude_if=is_none)
     plan: PrivacyPlan
     lora: LoraSpec
     train: TrainSpec

@@ -165,7 +165,7 @@ def parse(data: bytes, where: str) -> RunFile:
 # One line for each key: what it does, and what it costs.
 _EXPLAINED = {
     "schema": "version of this file's format",
-    "name": "name of the run in the ledger and in reports; choose freely, it costs nothing",
+    "name": "name of the run in the ledger and in reports; started again, a file goes on with the run of this name",
     "base": "base model; it stays frozen and only the adapter is trained",
     "base.id": "its id in the catalog (`appliance model list`)",
     "base.sha256": "its digest; if the imported model differs the run is refused",

@@ -84,7 +84,19 @@ class Encoder:
         return Private(self._truncated)
 
     def encode(self, record: Record) -> Encoded:
-        """Encode the record's tokens, what of them is supervised, and its bucket."""
+        """Encode the record's tokens, what of them is supervised, and its bucket.
+
+        A record that the tokenizer or the template fails on has no tokens, and so a zero gradient: that a run ends must
+        not depend on what one record says.
+        """
+        try:
+            return self._encode(record)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, it is of this record, and nobody may learn of it
+            return Encoded((), (), self.buckets[0])
+
+    def _encode(self, record: Record) -> Encoded:
         pieces = self._pieces(record)
         ids: list[int] = []
         supervised: list[bool] = []

@@ -125,7 +125,7 @@ BAD_CSV: dict[str, tuple[bytes, str]] = {
     "too few columns": (b"%s\n", "has 1 columns, the header has 2"),
     "too many columns": (b"1,2,%s\n", "has 3 columns"),
     "a million columns": (b"%s" + b"," * 200_000 + b"\n", "has 200001 columns"),
-    "not UTF-8": (b"1,%s\xff\n", "not UTF-8"),
+    "no encoding": (b"1,%s\x81\n", "neither UTF-8 nor Windows-1252"),
     "NUL": (b"1,%s\x00\n", "NUL"),
     "carriage return inside": (b"1,%s\rx\n", "line break outside"),
     "too long": (b"1,%s" + b"x" * 300_000 + b"\n", "longer than 250000 bytes"),
@@ -177,7 +177,7 @@ BAD_HEADER: dict[str, tuple[bytes, str]] = {
     "a record instead": (b"1,%s\n2,x\n", "no column 'text'"),
     "same name twice": (b"text,text,%s\na,b,c\n", "same name"),
     "unclosed": (b'"text,%s\nb\n', "header cannot be read"),
-    "not UTF-8": (b"text,%s\xff\nb\n", "header cannot be read"),
+    "no encoding": (b"text,%s\x81\nb\n", "header cannot be read"),
     "too many columns": (b",".join(b"c%d" % n for n in range(5000)) + b"%s\n", "more than 4096 columns"),
     "one long line": (b"text,%s" + b"x" * 300_000, "header cannot be read"),
 }

@@ -99,7 +99,7 @@ class Scene:
             parameters=1,
         )
         row = dataclasses.replace(run_on("trained", f"run-{secrets.token_hex(4)}"), policy_sha256=self.rules.digest)
-        reserve._book(self.desk, dataclasses.replace(row, state="reserved"), resolved)
+        reserve._book(self.desk, dataclasses.replace(row, name=row.id, state="reserved"), resolved)
 
     def evaluate(self) -> None:
         with self.desk.ledger.read() as rows:

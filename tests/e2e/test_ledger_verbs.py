@@ -34,7 +34,7 @@ def test_the_verbs_of_the_ledger(postgres_database: PostgresDatabase, tmp_path: 
     kept = tmp_path / "kept"
     kept.write_text(appliance.json("ledger", "head")["note"])
 
-    erased = appliance.json("ledger", "erase", "2", "--db-eraser", urls["eraser_url"])
+    erased = appliance.json("ledger", "erase", "2", "--yes", "--db-eraser", urls["eraser_url"])
     assert appliance.json("ledger", "show", "2")["body_verdict"] == "erased"
     found = appliance.json("ledger", "verify", "--head", str(kept))
     assert (found["alterable_from"], found["entries"]) == (erased["entry"], erased["entry"] + 1)

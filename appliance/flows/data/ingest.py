@@ -39,6 +39,7 @@ from appliance.store import container
 from appliance.values import decimal
 
 Progress = Callable[[int], None]
+Told = Callable[[BadRow], None]
 _MEMORY = 2 << 30  # bytes
 _GROWTH = 64  # fingerprints of very short records take up to twenty times their size; files may be compressed
 
@@ -86,8 +87,9 @@ def ingest(
     declared: Declaration,
     operator: Operator,
     progress: Progress = lambda records: None,
+    told: Told = lambda row: None,
 ) -> Ingested:
-    """Read, validate, group and seal foreign files as one dataset.
+    """Read, validate, group and seal foreign files as one dataset; `told` is given each row that is rejected.
 
     Raises:
       PolicyDenied: the active policy does not allow this class, unit of privacy or declared size.
@@ -100,13 +102,40 @@ def ingest(
             check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
             with desk.ledger.read() as rows:
                 known = rows.datasets.list()
-            if declared.name in {dataset.name for dataset in known}:
-                raise UsageError(f"a dataset named {declared.name} exists", hint="choose another name with --name")
+            _require_free_name(declared.name, known)
             require_unsealed(home)
-            material = _seal(home, paths, spec, declared, policy, progress)
+            material = _seal(desk, (paths, spec, told), declared, policy, progress)
         dataset = _book(desk, material, known, spec, policy)
     overlaps = tuple(orjson.loads(dataset.overlaps))
     return Ingested(dataset=dataset, rejected=material.rejected, overlaps=overlaps)
+
+
+def try_ingest(
+    home: Home, paths: Sequence[Path], spec: IngestSpec, declared: Declaration, told: Told
+) -> tuple[BadRow, ...]:
+    """Read files as `ingest` would, and keep nothing; needs no key. `told` is given each row that would be rejected.
+
+    Returns:
+      The rows that would be rejected.
+
+    Raises:
+      PolicyDenied, DataInvalid, UsageError: as `ingest`, but nothing is recorded.
+    """
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
+        with ledger.read() as rows:
+            _require_free_name(declared.name, rows.datasets.list())
+    check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+    ingestion = Ingestion(paths, spec, secrets.token_bytes(32), told)
+    for _ in ingestion:
+        pass
+    _check_contents(ingestion, declared, policy)
+    return tuple(ingestion.rejected)
+
+
+def _require_free_name(name: str, known: Sequence[DatasetRow]) -> None:
+    if name in {dataset.name for dataset in known}:
+        raise UsageError(f"a dataset named {name} exists", hint="choose another name with --name")
 
 
 def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy) -> DatasetRow:
@@ -124,17 +153,17 @@ def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: In
 
 
 def _seal(
-    home: Home,
-    paths: Sequence[Path],
-    spec: IngestSpec,
+    desk: Desk,
+    files: tuple[Sequence[Path], IngestSpec, Told],
     declared: Declaration,
     policy: Policy,
     progress: Progress,
 ) -> _Material:
+    home, (paths, spec, told) = desk.home, files
     dataset_id = new_id("ds")
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
-    ingestion = Ingestion(paths, spec, mac_key)
+    ingestion = Ingestion(paths, spec, mac_key, told)
     with process.memory_limited(_memory_for(paths)), _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)

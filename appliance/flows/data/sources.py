@@ -7,13 +7,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from appliance.errors import DataInvalid, UsageError
+from appliance.ingest import dialect
 from appliance.ingest.spec import IngestSpec
 from appliance.ingest.subjects import FROM_FILE
 from appliance.ingest.text import SPLIT
 from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 
 FORMATS = ("jsonl", "csv", "tsv", "text")
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "text", ".md": "text"}
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".md": "text",
+}
+
+
+_SAVED = "a workbook is not read: save each sheet as `CSV UTF-8`"
+_FOREIGN = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SAVED),
+    **dict.fromkeys((".parquet", ".feather", ".arrow"), "columnar files are not read: convert them to JSONL"),
+    **dict.fromkeys((".docx", ".doc", ".pdf", ".rtf", ".odt"), "documents are not read: save them as plain text"),
+}
+"""What is often brought and not read, and what to do about it."""
 
 
 def find_files(paths: Sequence[Path], format_name: str) -> tuple[list[Path], list[Path]]:
@@ -61,6 +79,8 @@ def spec_for(
     split: str = "",
     unescape_html: bool = False,
     keep: Sequence[str] = (),
+    delimiter: str = "",
+    encoding: str = "",
 ) -> IngestSpec:
     """Choose the reading rules for `paths`; format "auto" goes by the first file's suffix.
 
@@ -76,6 +96,8 @@ def spec_for(
       split: of plain text, what one record is; a file unless it is said.
       unescape_html: see there.
       keep: see there.
+      delimiter: of CSV, one character, or "tab"; found out unless it is said.
+      encoding: of CSV and TSV, as people write it; found out unless it is said.
 
     Raises:
       UsageError: the format cannot be told, or what is named does not fit together.
@@ -104,13 +126,16 @@ def spec_for(
         unit=unit,
         unescape_html=unescape_html,
         keep=tuple(keep),
+        delimiter=dialect.name_delimiter(delimiter),
+        encoding=dialect.name_encoding(encoding),
     )
 
 
 def _by_suffix(path: Path) -> str:
     name = _format_of(path)
     if name is None:
-        raise UsageError(f"cannot tell the format of {path.name}", hint="say it with --format")
+        hint = _FOREIGN.get(path.suffix.lower(), "say it with --format")
+        raise UsageError(f"cannot tell the format of {path.name}", hint=hint)
     return name
 
 

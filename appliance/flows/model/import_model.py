@@ -14,7 +14,7 @@ from appliance.errors import ApplianceError, ArtefactMissing, UsageError
 from appliance.events.model import ModelImported, ModelRefused
 from appliance.events.states import CatalogState
 from appliance.files import commit, fsync_tree
-from appliance.flows import launch, orphans
+from appliance.flows import catalog, launch, orphans
 from appliance.flows.catalog import imported
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -71,6 +71,22 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
                 tx.models.add(model)
                 tx.append(_describe(model, result))
     return Imported(model=model, already=False)
+
+
+def try_import(home: Home, source: Path, name: str) -> ModelRow:
+    """Convert a base model and throw the result away: what `import_model` would make. Nothing is recorded.
+
+    Raises:
+      ApplianceError: as `import_model`.
+    """
+    with home.reader() as ledger:
+        policy = catalog.policy_in_force(ledger)
+        with ledger.read() as rows:
+            taken = {row.id for row in rows.models.list()}
+    if name in taken:
+        raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
+    with _job_directory(home) as run_dir:
+        return _row(name, _convert(run_dir, source.absolute(), policy.rules().isolation))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.release.sealing import Contents, Sealed, seal_directory
 from appliance.flows.release.told import run_events
+from appliance.flows.run.listing import state_of
 from appliance.jobs.rundir import CERTIFICATE
 from appliance.ledger.reading import LedgerReader
 from appliance.names import require_line
@@ -81,6 +82,14 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
         return seal_directory(desk, out, contents)
 
 
+def preview(home: Home, run_id: str, out: Path) -> Release:
+    """Find what `bundle` would release; nothing is written. Raises as it does."""
+    if out.exists():
+        raise UsageError("the directory exists already and is not replaced", where=str(out))
+    with home.reader() as ledger:
+        return _release(ledger, home, run_id)
+
+
 def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> verifier.Examination:
     """Check a sealed directory with the very code that lies in it as `verify.py`.
 
@@ -102,7 +111,7 @@ def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
     """Require all that must hold before anything leaves. A policy may ask for more than a mark, never for less."""
     run = find_run(ledger, run_id)
     if run.state != RunState.FINISHED:
-        raise PolicyDenied(f"run {run_id} is {run.state}: only a finished run can be exported")
+        raise PolicyDenied(f"run {run_id} is {state_of(home, run)}: only a finished run can be exported")
     events = run_events(ledger, run_id)
     facts = _state_mark(run_id, events)
     _require_selftest(run_id, events)

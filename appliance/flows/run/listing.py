@@ -21,9 +21,9 @@ class Listed:
     alive: bool
 
     @property
-    def interrupted(self) -> bool:
-        """Whether it was running when its supervisor died."""
-        return self.row.state == RunState.RUNNING and not self.alive
+    def state(self) -> str:
+        """Its state in words; interrupted if it was running when its supervisor died."""
+        return "interrupted" if self.row.state == RunState.RUNNING and not self.alive else self.row.state
 
 
 def list_runs(home: Home) -> list[Listed]:
@@ -38,6 +38,11 @@ def look(home: Home, run_id: str) -> Listed:
     with home.reader() as ledger:
         row = find_run(ledger, run_id)
     return Listed(row, progress_of(home, row), is_supervised(home, run_id))
+
+
+def state_of(home: Home, row: RunRow) -> str:
+    """Say in what state a run is, as `train status` does."""
+    return Listed(row, progress_of(home, row), is_supervised(home, row.id)).state
 
 
 def is_supervised(home: Home, run_id: str) -> bool:

@@ -41,10 +41,14 @@ MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What the operator asked of `train plan`; None leaves a choice to the defaults."""
+    """What the operator asked of `train plan`; None leaves a choice to the defaults.
+
+    A run that is not named is named like `named_like`, with a number behind it where a run has this name.
+    """
 
     epsilon: float
-    name: str
+    name: str | None = None
+    named_like: str = "run"
     steps: int | None = None
     expected_batch_size: int | None = None
     lr: float | None = None
@@ -79,9 +83,10 @@ def draft(home: Home, dataset: str, base: str, request: PlanRequest) -> RunFile:
     """Draft a complete run file for `dataset` and `base` at the epsilon asked for."""
     with home.rows() as rows:
         chosen, based = catalog.find_dataset(rows, dataset), catalog.find_model(rows, base)
+        name = catalog.name_run(rows, request.name, request.named_like)
     value = {
         "schema": 1,
-        "name": request.name,
+        "name": name,
         "base": {"id": based.id, "sha256": based.sha256},
         "data": [{"id": chosen.id, "unit": catalog.unit_of(chosen).model_dump(exclude_none=True)}],
         "template": {"from": "base" if based.has_chat_template else "none", "train_on": "completion"},
@@ -142,17 +147,7 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
       ConfigInvalid: the plan is impossible.
     """
     policy = catalog.policy_in_force(ledger)
-    with ledger.read() as rows:
-        dataset, base = catalog.find_dataset(rows, run.dataset.id), catalog.find_model(rows, run.base.id)
-    if dataset.purpose != Purpose.TRAINING:
-        raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for training")
-    if base.sha256 != run.base.sha256:
-        raise IntegrityError(
-            f"model {base.id} is not the one the run file means", hint="compare `appliance model list`"
-        )
-    if run.template.from_ != "none" and not base.has_chat_template:
-        hint = "set template.from to none: records are then concatenated as they are"
-        raise ConfigInvalid(f"model {base.id} has no chat template", hint=hint, where="template.from")
+    dataset, base = _find_named(ledger, run)
     unit = catalog.unit_of(dataset)
     facts = DatasetFacts(id=dataset.id, dataset_class=dataset.class_, unit=unit, declared_units=dataset.declared_units)
     named = run.model_copy(update={"data": (run.dataset.model_copy(update={"id": dataset.id}),)})
@@ -183,6 +178,22 @@ def resolve(ledger: LedgerReader, run: RunFile) -> Resolved:
         parameters=parameters,
         conversations={} if run.template.from_ == "none" else catalog.imported(ledger, base).conversations or {},
     )
+
+
+def _find_named(ledger: LedgerReader, run: RunFile) -> tuple[DatasetRow, ModelRow]:
+    """Find dataset and model of a run file, which must be what it means."""
+    with ledger.read() as rows:
+        dataset, base = catalog.find_dataset(rows, run.dataset.id), catalog.find_model(rows, run.base.id)
+    if dataset.purpose != Purpose.TRAINING:
+        raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for training")
+    if base.sha256 != run.base.sha256:
+        raise IntegrityError(
+            f"model {base.id} is not the one the run file means", hint="compare `appliance model list`"
+        )
+    if run.template.from_ != "none" and not base.has_chat_template:
+        hint = "set template.from to none: records are then concatenated as they are"
+        raise ConfigInvalid(f"model {base.id} has no chat template", hint=hint, where="template.from")
+    return dataset, base
 
 
 def trainable_parameters(run: RunFile, base: ModelRow) -> int:

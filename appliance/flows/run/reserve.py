@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from appliance.errors import BudgetExceeded, PolicyDenied, WillNotFit
+from appliance.errors import BudgetExceeded, Busy, PolicyDenied, WillNotFit
 from appliance.events.run import PlanFacts, RunRefused, RunReserved
 from appliance.events.states import RunState
 from appliance.files import make_directory
@@ -59,8 +59,14 @@ def reserve(
             row = _row(run_dir.name, spec_sha256, resolved)
             return _book(desk, row, resolved)
         except BaseException:
-            shutil.rmtree(run_dir.path, ignore_errors=True)
+            if not _is_booked(desk.ledger, run_dir.name):  # else the job belongs to a reservation that stands
+                shutil.rmtree(run_dir.path, ignore_errors=True)
             raise
+
+
+def _is_booked(ledger: LedgerReader, run_id: str) -> bool:
+    with ledger.read() as rows:
+        return rows.runs.find(run_id) is not None
 
 
 def _require_watermark_key(ledger: LedgerReader, resolved: Resolved) -> None:
@@ -94,6 +100,8 @@ def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     while True:
         afforded = afford(desk.ledger, resolved)
         with desk.decide(resolved.policy) as tx:
+            if any(other.name == row.name for other in tx.runs.list()):
+                raise Busy(f"another run took the name {row.name} meanwhile; nothing was reserved", hint="try again")
             if BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.runs.add(row)
                 tx.append(_state_reservation(row, resolved, afforded))

@@ -151,6 +151,11 @@ def _resumable(row: RunRow, obstacle: BaseException) -> ApplianceError:
 def find_open_run(ledger: LedgerReader, run_id: str) -> RunRow:
     """Find a run that has not ended. Raises `ArtefactMissing`, or `UsageError` for one that has."""
     row = find_run(ledger, run_id)
+    require_open(row)
+    return row
+
+
+def require_open(row: RunRow) -> None:
+    """Raise `UsageError` for a run that has ended."""
     if not row.state.open:
         raise UsageError(f"run {row.id} is {row.state}", hint="`appliance train status` shows which runs are open")
-    return row

@@ -18,7 +18,7 @@ from appliance.ledger.ledger import Ledger
 from appliance.privacy.journal import Journal
 from tests.builders import desk_at
 from tests.events import facts_of
-from tests.unit.flows.test_starting import run
+from tests.unit.flows.test_budget import PLAN, run_of
 
 DIGEST = "ab" * 32
 
@@ -80,7 +80,7 @@ def test_a_worker_that_goes_on_while_its_journal_is_read_has_altered_nothing(
     path.parent.mkdir(parents=True)
     with permits.opened() as ends, Journal.open(path, "r1", "ab" * 32) as kept:
         racing = Racing(ends.inherited, ends._asks, ends._answers, journal=kept)
-        follower = Follower(desk, run("r1"), lambda step: None, racing)
+        follower = Follower(desk, run_of(PLAN, id="r1"), lambda step: None, racing)
         for made in range(1, 20):
             assert follower._sound().attempts == made
         path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])

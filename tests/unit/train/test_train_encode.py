@@ -50,6 +50,29 @@ def test_completion_through_the_template(tokenizer: Any) -> None:
     assert list(got.ids) == list(whole)
 
 
+class Failing:
+    """A tokenizer that fails on one word."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        if "zebra" in text:
+            raise ValueError("a byte that no token stands for")
+        return self._tokenizer(text, **options)
+
+
+@pytest.mark.parametrize("template", ["base", "none"])
+def test_a_record_that_the_tokenizer_fails_on_has_no_tokens_and_ends_nothing(tokenizer: Any, template: str) -> None:
+    made = encoder(Failing(tokenizer), template=template)
+    record = Record(unit="u", kind="completion", parts=(("prompt", "How?"), ("completion", "zebra")))
+    assert made.encode(record) == Encoded((), (), made.buckets[0])
+    assert made.encode(COMPLETION) == encoder(tokenizer, template=template).encode(COMPLETION)
+
+
 def test_every_assistant_turn_is_supervised(tokenizer: Any) -> None:
     got = encoder(tokenizer).encode(CHAT)
     assert supervised(tokenizer, got) == "two<|im_end|>\nfour<|im_end|>\n"

@@ -31,6 +31,7 @@ def test_learned_positions_hold_every_record_up_to_their_number(dtype: str, most
     lengths = buckets(most)
     prove(engine, lengths)
     assert max(map(engine.pad_length, lengths)) <= LEARNED
+    assert not rig.total(engine, [[Encoded((), (), lengths[0])], [Encoded((7,), (), lengths[-1])]]).any()
     longest = Encoded(tuple(range(5, 5 + most)), tuple(range(most - 1)), lengths[-1])
     assert torch.isfinite(rig.total(engine, [[longest], [longest]])).all()
 
