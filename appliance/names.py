@@ -8,21 +8,18 @@ is shown through `visible`.
 from __future__ import annotations
 
 import re
-from typing import Annotated
 from unicodedata import category
-
-from pydantic import AfterValidator, Field
 
 from appliance.errors import UsageError
 
-_WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _JOINERS = "\u200c\u200d"  # they belong to words of Persian and other languages, and to emoji
 LONGEST_LINE = 500
 
 
 def require_word(text: str, what: str) -> str:
     """Take `text` as the name of something; `what` says of what. Raises `UsageError` unless it is a word."""
-    if not re.fullmatch(_WORD, text):
+    if not re.fullmatch(WORD, text):
         hint = "a name has 1 to 128 letters (A-Z, a-z), digits, '.', '_' and '-', and begins with a letter or digit"
         raise UsageError(f"this is no name for a {what}: '{visible(text[:128])}'", hint=hint)
     return text
@@ -31,23 +28,18 @@ def require_word(text: str, what: str) -> str:
 def require_line(text: str, what: str, longest: int = LONGEST_LINE) -> str:
     """Take `text` as one line of writing; `what` says what it is. Raises `UsageError` unless it is one."""
     try:
-        return _line(text, longest)
+        return line(text, longest)
     except ValueError as wrong:
         raise UsageError(f"{what} {wrong}") from None
 
 
-def _line(text: str, longest: int = LONGEST_LINE) -> str:
+def line(text: str, longest: int = LONGEST_LINE) -> str:
+    """Take `text` as one line of writing. Raises ValueError unless it is one."""
     if not 1 <= len(text) <= longest or text.isspace():
         raise ValueError(f"has 1 to {longest} characters, not all of them blanks")
     if is_unruly(text):
         raise ValueError("has no control characters, line ends, directions of writing or other unseen characters")
     return text
-
-
-Word = Annotated[str, Field(pattern=_WORD.replace(r"\Z", "$"))]
-"""The name of a run, dataset, model, policy or class of data, where it is read from bytes."""
-Line = Annotated[str, AfterValidator(_line)]
-"""One line of writing, where it is read from bytes."""
 
 
 def is_unruly(text: str) -> bool:

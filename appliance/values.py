@@ -9,7 +9,9 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from appliance import names
 
 T = TypeVar("T")
 
@@ -48,6 +50,10 @@ class Value(BaseModel):
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
+Word = Annotated[str, Field(pattern=names.WORD)]
+"""The name of a run, dataset, model, policy or class of data."""
+Line = Annotated[str, AfterValidator(names.line)]
+"""One line of writing."""
 Count = Annotated[int, Field(ge=1)]
 
 

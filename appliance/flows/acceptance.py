@@ -17,8 +17,7 @@ from appliance.events.machine import MachineExamined, OutcomeFacts
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import software
-from appliance.names import Line
-from appliance.values import Digest, Value
+from appliance.values import Digest, Line, Value
 
 Word = Annotated[Line, Field(max_length=128)]
 

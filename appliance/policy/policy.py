@@ -10,9 +10,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from appliance.errors import PolicyDenied
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.plan import UnitKind
-from appliance.names import Word
 from appliance.policy.parse import parse_value
-from appliance.values import Count, Digest, Positive, Value
+from appliance.values import Count, Digest, Positive, Value, Word
 
 
 class UnitRule(Value):

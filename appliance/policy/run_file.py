@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field, model_validator
 from appliance.jobs.lora import LoraSpec
 from appliance.jobs.plan import Filter, UnitOfPrivacy
 from appliance.jobs.train import TrainSpec
-from appliance.names import Word, is_unruly
+from appliance.names import is_unruly
 from appliance.policy import yaml
 from appliance.policy.parse import parse_value
-from appliance.values import Count, Digest, Positive, Value
+from appliance.values import Count, Digest, Positive, Value, Word
 
 
 class BaseChoice(Value):

@@ -6,7 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from appliance.errors import UsageError
-from appliance.names import Line, Word, is_unruly, require_line, require_word, visible
+from appliance.names import is_unruly, require_line, require_word, visible
+from appliance.values import Line, Word
 
 UNRULY = {
     "newline": "a\nb",
