@@ -113,10 +113,7 @@ def _piece(states: Tensor, logits: Logits, targets: Tensor, counts: Tensor, rows
     # (softmax - one-hot) T' W / count for [n, width], computed with so many rows; T' is 1 but for scale and cap.
     weight = logits.head.weight
     filled = functional.pad(states, (0, 0, 0, rows - len(states)))
-    found = logits(filled)
-    slope = None if logits.plain else logits.slope(found)
-    probability = torch.softmax(found, dim=-1)
-    probability = (probability if slope is None else probability * slope).to(states.dtype)
+    probability, slope = _softmax(filled, logits)
     expected = torch.zeros(filled.shape, dtype=torch.float32, device=states.device)
     terms = _TERMS["cpu" if states.device.type == "cpu" else "cuda"]
     for p, w in zip(torch.split(probability, terms, 1), torch.split(weight, terms), strict=True):
@@ -126,3 +123,12 @@ def _piece(states: Tensor, logits: Logits, targets: Tensor, counts: Tensor, rows
         own = own * slope[: len(states)].gather(1, targets[:, None])
     gradient = (expected[: len(states)] - own) / counts[:, None]
     return (gradient if logits.before == 1 else gradient * logits.before).to(states.dtype)
+
+
+def _softmax(states: Tensor, logits: Logits) -> tuple[Tensor, Tensor | None]:
+    """Compute the probabilities, times the slope where there is one; nothing else of their size stays behind."""
+    if logits.plain:
+        return torch.softmax(logits(states), dim=-1).to(states.dtype), None
+    found = logits(states)
+    slope = logits.slope(found)
+    return (torch.softmax(found, dim=-1) * slope).to(states.dtype), slope

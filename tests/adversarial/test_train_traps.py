@@ -16,7 +16,7 @@ from appliance.errors import GateFailed
 from appliance.jobs.job import EngineOptions
 from appliance.jobs.train import TrainJob
 from appliance.train import engine as engine_module
-from appliance.train import loop, mechanism
+from appliance.train import loop, mechanism, running
 from appliance.train.coupling import is_coupled, uncouple
 from appliance.train.loss import hidden_gradient
 from appliance.train.noise import DiscreteGaussian
@@ -367,7 +367,7 @@ def test_no_job_reaches_the_test_seam() -> None:
 
     assert "sampler" in inspect.signature(loop.Trainer.__init__).parameters
     assert "noise" in inspect.signature(mechanism.assemble).parameters
-    assert not {"sampler", "noise", "seed"} & set(inspect.signature(loop.train).parameters)
+    assert not {"sampler", "noise", "seed"} & set(inspect.signature(running.train).parameters)
     dumped = json.loads(rig.job(rig.plan()).model_dump_json(by_alias=True))
     assert "init_seed" in dumped["train"]
     for place in ((), ("plan",), ("train",), ("engine",)):
