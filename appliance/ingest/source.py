@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import stat
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from appliance.errors import ArtefactMissing, DataInvalid
+from appliance.errors import ArtefactMissing, DataInvalid, WillNotFit
 
 _BLOCK = 1 << 20
 _LINES_FREE = 1 << 20  # lines that a compressed file may have beyond one for each of its bytes
+_SECONDS_FREE = 900.0  # that any file may take
+_SLOWEST = (
+    20_000  # bytes of the file, as it lies on disk, in each further second; a slow disk reads a thousand times that
+)
 _UTF8_BOM = b"\xef\xbb\xbf"
 # The first bytes of files that are certainly not lines of UTF-8, and what to do about them.
 _FOREIGN = {
@@ -120,19 +125,22 @@ def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     Raises:
       DataInvalid: if the file is of a foreign kind, cannot be read or decompressed to its end, or unpacks to more lines
         than data do: to nothing but line feeds, for example.
+      WillNotFit: reading it and what is done with it took longer than a file of this size may take.
     """
     number = offset = 0
     with open_source(path) as stream:
-        most = _LINES_FREE + os.fstat(stream.fileno()).st_size
+        stored = os.fstat(stream.fileno()).st_size
+        most, deadline = _LINES_FREE + stored, _Deadline(path, stored)
         try:
             offset = _skip_mark(stream, path)
             while data := stream.readline(limit + 1):
                 number += 1
+                deadline.check()
                 if number > most:
                     raise DataInvalid("more lines than a file of this size can mean", where=f"{path}:{number}")
                 size = len(data)
                 if size > limit and data[-1] != 10:
-                    size += _skip_line(stream)
+                    size += _skip_line(stream, deadline)
                     yield number, offset, None
                 else:
                     yield number, offset, data
@@ -154,9 +162,24 @@ def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
     return skipped
 
 
-def _skip_line(stream: io.BufferedReader[Any]) -> int:
+class _Deadline:
+    """Ends the reading of a file that costs far more time than data of its size do."""
+
+    def __init__(self, path: Path, stored: int) -> None:
+        self._path = path
+        self._seconds = _SECONDS_FREE + stored / _SLOWEST
+        self._end = time.monotonic() + self._seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            message = f"reading took longer than the {self._seconds:.0f} s that a file of this size may take"
+            raise WillNotFit(message, hint="split the file, or unpack it first", where=str(self._path))
+
+
+def _skip_line(stream: io.BufferedReader[Any], deadline: _Deadline) -> int:
     skipped = 0
     while data := stream.readline(_BLOCK):
+        deadline.check()
         skipped += len(data)
         if data[-1] == 10:
             break

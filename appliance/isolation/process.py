@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from appliance.errors import IsolationViolated, WillNotFit
 from appliance.isolation import kernel
@@ -53,15 +54,21 @@ def limit_memory(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
+def own_memory() -> int:
+    """Tell how many bytes this process holds of its own, as `RLIMIT_DATA` counts them. Raises OSError."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmData:")[2].split(maxsplit=1)[0]) << 10
+
+
 @contextmanager
-def memory_limited(most: int) -> Iterator[None]:
-    """Limit, within the block, what this process may hold of its own, in bytes. Raises OSError.
+def growth_limited(most: int) -> Iterator[None]:
+    """Limit, within the block, what this process may hold beyond what it holds now, in bytes. Raises OSError.
 
     Raises:
       WillNotFit: more was needed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    finite = [limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY]
+    finite = [limit for limit in (own_memory() + most, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(finite), hard))
     try:
         yield

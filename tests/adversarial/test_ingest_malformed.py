@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid
-from appliance.ingest import jsonl
+from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid, WillNotFit
+from appliance.ingest import jsonl, source
 from appliance.ingest.ingestion import MAX_LISTED, Ingestion
 from appliance.ingest.source import lines
 from appliance.ingest.spec import IngestSpec
@@ -311,6 +311,27 @@ def test_a_small_file_that_unpacks_to_hundreds_of_millions_of_lines_is_refused_s
         run(file, **spec)
     assert "more lines than a file of this size" in caught.value.message
     assert time.process_time() - began < 60
+
+
+@pytest.mark.parametrize("inside", ["many lines", "one line"])
+def test_a_file_that_takes_far_longer_than_its_size_is_given_up(
+    tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_SECONDS_FREE", 0.1)
+    monkeypatch.setattr(source, "_SLOWEST", 1 << 40)
+    block = (b"x\n" if inside == "many lines" else b"x" * 64) * (1 << 17)
+    file = tmp_path / "f.gz"
+    file.write_bytes(gzip.compress(GOOD) + gzip.compress(block) * 200)
+    with pytest.raises(WillNotFit) as caught:
+        list(lines(file, 100))
+    assert "longer than the 0 s that a file of this size may take" in caught.value.message
+
+
+def test_the_deadline_follows_the_size_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    with file.open("wb") as grown:
+        grown.truncate(1 << 30)
+    assert source._Deadline(file, file.stat().st_size)._seconds > 14 * 3600
 
 
 def test_a_million_lines_that_are_alike_are_no_attack(tmp_path: Path) -> None:

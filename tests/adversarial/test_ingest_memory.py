@@ -7,24 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from appliance.errors import WillNotFit
 from appliance.flows.data import ingest as flow
+from appliance.isolation import process
 from tests.adversarial.test_words_from_outside import Opened, opened
 
 __all__ = ["opened"]
-
-
-def held() -> int:
-    """Bytes that this process holds of its own."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-    return int(line.split()[1]) << 10
 
 
 def use_up() -> list[bytes]:
     """Hold all that this process has free inside of what it holds, which other tests may have left; growth shows."""
     hoard: list[bytes] = []
     for size in (64, 3_000, 100_000):
-        before = held()
-        while held() < before + (1 << 20):
+        before = process.own_memory()
+        while process.own_memory() < before + (1 << 20):
             hoard += [bytes(size) for _ in range(200)]
     return hoard
 
@@ -41,13 +37,23 @@ def test_a_file_that_needs_more_memory_than_its_size_allows_is_refused(
     hoard = use_up()
     with monkeypatch.context() as narrow:
         narrow.setattr(flow, "_GROWTH", 0)
-        narrow.setattr(flow, "_MEMORY", held() + (8 << 20))
+        narrow.setattr(flow, "_MEMORY", 8 << 20)
         _, said = opened.ingest("--name", "narrow", expect=9)
     assert hoard
     assert "more memory" in said
     assert opened.files == files
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
     opened.ingest("--name", "again")
+
+
+def test_what_a_process_holds_already_is_not_counted() -> None:
+    """Else whoever comes with much in memory, as a long session does, could read no file."""
+    hoard = bytes(64 << 20)
+    with process.growth_limited(32 << 20):
+        small = bytearray(8 << 20)
+    with pytest.raises(WillNotFit, match="more memory"), process.growth_limited(32 << 20):
+        bytearray(256 << 20)
+    assert len(hoard) + len(small) == 72 << 20
 
 
 def test_the_limit_follows_the_size_of_the_files(tmp_path: Path) -> None:
