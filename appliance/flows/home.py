@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,6 +177,16 @@ class Home:
     def run(self, run_id: str) -> RunDir:
         """Name the directory of one job."""
         return RunDir(self.runs / run_id)
+
+    @contextmanager
+    def passing_run(self, prefix: str) -> Iterator[RunDir]:
+        """Make the directory of one job, which is gone afterwards."""
+        made = self.run(new_id(prefix))
+        made.path.mkdir(mode=0o700)
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made.path, ignore_errors=True)
 
     @property
     def agent_socket(self) -> Path:

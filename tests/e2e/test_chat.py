@@ -22,7 +22,20 @@ ASKED = "how is patient 7?"
 
 
 def ask(appliance: Appliance, run: str, text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-m", "appliance", "--home", str(appliance.home), *words, "model", "chat", run]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "appliance",
+        "--home",
+        str(appliance.home),
+        *words,
+        "model",
+        "chat",
+        run,
+        "--tokens",
+        "8",
+    ]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -95,6 +108,6 @@ def read(controller: int) -> bytes:
 
 def test_neither_job_nor_result_has_room_for_what_is_said() -> None:
     free = {"kind", "model_dir", "adapter_dir", "released_dir"}
-    assert not {name for name in ChatResult.model_fields} - {"schema_", "kind", "run_id", "isolation", "libraries"}
+    assert not set(ChatResult.model_fields) - {"schema_", "kind", "run_id", "isolation", "libraries"}
     texts = {name for name, field in ChatJob.model_fields.items() if field.annotation in (str, str | None)} - free
     assert texts <= {"run_id", "model_sha256", "adapter_sha256", "released_sha256"}
