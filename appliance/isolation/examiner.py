@@ -180,7 +180,7 @@ def _test(task: Task, asks: int, answers_from: int, verdict: int) -> None:
 
 def _raise(name: Any) -> NoReturn:
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    raise kind() if isinstance(kind, type) and issubclass(kind, Exception) and kind.__init__ else RuntimeError()
+    raise kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError
 
 
 def _write(descriptor: int, line: bytes) -> None:

@@ -135,7 +135,8 @@ def _read_only(name: str) -> _Block:
     """Leave opening for reading alone; where the flags lie in memory, the C library does without the call."""
     if name == "openat2":
         return _ABSENT
-    return _masked(calls.ON_FILES[name], _WRITING, 0) if calls.ON_FILES[name] is not None else _DENY
+    flags = calls.ON_FILES[name]
+    return _DENY if flags is None else _masked(flags, _WRITING, 0)
 
 
 def _check(name: str, rules: _Rules) -> _Block:

@@ -100,8 +100,8 @@ def newcombe(both: int, gained: int, lost: int, neither: int) -> tuple[float, fl
     first, second = (both + lost) / n, (both + gained) / n
     (low1, high1), (low2, high2) = _wilson(both + lost, n), _wilson(both + gained, n)
     product = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
-    excess = both * neither - gained * lost
-    excess = max(excess - n / 2, 0) if excess > 0 else excess
+    excess = float(both * neither - gained * lost)
+    excess = max(excess - n / 2, 0.0) if excess > 0 else excess
     phi = excess / math.sqrt(product) if product else 0.0
     change = second - first
 
