@@ -24,7 +24,7 @@ TABLE = {
     "train": ("train", "Private training: plan, start, status, watch, resume, abort, join."),
     "node": ("node", "Compute nodes of a run on several machines: init, show."),
     "watermark": ("watermark", "The keyed mark in a released adapter: keygen, embed, detect."),
-    "evaluate": ("evaluate", "What an adapter gains: run, compare."),
+    "evaluate": ("evaluate", "What a run's model can do: run, compare, attention."),
     "export": ("export", "Bundles that prove themselves offline: bundle, verify."),
     "audit": ("audit", "Empirical checks of the privacy mechanism."),
     "budget": ("budget", "The lifetime privacy budget of every dataset."),
