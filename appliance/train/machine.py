@@ -18,7 +18,7 @@ _SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABL
 
 
 def machine_digest(device: torch.device) -> str:
-    """Digest what a proof of row counts holds for: SHA-256 (hex) of processor, threads, libraries, code and settings."""
+    """Digest what a proof of row counts holds for, SHA-256 (hex): processor, threads, libraries, code, settings."""
     found: dict[str, Any] = {
         "code": _code(),
         "libraries": {name: version(name) for name in _LIBRARIES},
