@@ -104,7 +104,7 @@ _HOSTILE = {
 
 @pytest.mark.parametrize("kind", _HOSTILE)
 def test_no_file_takes_long(kind: str) -> None:
-    """What takes the parser longest grows with the file, and the file's size is limited: 2 s where nothing else runs."""
+    """What takes the parser longest grows with the file, whose size is limited: 2 s where nothing else runs."""
     began = time.process_time()
     with suppress(ConfigInvalid):
         load(_HOSTILE[kind], "run.yaml")
