@@ -1,4 +1,4 @@
-"""`appliance data`: ingest, list, show, verify."""
+"""`appliance data`: ingest, list, show, retire, verify."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from appliance.flows.catalog import find_dataset
 from appliance.flows.data.describe import describe
 from appliance.flows.data.ingest import Declaration, Ingested, try_ingest
 from appliance.flows.data.ingest import ingest as ingest_flow
+from appliance.flows.data.retire import preview as preview_retiring
+from appliance.flows.data.retire import retire as retire_data
 from appliance.flows.data.sources import find_files, spec_for
 from appliance.flows.data.verify import verify as verify_data
 from appliance.ingest.source import BadRow
@@ -144,6 +146,24 @@ def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Na
     with chosen.home().rows() as catalog:
         document = _document(find_dataset(catalog, dataset))
     render.result(chosen, "data.show", document, render.fields(document.items()))
+
+
+@app.command()
+def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+    """Let no new run or evaluation use a dataset, for good. Open runs go on; what was spent stays charged.
+
+    The sealed data stay where they are, and `data verify` still checks them.
+    """
+    chosen = settings.of(context)
+    found = preview_retiring(chosen.home(), dataset)
+    if not chosen.dry_run:
+        chosen.confirm(f"Retire dataset {found.dataset.name} ({found.dataset.id}) for good?")
+        found = retire_data(chosen.home(), dataset, chosen.operator())
+    row, said = found.dataset, "would be retired" if chosen.dry_run else "is retired"
+    lines = [f"dataset {row.name} ({row.id}) {said}: no new run or evaluation may use it"]
+    lines += [f"run {run} is open and goes on; `appliance train abort {run}` settles it" for run in found.open_runs]
+    document = {**_document(row), "open_runs": list(found.open_runs)}
+    render.result(chosen, "data.retire", document | ({"dry_run": True} if chosen.dry_run else {}), lines)
 
 
 @app.command()
