@@ -1,9 +1,8 @@
-"""`appliance data`: ingest, list, show, verify."""
+"""`appliance data`: ingest, list, show, retire, verify."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +10,15 @@ import typer
 
 from appliance.cli import render, settings
 from appliance.cli.settings import Settings
-from appliance.errors import ApplianceError
 from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
+from appliance.flows.data.describe import describe
 from appliance.flows.data.ingest import Declaration, Ingested, try_ingest
 from appliance.flows.data.ingest import ingest as ingest_flow
+from appliance.flows.data.retire import preview as preview_retiring
+from appliance.flows.data.retire import retire as retire_data
 from appliance.flows.data.sources import find_files, spec_for
 from appliance.flows.data.verify import verify as verify_data
-from appliance.ingest.dialect import detect
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
 from appliance.ledger.rows import DatasetRow
@@ -27,6 +27,8 @@ app = typer.Typer()
 
 LISTED = 20
 PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'."
+PATHS_HELP = "JSON, JSONL, CSV, TSV or text files, also gzipped; Parquet files or workbooks; or directories."
+FORMAT_HELP = "auto, jsonl, json, csv, tsv, text, parquet or xlsx."
 SPLIT_HELP = "What one record of plain text is: file (unless told), paragraph, line, or such as 400-tokens."
 SUBJECT_FROM_HELP = "The file's place names the subject: 'directory', or a pattern such as '{subject}_*.txt'."
 COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'."
@@ -35,12 +37,12 @@ COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'
 @app.command()
 def ingest(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="JSONL, CSV, TSV or text files, also gzipped; or directories.")],
+    paths: Annotated[list[Path], typer.Argument(help=PATHS_HELP)],
     name: Annotated[str, typer.Option(help="A name for the dataset.")],
     units: Annotated[int, typer.Option(min=1, help="About how many units of privacy (records or subjects) there are.")],
     class_name: Annotated[str, typer.Option("--class", help="Class of data in the policy.")] = "default",
     purpose: Annotated[Purpose, typer.Option(help="What the data may be used for.")] = Purpose.TRAINING,
-    format_: Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv or text.")] = "auto",
+    format_: Annotated[str, typer.Option("--format", help=FORMAT_HELP)] = "auto",
     prompt: Annotated[str, typer.Option(help=PROMPT_HELP)] = "",
     completion: Annotated[str, typer.Option(help=COMPLETION_HELP)] = "",
     text: Annotated[str, typer.Option(help="Column (or template) with plain text to continue.")] = "",
@@ -57,6 +59,9 @@ def ingest(
     encoding: Annotated[
         str, typer.Option(help="Of CSV and TSV: utf-8 or windows-1252. Found out unless it is said.")
     ] = "",
+    sheet: Annotated[
+        str, typer.Option(help="Of a workbook: the name of the sheet. The first one unless it is said.")
+    ] = "",
     unescape_html: Annotated[bool, typer.Option(help="Turn HTML entities such as &amp; into characters.")] = False,
 ) -> None:
     """Read foreign files, validate every row, and seal them as one dataset.
@@ -68,11 +73,11 @@ def ingest(
     spec = spec_for(
         files, format_, prompt=prompt, completion=completion, text=text, subject=subject, subject_from=subject_from,
         max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
-        delimiter=delimiter, encoding=encoding,
+        delimiter=delimiter, encoding=encoding, sheet=sheet,
     )  # fmt: skip
     declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
     left_out = [f"left out {path}: not {spec.format}" for path in others[:LISTED]]
-    render.notes(chosen, [*left_out, *_read_as(files, spec)])
+    render.notes(chosen, [*left_out, *describe(files[:LISTED], spec)])
     (_preview if chosen.dry_run else _seal)(chosen, files, spec, declared)
 
 
@@ -105,15 +110,6 @@ def _list(chosen: Settings) -> Callable[[BadRow], None]:
             render.notes(chosen, ["more rejected rows are listed by --json"] if number == LISTED - 1 else [])
 
     return told
-
-
-def _read_as(files: list[Path], spec: IngestSpec) -> list[str]:
-    """Say how tables are read, where that was found out."""
-    lines = []
-    for path in files[:LISTED] if spec.format in ("csv", "tsv") else ():
-        with suppress(ApplianceError):  # the ingest itself says why, and records it
-            lines.append(f"{path}: {detect(path, spec)}")
-    return lines
 
 
 def _places(rejected: Iterable[BadRow]) -> list[dict[str, Any]]:
@@ -150,6 +146,24 @@ def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Na
     with chosen.home().rows() as catalog:
         document = _document(find_dataset(catalog, dataset))
     render.result(chosen, "data.show", document, render.fields(document.items()))
+
+
+@app.command()
+def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+    """Let no new run or evaluation use a dataset, for good. Open runs go on; what was spent stays charged.
+
+    The sealed data stay where they are, and `data verify` still checks them.
+    """
+    chosen = settings.of(context)
+    found = preview_retiring(chosen.home(), dataset)
+    if not chosen.dry_run:
+        chosen.confirm(f"Retire dataset {found.dataset.name} ({found.dataset.id}) for good?")
+        found = retire_data(chosen.home(), dataset, chosen.operator())
+    row, said = found.dataset, "would be retired" if chosen.dry_run else "is retired"
+    lines = [f"dataset {row.name} ({row.id}) {said}: no new run or evaluation may use it"]
+    lines += [f"run {run} is open and goes on; `appliance train abort {run}` settles it" for run in found.open_runs]
+    document = {**_document(row), "open_runs": list(found.open_runs)}
+    render.result(chosen, "data.retire", document | ({"dry_run": True} if chosen.dry_run else {}), lines)
 
 
 @app.command()

@@ -34,6 +34,16 @@ class DataSealed(Event):
     filter_order: Number = optional()
 
 
+class DataRetired(Event):
+    """No new run or evaluation may use a dataset. Runs on it that were open go on."""
+
+    type: ClassVar[str] = "data.retired"
+    about: ClassVar[str] = "dataset_id"
+
+    dataset_id: Id
+    open_runs: list[Id]
+
+
 class DataRefused(Refusal):
     """Data were not ingested."""
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from appliance.errors import DataInvalid
 from appliance.ingest.fingerprints import Fingerprinter, sort_unique
 from appliance.ingest.keyset import KeySet
-from appliance.ingest.reading import read_rows
+from appliance.ingest.reading import read_rows, require_reader
 from appliance.ingest.shapes import Parts, keep_columns, shaper, unescape
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
@@ -48,7 +48,7 @@ class Ingestion:
       told: given each rejected row when it is met, so that they are seen too where none is left in the end.
 
     Raises:
-      ArtefactMissing: if a file is not there.
+      ArtefactMissing: if a file is not there, or the package that reads its format.
       DataInvalid: if a file is not a regular one, or its name does not fit the unit of privacy; while iterating also
         if a file is damaged, or if not one row of all files is usable.
     """
@@ -62,6 +62,7 @@ class Ingestion:
     ) -> None:
         if not paths:
             raise DataInvalid("no file was named")
+        require_reader(spec)
         for path in paths:
             check_source(path)
         if spec.unit.key is not None:
@@ -181,7 +182,7 @@ class Ingestion:
             return
         if not self._rejected:
             raise DataInvalid("the files hold no rows", where=str(self._paths[0]))
-        first = "; ".join(f"line {bad.line} (byte {bad.offset}): {bad.reason}" for bad in self._rejected[:3])
+        first = "; ".join(f"{bad.place}: {bad.reason}" for bad in self._rejected[:3])
         hint = (
             f"check --format and the columns; {first}"  # places of private rows: for the terminal, not for the ledger
         )

@@ -127,7 +127,7 @@ def try_ingest(
             _require_free_name(declared.name, rows.datasets.list())
     check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
     ingestion = Ingestion(paths, spec, secrets.token_bytes(32), told)
-    with process.growth_limited(_memory_for(paths)):
+    with process.growth_limited(memory_for(paths)):
         for _ in ingestion:
             pass
     _check_contents(ingestion, declared, policy)
@@ -165,7 +165,7 @@ def _seal(
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
     ingestion = Ingestion(paths, spec, mac_key, told)
-    with process.growth_limited(_memory_for(paths)), _staging(home) as staging:
+    with process.growth_limited(memory_for(paths)), _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)
         prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
@@ -192,7 +192,7 @@ def _seal(
     return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
 
 
-def _memory_for(paths: Sequence[Path]) -> int:
+def memory_for(paths: Sequence[Path]) -> int:
     """Allow bytes to be taken by the size of the files, which are foreign, and are parsed in this process."""
     return _MEMORY + _GROWTH * sum(path.stat().st_size for path in paths if path.exists())
 

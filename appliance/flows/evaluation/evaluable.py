@@ -8,7 +8,7 @@ from pathlib import Path
 from appliance.errors import IntegrityError, PolicyDenied
 from appliance.events.states import Purpose, RunState
 from appliance.flows.budget import BudgetSnapshot, overlaps
-from appliance.flows.catalog import choose_dataset, find_run, policy_in_force, unit_of
+from appliance.flows.catalog import choose_dataset, find_run, policy_in_force, require_active, unit_of
 from appliance.flows.home import Home
 from appliance.flows.model.verify import check_files
 from appliance.flows.watermark.markable import find_embedding
@@ -102,6 +102,7 @@ def find_evaluable(ledger: LedgerReader, home: Home, run_id: str, dataset: str, 
     with ledger.read() as rows:
         snapshot, base = BudgetSnapshot.read(rows), rows.models.get(run.model_id)
     chosen = choose_dataset(snapshot.datasets, dataset)
+    require_active(chosen)
     _check_held_out(run, chosen, snapshot)
     job = _training_job(home, run, base)
     embedded = find_embedding(ledger, run.id)
