@@ -24,23 +24,23 @@ def log(word: str) -> None:
         file.write(word + "\n")
 
 
+NO_ANSWERS = {
+    "wrong-model": event("completions", "one ", None, "another"),
+    "garbage": b'data: {"choices": [\xff\xfe\n\n',
+    "not-a-stream": b"<html>" * 100,
+    "endless-event": b"x" * (3 << 20),
+}
+
+
 async def say(mode: str, endpoint: str, asked: dict, write) -> None:
-    if mode == "wrong-model":
-        return await write(event(endpoint, "one ", None, "another"))
-    if mode == "garbage":
-        return await write(b'data: {"choices": [\xff\xfe\n\n')
-    if mode == "not-a-stream":
-        return await write(b"<html>" * 100)
-    if mode == "endless-event":
-        while True:
-            await write(b"x" * 65536)
+    if mode in NO_ANSWERS:
+        return await write(NO_ANSWERS[mode].replace(b"text_completion", event(endpoint, "", None).split(b'"')[3]))
     for number in range(10**6 if mode == "endless" else min(asked["max_tokens"], len(TOKENS))):
-        if mode == "cut" and number == 2 and asked["max_tokens"] > 1:
+        if number == 2 and mode == "cut":
             return await write(event(endpoint, "half of a chunk", None)[:40])
-        if mode == "stall-later" and number == 2 and asked["max_tokens"] > 1:
+        if number == 2 and mode == "stall-later":
             await asyncio.sleep(3600)
-        if mode in ("slow", "endless"):
-            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05 if mode in ("slow", "endless") else 0)
         await write(event(endpoint, TOKENS[number % len(TOKENS)], None))
     if mode != "no-end":
         await write(event(endpoint, None, "stop"))

@@ -112,7 +112,7 @@ def test_an_engine_that_is_dead_inside_is_found_without_a_request(start: Starter
 
 
 def test_a_killed_engine_is_started_again_and_a_stopped_one_too(start: Starter) -> None:
-    running = start()
+    running = start(health=QUICK.model_copy(update={"restart_s": 1.0, "probe_s": 0.1}))
     first = running.engine("primary").pid
     os.kill(first, signal.SIGKILL)
     running.wait(lambda: running.engine("primary").pid not in (0, first) and running.engine("primary").well)
