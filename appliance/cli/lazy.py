@@ -26,6 +26,7 @@ TABLE = {
     "watermark": ("watermark", "The keyed mark in a released adapter: keygen, embed, detect."),
     "evaluate": ("evaluate", "What an adapter gains on held-out private data."),
     "export": ("export", "Bundles that prove themselves offline: bundle, verify."),
+    "serve": ("serve", "A finished, marked model behind OpenAI's protocol: start, client."),
     "audit": ("audit", "Empirical checks of the privacy mechanism."),
     "budget": ("budget", "The lifetime privacy budget of every dataset."),
     "report": ("report", "Reports for auditors, from the ledger alone: build, verify."),
