@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -96,9 +97,7 @@ def assemble(release: Release, contents: dict[str, Content], key: Path, target: 
 def _entry(name: str, content: Content) -> dict[str, Any]:
     if isinstance(content, bytes):
         return {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    with open(content, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": name, "bytes": content.stat().st_size, "sha256": digest}
+    return {"path": name, "bytes": content.stat().st_size, "sha256": _digest(content)}
 
 
 def _write(verify: ModuleType, stream: IO[bytes], name: str, content: Content) -> None:
@@ -137,22 +136,24 @@ def gather(flavour: str, cache: Path, wheel: Path, epoch: int, *, packages: bool
     """Collect everything that a bundle of this flavour holds; what `cache` has is not fetched again."""
     wheels = cache / flavour
     lock.download(flavour, wheels)
-    locked = (lock.LOCKS / f"{flavour}.txt").read_text().splitlines()
-    digests = {path: _entry("", path)["sha256"] for path in sorted(wheels.glob("*.whl"))}
-    wanted = {line.rpartition("sha256:")[2] for line in locked}
-    chosen = {path: digest for path, digest in digests.items() if digest in wanted}
-    own = _entry("", wheel)["sha256"]
-    chosen[wheel] = own
-    version = wheel.name.split("-")[1]
-    requirements = "".join(f"{line}\n" for line in [*locked, f"appliance=={version} --hash=sha256:{own}"])
+    locked, controller = ((lock.LOCKS / f"{name}.txt").read_text() for name in (flavour, lock.CONTROLLER))
+    wanted = set(re.findall("sha256:(.+)", locked + controller))
+    digests = {path: _digest(path) for path in sorted(wheels.glob("*.whl"))}
+    chosen = {path: digest for path, digest in digests.items() if digest in wanted} | {wheel: _digest(wheel)}
+    own = f"appliance=={wheel.name.split('-')[1]} --hash=sha256:{chosen[wheel]}\n"
     contents: dict[str, Content] = {f"wheels/{path.name}": path for path in chosen}
-    contents |= {"requirements.txt": requirements.encode(), **playbooks()}
+    contents |= {"requirements.txt": (locked + own).encode(), "requirements-controller.txt": controller.encode()}
+    contents |= playbooks()
     if packages:
         files = debs.fetch(cache)
         contents |= {f"debs/{debs.name(path)}": path for path in files}
-        contents["debs/Packages"] = debs.index(files)
-        chosen |= {path: _entry("", path)["sha256"] for path in files}
-    return contents | {"sbom.cdx.json": sbom(version, chosen, epoch)}
+        chosen |= {path: _digest(path) for path in files}
+    return contents | {"sbom.cdx.json": sbom(wheel.name.split("-")[1], chosen, epoch)}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> None:

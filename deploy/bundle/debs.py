@@ -1,4 +1,4 @@
-"""The Debian packages that a bare Debian 12 server lacks: fetched with apt, listed in an index that apt reads offline.
+"""The Debian packages that a bare Debian 12 server lacks, fetched with apt.
 
 A bare server is one with every package of priority required and important; what else the wanted packages need comes
 along. Fetching needs apt and the network, on Debian 12.
@@ -6,7 +6,6 @@ along. Fetching needs apt and the network, on Debian 12.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -67,14 +66,3 @@ def _installed(fields: dict[str, str]) -> str:
 def name(path: Path) -> str:
     """Name a package in a bundle: as apt stores it, without the percent sign that stands for the colon of an epoch."""
     return path.name.replace("%3a", "~")
-
-
-def index(files: list[Path]) -> bytes:
-    """Write apt's index (`Packages`) of these files, which lie beside it."""
-    return b"\n".join(_entry(path) for path in files)
-
-
-def _entry(path: Path) -> bytes:
-    control = subprocess.run(["dpkg-deb", "--field", str(path)], check=True, capture_output=True).stdout
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return control + f"Filename: ./{name(path)}\nSize: {path.stat().st_size}\nSHA256: {digest}\n".encode()

@@ -22,6 +22,8 @@ WANTED = {
     "cuda": ("[compute]", "torch==2.13.0"),
 }
 """Flavours: extras of the appliance's wheel, and what else is named. The control plane has no torch."""
+CONTROLLER = "controller"
+"""Lock of what runs the playbooks; every bundle brings it, no target installs it."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _NOTHING_ELSE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}
 """Settings of pip under which torch is that of PyPI, which brings CUDA."""
@@ -29,12 +31,15 @@ _NOTHING_ELSE = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_EXTRA
 
 def resolve(flavour: str, wheel: Path) -> list[str]:
     """Resolve a flavour to lines `name==version --hash=sha256:...`, sorted, without the appliance itself."""
-    extras, *more = WANTED[flavour]
+    if flavour == CONTROLLER:
+        wanted = ["ansible-core==2.19.14"]
+    else:
+        extras, *more = WANTED[flavour]
+        wanted = ["pip", f"{wheel}{extras}", *more]
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         command = [*_pip("install"), "--dry-run", "--ignore-installed", "--only-binary", ":all:"]
         command += ["--constraint", str(ROOT / "constraints.txt"), "--report", report.name]
-        command += ["pip", "ansible-core==2.19.14", f"{wheel}{extras}", *more]
-        subprocess.run(command, check=True, env=os.environ | (_NOTHING_ELSE if flavour == "cuda" else {}))
+        subprocess.run([*command, *wanted], check=True, env=os.environ | (_NOTHING_ELSE if flavour == "cuda" else {}))
         found: list[dict[str, Any]] = json.loads(Path(report.name).read_bytes())["install"]
     lines = [_line(item) for item in found if item["metadata"]["name"] != "appliance"]
     _require_flavour(flavour, lines)
@@ -71,25 +76,19 @@ def download(flavour: str, directory: Path) -> None:
     """Fetch the wheels of a lock that are not in `directory` yet; pip compares every digest."""
     directory.mkdir(parents=True, exist_ok=True)
     command = [*_pip("download"), "--no-deps", "--require-hashes", "--only-binary", ":all:"]
-    command += [
-        "--find-links",
-        str(directory),
-        "--dest",
-        str(directory),
-        "--requirement",
-        str(LOCKS / f"{flavour}.txt"),
-    ]
+    command += ["--find-links", str(directory), "--dest", str(directory), "--requirement"]
     environment = dict(os.environ)
     if flavour == "cuda":
         environment |= {**_NOTHING_ELSE, "PIP_FIND_LINKS": str(directory)}
-    subprocess.run(command, check=True, env=environment)
+    for name in (flavour, CONTROLLER):  # apart: their versions need not agree
+        subprocess.run([*command, str(LOCKS / f"{name}.txt")], check=True, env=environment)
 
 
 def main(flavours: list[str]) -> None:
     """Write the locks of the flavours that are named, or of all."""
     with tempfile.TemporaryDirectory() as directory:
         wheel = appliance_wheel(Path(directory), 0)
-        for flavour in flavours or WANTED:
+        for flavour in flavours or (*WANTED, CONTROLLER):
             lines = resolve(flavour, wheel)
             (LOCKS / f"{flavour}.txt").write_text("".join(f"{line}\n" for line in lines))
             print(f"{flavour}: {len(lines)} wheels")

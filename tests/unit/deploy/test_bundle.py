@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deploy.bundle import build, debs, lock, sbom
+from deploy.bundle import build, lock, sbom
 
 NOW = 1_790_000_000
 RELEASE = build.Release(version="0.1.0", flavour="control", sequence=5, min_from=3, epoch=NOW, valid_days=100)
@@ -209,17 +208,3 @@ def test_the_locks_hold_what_constraints_say(tmp_path: Path) -> None:
     assert not any(line.startswith(("torch==", "nvidia", "opacus")) for line in locks["control"])
     assert any(line.startswith("torch==2.13.0+cpu ") for line in locks["cpu"])
     assert any(line.startswith("nvidia-nccl-cu13==") for line in locks["cuda"])
-
-
-def test_the_index_of_packages_is_what_apt_reads(tmp_path: Path) -> None:
-    if not shutil.which("dpkg-deb"):
-        pytest.skip("not run: dpkg-deb is not installed")
-    (tmp_path / "p/DEBIAN").mkdir(parents=True)
-    (tmp_path / "p/DEBIAN/control").write_text(
-        "Package: p\nVersion: 1:2\nArchitecture: all\nMaintainer: x\nDescription: y\n"
-    )
-    deb = tmp_path / "p_1%3a2_all.deb"
-    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", tmp_path / "p", deb], check=True, capture_output=True)
-    text = debs.index([deb]).decode()
-    assert f"Filename: ./p_1~2_all.deb\nSize: {deb.stat().st_size}\nSHA256: {digest(deb)}\n" in text
-    assert io.StringIO(text).readline() == "Package: p\n"

@@ -26,7 +26,7 @@ IDENTITY = "release"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 BLOCK = 512
 LARGEST_MANIFEST = 4 << 20
-NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._+~-]*/)*[A-Za-z0-9][A-Za-z0-9._+~-]*")
+NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._+~@-]*/)*[A-Za-z0-9][A-Za-z0-9._+~@-]*")
 FIELDS = {
     "schema": str,
     "version": str,
@@ -281,7 +281,7 @@ def _verify(archive, signers, installed, partial, token, now):
         for name, data in ((MANIFEST, content), (SIGNATURE, signature), ("requirements.txt", requirements)):
             with _create(partial, name) as target:
                 target.write(data)
-    return manifest
+    return dict(manifest, digest=hashlib.sha256(content).hexdigest())
 
 
 class _Kept:
@@ -327,7 +327,9 @@ def main(arguments=None):
     except Refused as refusal:
         print(json.dumps({"verified": False, "reason": str(refusal), "status": refusal.status}))
         return refusal.status
-    said = {name: found[name] for name in ("version", "flavour", "sequence", "min_from", "created", "expires")}
+    said = {
+        name: found[name] for name in ("version", "flavour", "sequence", "min_from", "created", "expires", "digest")
+    }
     print(json.dumps({"verified": True, "files": len(found["files"]), **said}, sort_keys=True))
     return 0
 
