@@ -18,6 +18,11 @@ def _systemd():
     return int(done.stdout.split()[1]) if running and done.returncode == 0 else 0
 
 
+def _entropy():
+    with open("/proc/sys/kernel/random/entropy_avail") as file:
+        return int(file.read())
+
+
 def _free(path):
     while not os.path.exists(path):
         path = os.path.dirname(path)
@@ -33,7 +38,7 @@ print(
             "landlock": ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, 1),
             "free_mib": min(_free("/opt/appliance"), _free("/srv/appliance")),
             "time": int(time.time()),
-            "entropy": int(open("/proc/sys/kernel/random/entropy_avail").read()),
+            "entropy": _entropy(),
             "installed": os.path.exists("/opt/appliance/current"),
         }
     )
