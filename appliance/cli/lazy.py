@@ -20,7 +20,7 @@ TABLE = {
     "policy": ("policy", "What the data owner allows: check, show, activate."),
     "key": ("key", "Unseal and seal the store, change keys: unlock, lock, status, rotate."),
     "data": ("data", "Private data: ingest, list, show, verify."),
-    "model": ("model", "Base models: import, list, verify."),
+    "model": ("model", "Models: import, list, verify, chat."),
     "train": ("train", "Private training: plan, start, status, watch, resume, abort, join."),
     "node": ("node", "Compute nodes of a run on several machines: init, show."),
     "watermark": ("watermark", "The keyed mark in a released adapter: keygen, embed, detect."),
