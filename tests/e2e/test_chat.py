@@ -95,6 +95,6 @@ def read(controller: int) -> bytes:
 
 def test_neither_job_nor_result_has_room_for_what_is_said() -> None:
     free = {"kind", "model_dir", "adapter_dir", "released_dir"}
-    assert not {name for name in ChatResult.model_fields} - {"schema_", "kind", "run_id", "isolation", "libraries"}
+    assert not set(ChatResult.model_fields) - {"schema_", "kind", "run_id", "isolation", "libraries"}
     texts = {name for name, field in ChatJob.model_fields.items() if field.annotation in (str, str | None)} - free
     assert texts <= {"run_id", "model_sha256", "adapter_sha256", "released_sha256"}
