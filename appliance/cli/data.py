@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.cli.settings import Settings
 from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
@@ -161,7 +161,10 @@ def list_(context: typer.Context) -> None:
 
 
 @app.command()
-def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+def show(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="Name or id.", autocompletion=completing.datasets)],
+) -> None:
     """Show one dataset's public facts. Its content is never shown."""
     chosen = settings.of(context)
     with chosen.home().rows() as catalog:
@@ -170,7 +173,10 @@ def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Na
 
 
 @app.command()
-def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+def retire(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="Name or id.", autocompletion=completing.datasets)],
+) -> None:
     """Let no new run or evaluation use a dataset, for good. Open runs go on; what was spent stays charged.
 
     The sealed data stay where they are, and `data verify` still checks them.
@@ -189,7 +195,10 @@ def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="
 
 @app.command()
 def verify(
-    context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
+    context: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Argument(help="Name or id; all if omitted.", autocompletion=completing.datasets)
+    ] = None,
 ) -> None:
     """Compare the sealed objects with their digests in the ledger; works while the store is sealed."""
     chosen = settings.of(context)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.flows.model.import_model import import_model, try_import
 from appliance.flows.model.verify import verify as verify_models
 from appliance.ledger.rows import ModelRow
@@ -51,7 +51,8 @@ def list_(context: typer.Context) -> None:
 
 @app.command()
 def verify(
-    context: typer.Context, model: Annotated[str | None, typer.Argument(help="Name; all if omitted.")] = None
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Name; all if omitted.", autocompletion=completing.models)] = None,
 ) -> None:
     """Compare every file of the base models with its digest in the ledger."""
     chosen = settings.of(context)
