@@ -1,13 +1,18 @@
-"""`appliance model`: import, list, verify."""
+"""`appliance model`: import, list, verify, chat."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import completing, render, settings
+from appliance.cli import chatting, completing, render, settings
+from appliance.cli.options import RunArgument
+from appliance.errors import UsageError
+from appliance.flows.evaluation.chat import Manner
+from appliance.flows.evaluation.chat import chat as chat_flow
 from appliance.flows.model.import_model import import_model, try_import
 from appliance.flows.model.verify import verify as verify_models
 from appliance.ledger.rows import ModelRow
@@ -59,6 +64,37 @@ def verify(
     rows = verify_models(chosen.home(), model)
     lines = [f"{row.id}: intact" for row in rows] or ["no models yet"]
     render.result(chosen, "model.verify", {"intact": [row.id for row in rows]}, lines)
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    run: RunArgument,
+    prompt: Annotated[
+        str, typer.Option(help="Ask this and end; - reads it from the input. Left out: ask line by line.")
+    ] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="An answer has at most so many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0 always takes the likeliest token.")] = 0.0,
+) -> None:
+    """Ask base, adapter and marked adapter of a run side by side. Nothing is recorded, and no dataset key is needed."""
+    chosen = settings.writing(context)
+    home, run, manner = chosen.home(), chosen.run(run), Manner(most_tokens=tokens, temperature=temperature)
+    if prompt:
+        once = chatting.Once(chosen, _prompt(prompt))
+        chat_flow(home, run, once, manner)
+        render.result(chosen, "model.chat", {"run": run, "answers": once.answers}, [])
+        return
+    if chosen.json:
+        raise UsageError("with --json one prompt is asked", hint="give --prompt TEXT, or --prompt - and the input")
+    chat_flow(home, run, chatting.Interactive(chosen), manner)
+
+
+def _prompt(given: str) -> str:
+    """Take a prompt as it is given; "-" reads the input, which other users cannot list as they can arguments."""
+    if given != "-":
+        return given
+    with os.fdopen(0, closefd=False, errors="replace") as stream:
+        return stream.read().strip()
 
 
 def _document(row: ModelRow) -> dict[str, Any]:

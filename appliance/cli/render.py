@@ -30,8 +30,14 @@ def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: 
     if settings.json:
         _print_document(schema, document)
     else:
-        for line in lines:
-            _say(line, sys.stdout)
+        say_lines(lines)
+    sys.stdout.flush()
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines for people as they come, before a command ends."""
+    for line in lines:
+        _say(line, sys.stdout)
     sys.stdout.flush()
 
 

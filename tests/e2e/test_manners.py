@@ -22,6 +22,7 @@ ELSEWHERE = {
     "demo": "tests/e2e/test_demo.py",
     "train join": "tests/e2e/test_nodes.py",
     "doctor": "tests/e2e/test_planes.py",
+    "serve start": "tests/e2e/test_serve_job.py",
 }
 """Verbs whose success is expensive or needs what is not here; their failures are below."""
 COLUMNS = ("--prompt", "question", "--completion", "answer")
@@ -73,6 +74,10 @@ FAILS: dict[str, tuple[str, int]] = {
     "export bundle": ("nothing --out x", 11),
     "export verify": ("nowhere", 11),
     "audit selftest": ("nowhere.yaml", 11),
+    "serve start": ("nothing --primary llama.cpp:x", 11),
+    "serve client add": ("x --dry-run", 2),
+    "serve client revoke": ("nobody", 11),
+    "serve client list": ("--home nowhere", 11),
     "budget show": ("nothing", 11),
     "report build": ("nothing --out x", 11),
     "report verify": ("nowhere", 11),
@@ -249,7 +254,7 @@ VERIFIED_BY_THE_VERIFIER = ("report verify", "export verify")
 def test_every_verb_prints_one_document_on_success(
     home: Appliance, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    succeeded = {"demo", "doctor", "train join"}
+    succeeded = set(ELSEWHERE)
 
     def ok(words: str, *more: str) -> dict[str, Any]:
         status = run([*words.split(), *more, "--json"])
@@ -293,6 +298,9 @@ def test_every_verb_prints_one_document_on_success(
         third = ok("train start third.yaml --again --detach")["run"]
         ok(f"train abort {third} --dry-run")
         ok(f"train abort {third}")
+        ok("serve client add ward")
+        ok("serve client list")
+        ok("serve client revoke ward")
         ok("train status")
         ok("budget show")
         ok("watermark keygen")

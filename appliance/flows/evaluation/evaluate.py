@@ -199,19 +199,11 @@ def _state_reservation(
 
 
 def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -> EvaluateJob:
-    dataset, job = found.dataset, found.job
+    dataset = found.dataset
     return EvaluateJob(
-        run_id=found.run.id,
+        **found.variants(),
         evaluation_id=evaluation_id,
-        train=job.train,
-        engine=job.engine,
         isolation=found.policy.rules(dataset.class_).isolation,
-        model_dir=str(found.model_dir),
-        model_sha256=job.model_sha256,
-        adapter_dir=str(found.adapter_dir),
-        adapter_sha256=found.adapter_sha256,
-        released_dir=str(found.released_dir) if found.released_sha256 else None,
-        released_sha256=found.released_sha256,
         dataset=SealedObject(
             dataset_id=dataset.id,
             path=str(home.object(dataset.object_blake3)),
