@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.cli.settings import Settings
 from appliance.events.states import Purpose
 from appliance.flows.catalog import find_dataset
+from appliance.flows.data.declaring import Declaration, divide, read_fraction
 from appliance.flows.data.describe import describe
-from appliance.flows.data.ingest import Declaration, Ingested, try_ingest
+from appliance.flows.data.ingest import Ingested, try_ingest
 from appliance.flows.data.ingest import ingest as ingest_flow
 from appliance.flows.data.retire import preview as preview_retiring
 from appliance.flows.data.retire import retire as retire_data
@@ -30,6 +31,7 @@ PROMPT_HELP = "Column with the prompt, or a template such as 'Note on {topic}:'.
 PATHS_HELP = "JSON, JSONL, CSV, TSV or text files, also gzipped; Parquet files or workbooks; or directories."
 FORMAT_HELP = "auto, jsonl, json, csv, tsv, text, parquet or xlsx."
 SPLIT_HELP = "What one record of plain text is: file (unless told), paragraph, line, or such as 400-tokens."
+HELD_OUT_HELP = "Part of the units to hold out for evaluation, as a dataset of its own: such as 10%."
 SUBJECT_FROM_HELP = "The file's place names the subject: 'directory', or a pattern such as '{subject}_*.txt'."
 COMPLETION_HELP = "Column with the completion, or a template such as '{summary}'."
 
@@ -52,6 +54,8 @@ def ingest(
     subject_from: Annotated[str, typer.Option(help=SUBJECT_FROM_HELP)] = "",
     max_records: Annotated[int, typer.Option(min=1, help="At most so many records per subject, in file order.")] = 1,
     split: Annotated[str, typer.Option(help=SPLIT_HELP)] = "",
+    held_out: Annotated[str, typer.Option(help=HELD_OUT_HELP)] = "",
+    held_out_name: Annotated[str, typer.Option(help="A name for the held-out dataset. (default NAME-held-out)")] = "",
     keep: Annotated[
         list[str] | None, typer.Option(help="Column to seal beside each record, for a curriculum; may be repeated.")
     ] = None,
@@ -75,7 +79,10 @@ def ingest(
         max_records=max_records, split=split, unescape_html=unescape_html, keep=keep or (),
         delimiter=delimiter, encoding=encoding, sheet=sheet,
     )  # fmt: skip
-    declared = Declaration(name=name, units=units, class_name=class_name, purpose=purpose)
+    declared = Declaration(
+        name=name, units=units, class_name=class_name, purpose=purpose,
+        held_out=read_fraction(held_out), held_out_name=held_out_name,
+    )  # fmt: skip
     left_out = [f"left out {path}: not {spec.format}" for path in others[:LISTED]]
     render.notes(chosen, [*left_out, *describe(files[:LISTED], spec)])
     (_preview if chosen.dry_run else _seal)(chosen, files, spec, declared)
@@ -87,7 +94,7 @@ def _seal(chosen: Settings, files: list[Path], spec: IngestSpec, declared: Decla
             chosen.home(), files, spec, declared, chosen.operator(),
             lambda n: bar.update(n, 0, f"{n} records"), _list(chosen),
         )  # fmt: skip
-    render.result(chosen, "data.ingest", _ingested_document(made), _ingested_lines(made))
+    render.result(chosen, "data.ingest", _ingested_document(*made), _ingested_lines(*made))
 
 
 def _preview(chosen: Settings, files: list[Path], spec: IngestSpec, declared: Declaration) -> None:
@@ -96,6 +103,10 @@ def _preview(chosen: Settings, files: list[Path], spec: IngestSpec, declared: De
     unit = f"{spec.unit.kind}{f' by {spec.unit.key}' if spec.unit.key else ''}"
     said = {"files": len(files), "format": spec.reading, "shape": spec.resolved_shape, "unit": unit}
     document = {"dry_run": True, **said, "declared_units": declared.units, "rejected": _places(rejected)}
+    parts = {part.name: part.units for part, _ in divide(declared)}
+    if declared.held_out:
+        document["datasets"] = parts
+        said["declared units"] = ", ".join(f"{name} {units}" for name, units in parts.items())
     lines = [f"the declared {declared.units} units fit; {len(rejected)} rows would be rejected; nothing was sealed"]
     render.result(chosen, "data.ingest", document, [*render.fields(said.items()), *lines])
 
@@ -116,14 +127,24 @@ def _places(rejected: Iterable[BadRow]) -> list[dict[str, Any]]:
     return [{"file": r.file, "line": r.line, "offset": r.offset, "reason": r.reason} for r in rejected]
 
 
-def _ingested_document(made: Ingested) -> dict[str, Any]:
-    return {**_document(made.dataset), "rejected": _places(made.rejected)}
+def _ingested_document(made: Ingested, *held_out: Ingested) -> dict[str, Any]:
+    document = {**_document(made.dataset), "rejected": _places(made.rejected)}
+    for part in held_out:
+        document["held_out"] = _document(part.dataset)
+    return document
 
 
-def _ingested_lines(made: Ingested) -> list[str]:
+def _ingested_lines(made: Ingested, *held_out: Ingested) -> list[str]:
     lines = [f"sealed as {made.dataset.id} ({made.dataset.name}); {len(made.rejected)} rows rejected"]
-    if made.overlaps:
-        lines.append(f"shares units of privacy with {', '.join(made.overlaps)}: what they spent counts here too")
+    for part in held_out:
+        row = part.dataset
+        lines.append(
+            f"held out as {row.id} ({row.name}) for evaluation; about {row.declared_units} units by declaration"
+        )
+    for part in (made, *held_out):
+        if part.overlaps:
+            shared = f"{part.dataset.name} shares units of privacy with {', '.join(part.overlaps)}"
+            lines.append(f"{shared}: what they spent counts here too")
     return [*lines, "the original files are where they were: remove them if the sealed copy is to be the only one"]
 
 
@@ -140,7 +161,10 @@ def list_(context: typer.Context) -> None:
 
 
 @app.command()
-def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+def show(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="Name or id.", autocompletion=completing.datasets)],
+) -> None:
     """Show one dataset's public facts. Its content is never shown."""
     chosen = settings.of(context)
     with chosen.home().rows() as catalog:
@@ -149,7 +173,10 @@ def show(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Na
 
 
 @app.command()
-def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="Name or id.")]) -> None:
+def retire(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="Name or id.", autocompletion=completing.datasets)],
+) -> None:
     """Let no new run or evaluation use a dataset, for good. Open runs go on; what was spent stays charged.
 
     The sealed data stay where they are, and `data verify` still checks them.
@@ -168,7 +195,10 @@ def retire(context: typer.Context, dataset: Annotated[str, typer.Argument(help="
 
 @app.command()
 def verify(
-    context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
+    context: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Argument(help="Name or id; all if omitted.", autocompletion=completing.datasets)
+    ] = None,
 ) -> None:
     """Compare the sealed objects with their digests in the ledger; works while the store is sealed."""
     chosen = settings.of(context)

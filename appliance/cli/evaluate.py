@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings, spending
+from appliance.cli import completing, render, settings, spending
 from appliance.flows.evaluation import evaluate as flow
 from appliance.flows.evaluation.evaluate import Cost, Evaluated
 
@@ -19,8 +19,13 @@ NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be r
 @app.command()
 def run(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A finished run, by id or unique name.")],
-    dataset: Annotated[str, typer.Option("--dataset", help="Held-out data (purpose evaluation), by name or id.")],
+    run: Annotated[str, typer.Argument(help="A finished run, by id or unique name.", autocompletion=completing.runs)],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", help="Held-out data (purpose evaluation), by name or id.", autocompletion=completing.datasets
+        ),
+    ],
     epsilon: Annotated[float, typer.Option(min=0.01, help="Epsilon that this spends of the held-out data.")] = 1.0,
     public_tokens: Annotated[
         int, typer.Option(min=0, help="Predictions on public text, as far as it goes; costs no privacy.")

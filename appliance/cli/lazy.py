@@ -19,7 +19,7 @@ TABLE = {
     "demo": ("demonstration", "Run the whole job on a real model and real, public reviews by patients."),
     "policy": ("policy", "What the data owner allows: check, show, activate."),
     "key": ("key", "Unseal and seal the store, change keys: unlock, lock, status, rotate."),
-    "data": ("data", "Private data: ingest, list, show, verify."),
+    "data": ("data", "Private data: ingest, list, show, retire, verify."),
     "model": ("model", "Models: import, list, verify, chat."),
     "train": ("train", "Private training: plan, start, status, watch, resume, abort, join."),
     "node": ("node", "Compute nodes of a run on several machines: init, show."),

@@ -32,6 +32,8 @@ class DataSealed(Event):
     source: Text
     kept: list[str] = optional()
     filter_order: Number = optional()
+    held_out: Number = optional()
+    divided_with: Id = optional()
 
 
 class DataRetired(Event):

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from appliance.cli import app
 from appliance.errors import Busy, ConfigInvalid, UsageError
 from appliance.flows import acceptance, doctor, orphans, passing
+from appliance.flows.data import declaring
 from appliance.flows.data import ingest as ingest_flow
 from appliance.flows.home import Home, Operator
 from appliance.flows.model import import_model as import_flow
@@ -163,7 +164,7 @@ def test_ledgers_with_odd_names_stay_readable(opened: Opened, monkeypatch: pytes
     """As a release before this one wrote them: a dataset that is called a screen full of lies."""
     name = "notes\x1b[2J\r\n\u202eok"
     with monkeypatch.context() as before:
-        before.setattr(ingest_flow, "require_word", lambda text, what: text)
+        before.setattr(declaring, "require_word", lambda text, what: text)
         before.setattr("appliance.ledger.log.check_texts", lambda value, where: None)
         opened.ingest("--name", name)
     assert opened.json("data", "list")["datasets"][0]["name"] == name

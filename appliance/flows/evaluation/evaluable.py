@@ -67,7 +67,7 @@ def _check_held_out(run: RunRow, dataset: DatasetRow, snapshot: BudgetSnapshot) 
         message = f"dataset {dataset.name} shares units of privacy with the one run {run.id} was trained on"
         raise PolicyDenied(f"{message}: it is not held out", hint="evaluate on data of other units")
     if dataset.purpose != Purpose.EVALUATION:
-        hint = "ingest held-out data with --purpose evaluation"
+        hint = "ingest held-out data with --purpose evaluation, or divide at ingest with --held-out 10%"
         raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for evaluation", hint=hint)
 
 
