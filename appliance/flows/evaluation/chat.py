@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from appliance.flows import gpus, launch
-from appliance.flows.evaluation.subject import Subject, find_subject
 from appliance.flows.home import Home
 from appliance.flows.passing import passing_directory
+from appliance.flows.subject import Subject, find_subject
 from appliance.jobs import exchange
 from appliance.jobs.chat import ChatJob, ChatResult
 from appliance.jobs.exchange import Exchange

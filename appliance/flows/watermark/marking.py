@@ -1,4 +1,4 @@
-"""What embedding and detecting share: a job directory, the entry that opens the key, and the worker."""
+"""What embedding and detecting share: the entry that opens the key, and the worker."""
 
 from __future__ import annotations
 
