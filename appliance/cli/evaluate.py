@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from appliance.cli import benchmarks, chatting, render, settings, spending
+from appliance.cli import benchmarks, chatting, completing, render, settings, spending
 from appliance.cli.options import RunArgument
 from appliance.cli.settings import Settings
 from appliance.errors import UsageError
@@ -28,7 +28,12 @@ NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be r
 def run(
     context: typer.Context,
     run: RunArgument,
-    dataset: Annotated[str, typer.Option("--dataset", help="Held-out data (purpose evaluation), by name or id.")] = "",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", help="Held-out data (purpose evaluation), by name or id.", autocompletion=completing.datasets
+        ),
+    ] = "",
     epsilon: Annotated[float, typer.Option(min=0.01, help="Epsilon that this spends of the held-out data.")] = 1.0,
     public_tokens: Annotated[
         int, typer.Option(min=0, help="Predictions on public text, as far as it goes; costs no privacy.")

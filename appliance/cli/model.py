@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import chatting, converting, render, settings
+from appliance.cli import chatting, completing, converting, render, settings
 from appliance.cli.options import RunArgument
 from appliance.errors import UsageError
 from appliance.flows.evaluation.chat import Manner
@@ -65,7 +65,8 @@ def list_(context: typer.Context) -> None:
 
 @app.command()
 def verify(
-    context: typer.Context, model: Annotated[str | None, typer.Argument(help="Name; all if omitted.")] = None
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="Name; all if omitted.", autocompletion=completing.models)] = None,
 ) -> None:
     """Compare every file of the base models with its digest in the ledger."""
     chosen = settings.of(context)

@@ -15,6 +15,7 @@ from appliance.errors import IntegrityError
 from appliance.files import write_atomic
 from appliance.flows import gpus, launch
 from appliance.flows.home import Home
+from appliance.flows.passing import passing_directory
 from appliance.flows.subject import find_subject
 from appliance.jobs import exchange
 from appliance.jobs.attention import AttentionJob, AttentionResult, Heatmap
@@ -54,7 +55,7 @@ def draw(home: Home, run_id: str, prompt: str, out: Path, drawing: Drawing) -> H
         orders=drawing.orders,
     )
     said: list[object] = []
-    with home.passing_run("attention") as run_dir, exchange.opened() as pipes:
+    with passing_directory(home, "attention") as run_dir, exchange.opened() as pipes:
         run_dir.write_job(job)
         pipes.say(prompt)
         with launch.supervising(run_dir):

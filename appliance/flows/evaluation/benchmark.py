@@ -22,6 +22,7 @@ from appliance.files import make_directory, write_atomic
 from appliance.flows import examination, gpus, launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.passing import passing_directory
 from appliance.flows.subject import Subject, find_subject
 from appliance.isolation.examiner import Task
 from appliance.jobs import exchange
@@ -139,7 +140,7 @@ def _work(
         items=items,
         most_tokens=asked.most_tokens,
     )
-    with home.passing_run("benchmark") as run_dir, exchange.opened() as pipes:
+    with passing_directory(home, "benchmark") as run_dir, exchange.opened() as pipes:
         run_dir.write_job(job)
         with launch.supervising(run_dir), examination.examiner() as examiner:
             judge = _Judge(pipes, examiner, benchmark, items * (1 + len(found.names)), progress)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from appliance.flows import gpus, launch
 from appliance.flows.home import Home
+from appliance.flows.passing import passing_directory
 from appliance.flows.subject import Subject, find_subject
 from appliance.jobs import exchange
 from appliance.jobs.chat import ChatJob, ChatResult
@@ -55,7 +56,7 @@ def chat(home: Home, run_id: str, asker: Asker, manner: Manner) -> None:
     with home.reader() as ledger:
         found = find_subject(ledger, home, run_id)
     gpus.require(found.job.engine, processes=1)
-    with home.passing_run("chat") as run_dir, exchange.opened() as pipes:
+    with passing_directory(home, "chat") as run_dir, exchange.opened() as pipes:
         run_dir.write_job(_job(found, manner))
         talk = _Talk(pipes, asker, (BASE, *found.names))
         with launch.supervising(run_dir):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from appliance.errors import PolicyDenied
 from appliance.events.states import Purpose
 from appliance.flows.budget import BudgetSnapshot, overlaps
-from appliance.flows.catalog import choose_dataset, policy_in_force, unit_of
+from appliance.flows.catalog import choose_dataset, policy_in_force, require_active, unit_of
 from appliance.flows.home import Home
 from appliance.flows.subject import Subject, find_subject
 from appliance.jobs.plan import UnitOfPrivacy
@@ -53,6 +53,7 @@ def find_evaluable(ledger: LedgerReader, home: Home, run_id: str, dataset: str, 
     with ledger.read() as rows:
         snapshot = BudgetSnapshot.read(rows)
     chosen = choose_dataset(snapshot.datasets, dataset)
+    require_active(chosen)
     _check_held_out(subject.run, chosen, snapshot)
     plan = _plan(policy, chosen, comparisons=len(subject.names), epsilon=epsilon)
     found = {field.name: getattr(subject, field.name) for field in fields(Subject)}
@@ -66,7 +67,7 @@ def _check_held_out(run: RunRow, dataset: DatasetRow, snapshot: BudgetSnapshot) 
         message = f"dataset {dataset.name} shares units of privacy with the one run {run.id} was trained on"
         raise PolicyDenied(f"{message}: it is not held out", hint="evaluate on data of other units")
     if dataset.purpose != Purpose.EVALUATION:
-        hint = "ingest held-out data with --purpose evaluation"
+        hint = "ingest held-out data with --purpose evaluation, or divide at ingest with --held-out 10%"
         raise PolicyDenied(f"dataset {dataset.name} was ingested for {dataset.purpose}, not for evaluation", hint=hint)
 
 

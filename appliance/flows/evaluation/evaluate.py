@@ -28,6 +28,7 @@ from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
 from appliance.flows import budget, gpus, launch
 from appliance.flows.budget import Afforded
+from appliance.flows.catalog import require_active
 from appliance.flows.desk import Desk, error_facts
 from appliance.flows.evaluation.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
@@ -165,6 +166,7 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tu
     while index is None:
         afforded = budget.afford(desk.ledger, found.policy, _spend(row.id, found))
         with desk.decide(found.policy) as tx:
+            require_active(tx.datasets.get(row.dataset_id))
             if budget.BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.evaluations.add(row)
                 tx.append(_state_reservation(row, found, spec_sha256, afforded))

@@ -26,6 +26,7 @@ from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
+from appliance.flows.passing import passing_directory
 from appliance.flows.subject import Subject, find_subject
 from appliance.flows.watermark.detect import detect
 from appliance.jobs.conversion import ConvertJob, ConvertResult, Format
@@ -70,7 +71,7 @@ def convert(home: Home, run_id: str, wanted: Wanted, operator: Operator) -> Mode
         raise UsageError("a gate needs predictions to measure by", where="--predictions")
     require_unsealed(home)
     try:
-        with home.passing_run("convert") as run_dir:
+        with passing_directory(home, "convert") as run_dir:
             found = _find(home, run_id)
             made = run_dir.path / "artefact"
             result = _work(run_dir, found, wanted, made)
