@@ -16,9 +16,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from appliance.errors import ApplianceError, Interrupted
+from appliance.errors import Interrupted
 from appliance.isolation import answers, kernel, process, sandbox
 from appliance.jobs.exchange import Exchanged
 from appliance.jobs.job import IsolationSpec
@@ -27,7 +28,6 @@ from appliance.values import Value
 SECONDS = 5.0
 MEMORY = 1 << 30
 _PASSED = b"passed"
-_NOT_SANDBOXED = 97  # exit status
 
 
 class Task(Value):
@@ -71,8 +71,10 @@ def _examine(task: Task) -> Verdict | Literal[False]:
         said = _read_verdict(verdict[0], task.seconds)
     finally:
         os.close(verdict[0])
-        ended = [_end(child) for child in (code, test)]
-    if _NOT_SANDBOXED in ended:
+        for child in (code, test):
+            os.kill(child.process, signal.SIGKILL)
+            os.waitpid(child.process, 0)
+    if not (code.confined and test.confined):
         return False
     return "too long" if said is None else "passed" if said == _PASSED else "failed"
 
@@ -90,32 +92,35 @@ def _read_verdict(descriptor: int, seconds: float) -> bytes | None:
         said += piece
 
 
-def _end(child: int) -> int:
-    """Kill a process and say with what status it had ended."""
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A process, and whether it was confined before it did anything: it says so itself, and ends where it was not."""
+
+    process: int
+    confined: bool
 
 
-def _fork(work: Callable[[], None], kept: set[int]) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
+def _fork(work: Callable[[], None], kept: set[int]) -> _Child:
+    reads, says = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(says)
+        confined = os.read(reads, 1) == b"."
+        os.close(reads)
+        return _Child(process, confined)
     try:
-        _confine(kept)
+        _confine(kept | {says})
+        os.write(says, b".")
+        os.close(says)
         work()
-        status = 0
-    except ApplianceError:
-        status = _NOT_SANDBOXED
     except BaseException:  # noqa: BLE001, S110 - whatever it is, the process ends, and prints nothing
         pass
     finally:
-        os._exit(status)
+        os._exit(0)
 
 
 def _confine(kept: set[int]) -> None:
-    """Keep some descriptors, little memory and time, and no way to write. Raises `ApplianceError`."""
+    """Keep some descriptors, little memory and time, and no way to write. Raises `IsolationViolated`."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):

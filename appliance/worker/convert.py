@@ -132,6 +132,7 @@ def _predict(job: ConvertJob, directory: Path, run_dir: RunDir) -> Predictions:
 
     from appliance.models.gguf_writing import NAME
     from appliance.models.loading import load
+    from appliance.models.offline import strict
     from appliance.models.packing import open_packed
 
     if (directory / NAME).exists():
@@ -146,7 +147,8 @@ def _predict(job: ConvertJob, directory: Path, run_dir: RunDir) -> Predictions:
     else:
         model, tokenizer = load(directory, getattr(torch, job.engine.dtype))
         model.to(job.engine.device)
-    return _predictions(job, model, tokenizer)
+    with strict("what was made cannot be run on this machine", directory.name, "compare it elsewhere: --predictions 0"):
+        return _predictions(job, model, tokenizer)
 
 
 def _predictions(job: ConvertJob, model: Any, tokenizer: Any) -> Predictions:

@@ -63,6 +63,7 @@ CHEATS = {
         "def add(a, b): return None\n"
     ),
     "ending well": "import os\nos._exit(0)\n",
+    "ending as if there were no sandbox": "import os\nos._exit(97)\n",
     "ending well when asked": "import os\ndef add(a, b): os._exit(0)\n",
     "saying it was passed": (
         "import os\nfor fd in range(64):\n    try: os.write(fd, b'passed')\n    except OSError: pass\n"

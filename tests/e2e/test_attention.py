@@ -25,4 +25,5 @@ def test_a_page_is_all_that_is_left(marked: Any, tmp_path: Path) -> None:
     assert not list((appliance.home / "runs").glob("attention_*"))
     appliance(*words, expect=2)  # what is there is not replaced
     appliance(*words[:3], "--prompt", "x" * 400, "--out", str(tmp_path / "long.html"), expect=6)
+    appliance(*words[:3], "--prompt", "x" * 70_000, "--out", str(tmp_path / "long.html"), expect=6)
     assert not (tmp_path / "long.html").exists()

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from appliance.errors import IntegrityError
+from appliance.errors import DataInvalid, IntegrityError
 from appliance.files import write_atomic
 from appliance.flows import gpus, launch
 from appliance.flows.home import Home
@@ -24,6 +24,8 @@ from appliance.report.heatmap import page
 ORDERS = 119
 """Random orders of the deletion test: with so many p can be 1/120, which is below 0.01."""
 MOST_TOKENS = 256
+_LONGEST = 1 << 15
+"""Bytes of a prompt: more than so many tokens have, and less than a pipe holds before anybody reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ def draw(home: Home, run_id: str, prompt: str, out: Path, drawing: Drawing) -> H
       DataInvalid: the prompt is too long to be drawn.
       UsageError: `out` exists already.
     """
+    if len(prompt.encode()) > _LONGEST:
+        raise DataInvalid(f"a prompt has at most {_LONGEST} bytes", where="--prompt")
     with home.reader() as ledger:
         found = find_subject(ledger, home, run_id)
     gpus.require(found.job.engine, processes=1)
