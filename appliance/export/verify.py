@@ -68,7 +68,7 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"e15bc4febe0d14b9d80f834ada7e8f9945e9d78e954579de7b1c17cd16f7dbdd"}  # SHA-256 of the lists that are known
+WORDINGS = {"a29b2e200a53560e3ad739ddacdd8e0164bd9e16d4d0d598acb426586bd54818"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with
@@ -82,7 +82,7 @@ FIGURE = re.compile(
     r'<data class="(figure|leaf|head|key)"(?: data-look="digest")?(?: data-entry="([0-9]+)")? data-(fact|field)='
     r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)")? value="([^"<>]*)">\5</data>'
 )
-ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|phases|score_predicted|libraries)/)([^/]+)")
+ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|exports|open|phases|score_predicted|libraries)/)([^/]+)")
 SOURCE = re.compile("\1([0-9]+)[.]([0-9a-f]*)\1")  # entry and row of a place: not a part of what is said
 SHAPE = re.compile(  # a tag of a drawing, with attributes that load nothing
     r"<svg role=\"img\" aria-labelledby=\"[\w -]+\" viewBox=\"[\d. ]+\">|</svg>|"
