@@ -36,7 +36,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from decimal import ROUND_UP, Context, Decimal
 from typing import Any, NamedTuple
 
 # --- what is demanded ------------------------------------------------------------------------------------------------
@@ -80,8 +80,9 @@ ACTIVE = re.compile(
 )
 FIGURE = re.compile(
     r'<data class="(figure|leaf|head|key)"(?: data-look="digest")?(?: data-entry="([0-9]+)")? data-(fact|field)='
-    r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)")? value="([^"<>]*)">\5</data>'
+    r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)(?:, exactly ([^"<>]*))?")? value="([^"<>]*)">([^"<>]*)</data>'
 )
+FOUR, DECIMAL = Context(4, ROUND_UP), re.compile(r"-?[0-9]+\.[0-9]+")  # how the page may shorten a number
 ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|exports|open|phases|score_predicted|libraries)/)([^/]+)")
 SOURCE = re.compile("\1([0-9]+)[.]([0-9a-f]*)\1")  # entry and row of a place: not a part of what is said
 SHAPE = re.compile(  # a tag of a drawing, with attributes that load nothing
@@ -586,13 +587,16 @@ class Examination:
 
     def check_figure(self, found: "re.Match[str]") -> str:
         """Compare one figure of the page, or the name under which one stands, with its place. Returns the place."""
-        look, entry, kind, pointer, shown = map(html.unescape, found.groups(""))
-        at: dict[str, Any] = {kind: pointer, "value": shown, "entry": whole(entry, PAGE) if entry else None}
+        look, entry, kind, pointer, title, exact, shown = map(html.unescape, found.groups(""))
+        at: dict[str, Any] = {kind: pointer, "value": exact, "entry": whole(entry, PAGE) if entry else None}
         value, place = self.stated(at, PAGE)
         if look == "key":
             value, place = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~"), f"name of {place}"
-        same = (value if isinstance(value, str) else canonical(value)) == shown
-        refuse_if(not same, PAGE, f"{show(at)} is not stated there")
+        few = format(FOUR.create_decimal(exact), "f") if DECIMAL.fullmatch(exact) else exact
+        same = (value if isinstance(value, str) else canonical(value)) == exact
+        refuse_if(
+            not same or shown not in (exact, few) or title not in ("", exact), PAGE, f"{show(at)} is not stated there"
+        )
         return f"{{{place}}}"
 
     def check_lines(self, lines: Sequence[str]) -> None:
