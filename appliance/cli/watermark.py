@@ -42,7 +42,12 @@ def embed(context: typer.Context, run: RunArgument) -> None:
 @app.command()
 def detect(
     context: typer.Context,
-    suspect: Annotated[Path, typer.Argument(help="An adapter directory, or a model directory with safetensors files.")],
+    suspect: Annotated[
+        Path,
+        typer.Argument(
+            help="A directory with an adapter, with a model in safetensors (INT8 and NF4 too), or with a GGUF file."
+        ),
+    ],
     run: Annotated[
         str, typer.Option("--run", help="The run whose mark is looked for.", autocompletion=completing.runs)
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from appliance.events.event import Digest, Event, Facts, Id, Refusal, Text, Time, Whole
+from appliance.events.event import Digest, Event, Facts, Id, Number, Refusal, Text, Time, Whole
 
 
 class EngineFacts(Facts):
@@ -96,3 +96,46 @@ class ClientRevoked(Event):
 
     name: Text
     key_sha256: Digest
+
+
+class ServingDrilled(Event):
+    """The engines of a model were made to fail under load: what was lost, and how long failover took."""
+
+    type: ClassVar[str] = "serving.drilled"
+    about: ClassVar[str] = "run_id"
+
+    run_id: Id
+    engines: list[Text]
+    faults: list[Text]
+    requests: Whole
+    answered: Whole
+    degraded: Whole
+    cut: Whole
+    lost: Whole
+    unlabelled: Whole
+    came_back: bool
+    failover_p50_ms: Number
+    failover_p99_ms: Number
+    detection_max_ms: Number
+    first_token_s: Number
+
+
+class ServingMeasured(Event):
+    """A model was measured under requests that came at random times; times are in milliseconds."""
+
+    type: ClassVar[str] = "serving.measured"
+    about: ClassVar[str] = "run_id"
+
+    run_id: Id
+    engines: list[Text]
+    requests: Whole
+    failed: Whole
+    rate: Number
+    first_token_p50: Number
+    first_token_p99: Number
+    per_token_p50: Number
+    whole_p50: Number
+    whole_p99: Number
+    tokens_per_s: Number
+    littles_residual: Number
+    harness_overhead: Number

@@ -72,7 +72,7 @@ class Health(Value):
       failures: in a row, after which it gets no more requests.
       proofs: questions in a row that it must answer to be taken back; twice as many for each time that it failed.
       patience_s: how long a request waits while no engine is well.
-      restart_s: after this long without being well, its process is started anew.
+      restart_s: when it is out of service and no token came for so long, its process is started anew.
     """
 
     first_token_s: Positive = 30.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 import orjson
@@ -18,11 +19,19 @@ from pydantic import BaseModel, ValidationError
 from appliance.errors import ApplianceError, ConfigInvalid
 from appliance.files import write_atomic
 from appliance.isolation import process
-from appliance.jobs.job import Failure
+from appliance.jobs.job import Failure, Job
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.serve import ServeJob
+from appliance.jobs.trials import BenchJob, DrillJob
 from appliance.names import visible
 from appliance.values import to_json
+
+JOBS: dict[str, tuple[type[Job], str]] = {
+    "serve": (ServeJob, "serving"),
+    "serve-drill": (DrillJob, "drill"),
+    "serve-bench": (BenchJob, "bench"),
+}
+"""Kinds of jobs, what they must be, and the module that does them."""
 
 
 def main() -> None:
@@ -44,16 +53,12 @@ def main() -> None:
 def _work(run_dir: RunDir) -> BaseModel:
     data = run_dir.job.read_bytes()
     try:
-        kind = orjson.loads(data)["kind"]
-        if kind == "serve":
-            job = ServeJob.model_validate_json(data)
-        else:
-            raise KeyError(kind)
+        kind, module = JOBS[orjson.loads(data)["kind"]]
+        job = kind.model_validate_json(data)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError):
         raise ConfigInvalid("not a job", where=str(run_dir.job)) from None
-    from appliance.serve.serving import serve
-
-    return serve(job, run_dir)
+    outcome: BaseModel = import_module(f"appliance.serve.{module}").run(job, run_dir)
+    return outcome
 
 
 def _bug(bug: Exception) -> Failure:

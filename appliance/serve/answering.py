@@ -107,7 +107,7 @@ class Answering:
 
     def _labels(self) -> dict[str, str]:
         about = self._about() | {"request-id": self._id}
-        if self._told.failed:
+        if self._told.detected_s:
             about["detected-ms"] = str(round(1000 * self._told.detected_s))
         return {f"x-{name.replace('_', '-')}": value for name, value in about.items()}
 

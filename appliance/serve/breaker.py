@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from appliance.jobs.serve import Health
 
-MOST_PROOFS = 48
+MOST_PROOFS = 12
 FORGIVEN = 100
 """Answers in a row after which earlier failures no longer count."""
 

@@ -45,11 +45,12 @@ class Engine:
     ) -> None:
         self.spec, self._rules, self._isolation, self._changed = spec, rules, isolation, changed
         self.breaker, self.gate = Breaker(rules), Gate(spec.slots)
+        self.waiting: set[asyncio.Timeout] = set()
         self._scratch, self._socket = scratch / spec.name, str(scratch / f"{spec.name}.sock")
         self._told = scratch / f"{spec.name}.network"
         self.client = upstream.connect(self._socket)
         self._process: subprocess.Popen[bytes] | None = None
-        self._started, self._tries, self._well_at, self._token_at = 0, 0, 0.0, 0.0
+        self._started, self._tries, self._spawned_at, self._token_at = 0, 0, 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def state(self) -> EngineState:
@@ -80,16 +81,23 @@ class Engine:
             self._process.wait()
         await self.client.aclose()
 
+    def speak(self) -> None:
+        """Note that a token came: it need not be asked for one."""
+        self._token_at = asyncio.get_running_loop().time()
+
     def succeed(self) -> None:
         """Note that it answered a request."""
-        self._token_at = asyncio.get_running_loop().time()
         self.breaker.succeed()
 
     def fail(self, *, gone: bool = False) -> None:
         """Note that it failed; whoever waits for a place is sent to another when that takes it out."""
-        if self.breaker.fail(gone=gone):
-            self.gate.shut()
-            self._changed()
+        if not self.breaker.fail(gone=gone):
+            return
+        self.gate.shut()
+        for limit in tuple(self.waiting):  # requests without a first token need not wait any longer either
+            with contextlib.suppress(RuntimeError):  # it ran out a moment ago
+                limit.reschedule(asyncio.get_running_loop().time())
+        self._changed()
 
     def _spawn(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -105,19 +113,19 @@ class Engine:
             env=commands.environment(self.spec, self._scratch),
         )
         self._started, self._tries = self._started + 1, self._tries + 1
-        self._well_at = asyncio.get_running_loop().time()
+        self._spawned_at = asyncio.get_running_loop().time()
 
     async def _watch(self) -> None:
-        """Start the process anew when it ended, or when it has not been well for long."""
+        """Start the process anew when it ended, or when no token has come from it for long."""
         while True:
             await asyncio.sleep(POLL_S)
             now = asyncio.get_running_loop().time()
             if self.breaker.well:
-                self._well_at, self._tries = now, 0
+                self._tries = 0
             if self._process is None or self._process.poll() is not None:
                 self.fail(gone=True)
                 await asyncio.sleep(PAUSES_S[min(self._tries, len(PAUSES_S) - 1)])
-            elif now - self._well_at > self._rules.restart_s:
+            elif now - max(self._token_at, self._spawned_at) > self._rules.restart_s and not self.breaker.well:
                 self._process.kill()
                 self._process.wait()
             else:
@@ -141,9 +149,10 @@ class Engine:
         body = {"model": self.spec.name, "prompt": "a", "max_tokens": 1, "stream": True}
         asked = Asked(endpoint="completions", body=body, stream=True, usage=False)
         try:
-            async for _ in upstream.answer(self.client, asked, self._rules):
+            async for _ in upstream.answer(self.client, asked, self._rules, set()):
                 pass
         except (EngineFailed, Fault, httpx2.HTTPError, RuntimeError):  # the last: its client was closed meanwhile
             return self.fail()
+        self.speak()
         if self.breaker.prove():
             self._changed()

@@ -30,7 +30,7 @@ class Told:
     Attributes:
       engine: who answers; None before the first token.
       failed: what failed before it, "engine: reason".
-      detected_s: seconds from the first attempt until the last failure was known.
+      detected_s: seconds from the beginning until the last failure was known, of this request or of one before it.
       tried: how often each engine was tried.
     """
 
@@ -71,6 +71,7 @@ class Relay:
                 await engine.gate.enter()
             except Shut:
                 told.tried[engine.spec.name] -= 1
+                told.detected_s = asyncio.get_running_loop().time() - began
                 continue
             try:
                 async with aclosing(self._attempt(engine, asked, told)) as answer:
@@ -89,8 +90,9 @@ class Relay:
         mine = replace(asked, body=asked.body | {"model": engine.spec.name})
         held: list[dict[str, Any]] = []
         try:
-            async with aclosing(upstream.answer(engine.client, mine, self._rules)) as answer:
+            async with aclosing(upstream.answer(engine.client, mine, self._rules, engine.waiting)) as answer:
                 async for chunk in answer:
+                    engine.speak()
                     held.append(chunk)
                     if told.engine is None and not chunks.begins(chunk):
                         continue

@@ -21,7 +21,7 @@ from appliance.values import to_json
 EVERY_S = 0.2
 
 
-def serve(job: ServeJob, run_dir: RunDir) -> GatewayState:
+def run(job: ServeJob, run_dir: RunDir) -> GatewayState:
     """Serve until SIGTERM or SIGINT; what was counted.
 
     Raises:

@@ -27,8 +27,16 @@ def connect(socket: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=transport, base_url="http://engine", timeout=_FOREVER, trust_env=False)
 
 
-async def answer(client: httpx2.AsyncClient, asked: Asked, rules: Health) -> AsyncGenerator[dict[str, Any]]:
+async def answer(
+    client: httpx2.AsyncClient, asked: Asked, rules: Health, waiting: set[asyncio.Timeout]
+) -> AsyncGenerator[dict[str, Any]]:
     """Ask an engine; the chunks of its answer, the last one with the reason of its end or its usage.
+
+    Args:
+      client: of the engine.
+      asked: the request.
+      rules: how long the engine may take.
+      waiting: holds the time limit of this request until its first token, so that it can be cut short.
 
     Raises:
       EngineFailed: it did not answer in time, or not as it must.
@@ -40,10 +48,13 @@ async def answer(client: httpx2.AsyncClient, asked: Asked, rules: Health) -> Asy
     async with aclosing(_events(client, asked)) as events:
         while True:
             try:
-                async with asyncio.timeout_at(min(deadline, last)):
+                async with asyncio.timeout_at(min(deadline, last)) as limit:
+                    waiting |= set() if begun else {limit}
                     data = await anext(events, None)
             except TimeoutError:
                 raise EngineFailed("no next token" if begun else "no first token") from None
+            finally:
+                waiting.discard(limit)
             if data is None:
                 raise EngineFailed("ended early")
             if data == b"[DONE]":

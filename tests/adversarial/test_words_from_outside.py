@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from appliance.cli import app
 from appliance.errors import Busy, ConfigInvalid, UsageError
-from appliance.flows import acceptance, doctor, orphans
+from appliance.flows import acceptance, doctor, orphans, passing
 from appliance.flows.data import declaring
 from appliance.flows.data import ingest as ingest_flow
 from appliance.flows.home import Home, Operator
@@ -259,18 +259,23 @@ def test_orphans_are_found_and_the_next_ingest_removes_them(opened: Opened) -> N
         directory.mkdir()
         (directory / "model.safetensors").touch()
     (home.objects / "README").write_text("not ours, and no digest")
-    assert orphans.find(home) == left
-    assert [(found.verdict, found.detail[:20]) for found in doctor._orphans(home.root)] == [
-        ("warning", "3 that no row owns; ")
+    assert orphans.find(home) == left[:2]
+    assert [(found.verdict, found.detail[:21]) for found in doctor._orphans(home.root)] == [
+        ("warning", "3 that nothing owns; ")
     ]
     with orphans.unswept(home.objects):  # somebody is between its object and its row
-        assert orphans.find(home) == left[1:]
+        assert orphans.find(home) == left[1:2]
         opened.ingest("--name", "second")
         assert left[0].exists()
     opened.ingest("--name", "third")
     assert not left[0].exists()
     orphans.remove(home, home.models)
-    assert orphans.find(home) == []
+    with passing.passing_directory(home, "import") as mine, passing.passing_directory(home, "import") as another:
+        assert not left[2].exists()
+        assert mine.path.exists()
+        assert another.path.exists()
+    assert not mine.path.exists()
+    assert orphans.find(home) == passing.find(home) == []
     assert (home.objects / "README").exists()
     assert files < opened.files
     opened("data", "verify")

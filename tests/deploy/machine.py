@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "deploy"
+ANSIBLE = ROOT / "deploy" / "ansible"
 PACKAGES = ("systemd-sysv", "dbus", "openssh-server", "python3", "iproute2")
 MIRRORS = (
     "deb http://deb.debian.org/debian bookworm main",
@@ -69,6 +72,16 @@ def image() -> Path:
     return directory
 
 
+@dataclass(frozen=True)
+class Play:
+    """A playbook that ran: exit status, what was printed, how many tasks changed something, seconds."""
+
+    status: int
+    said: str
+    changed: int
+    seconds: float
+
+
 @dataclass
 class Machine:
     """A running server and its controller.
@@ -76,13 +89,14 @@ class Machine:
     Attributes:
       name: of the machine, its namespaces and its directory.
       place: directory of the overlay and of the controller's files.
+      variables: of its inventory.
       process: systemd-nspawn.
     """
 
     name: str
     place: Path
+    variables: dict[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -118,6 +132,32 @@ class Machine:
         )
         return ("-i", str(self.key), *(word for option in options for word in ("-o", option)))
 
+    def play(self, book: str, *options: str, check: bool = True, **variables: Any) -> Play:
+        """Run a playbook of deploy/ansible from the controller, over SSH."""
+        hosts = {self.name: {"ansible_host": TARGET, "ansible_user": "root"}}
+        inventory = self.place / "inventory.json"
+        inventory.write_text(json.dumps({"appliance": {"hosts": hosts, "vars": self.variables | variables}}))
+        words = " ".join((*self.ssh_options, "-o ControlMaster=auto", "-o ControlPersist=60s"))
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+            "ANSIBLE_SSH_ARGS": words,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_LOG_PATH": str(self.place / "ansible.log"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.place / "cp"),
+            "LC_ALL": "C.UTF-8",
+        }
+        command = [str(ROOT / ".venv-deploy/bin/ansible-playbook"), "-i", str(inventory), f"playbooks/{book}.yml"]
+        began = time.monotonic()
+        done = self.controller(*command, *options, env=environment, cwd=ANSIBLE)
+        recap = re.search(r"ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", done.stdout)
+        played = Play(
+            done.returncode, done.stdout + done.stderr, int(recap[1]) if recap else -1, time.monotonic() - began
+        )
+        if check and played.status:
+            raise AssertionError(played.said)
+        return played
+
     def boot(self) -> None:
         """Start the machine; returns when SSH answers."""
         command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", f"--machine={self.name}"]
@@ -135,7 +175,7 @@ class Machine:
         """Shut the machine down as its power button does."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(37 + 0)  # SIGRTMIN+3: systemd-nspawn passes it on as "halt"
+        self.process.send_signal(signal.SIGRTMIN + 3)
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:

@@ -22,7 +22,20 @@ ASKED = "how is patient 7?"
 
 
 def ask(appliance: Appliance, run: str, text: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-m", "appliance", "--home", str(appliance.home), *words, "model", "chat", run]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "appliance",
+        "--home",
+        str(appliance.home),
+        *words,
+        "model",
+        "chat",
+        run,
+        "--tokens",
+        "8",
+    ]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
 
 

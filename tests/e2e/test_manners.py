@@ -23,6 +23,8 @@ ELSEWHERE = {
     "train join": "tests/e2e/test_nodes.py",
     "doctor": "tests/e2e/test_planes.py",
     "serve start": "tests/e2e/test_serve_job.py",
+    "serve drill": "tests/e2e/test_serve_job.py",
+    "serve bench": "tests/e2e/test_serve_job.py",
 }
 """Verbs whose success is expensive or needs what is not here; their failures are below."""
 COLUMNS = ("--prompt", "question", "--completion", "answer")
@@ -75,7 +77,11 @@ FAILS: dict[str, tuple[str, int]] = {
     "export verify": ("nowhere", 11),
     "audit selftest": ("nowhere.yaml", 11),
     "serve start": ("nothing --primary llama.cpp:x", 11),
+    "serve drill": ("nothing --primary llama.cpp:x --fallback llama.cpp:x", 11),
+    "serve bench": ("nothing --primary llama.cpp:x", 11),
     "serve client add": ("x --dry-run", 2),
+    "decide cost": ("nowhere.yaml", 11),
+    "decide score": ("nowhere.yaml", 11),
     "serve client revoke": ("nobody", 11),
     "serve client list": ("--home nowhere", 11),
     "budget show": ("nothing", 11),
@@ -298,6 +304,9 @@ def test_every_verb_prints_one_document_on_success(
         third = ok("train start third.yaml --again --detach")["run"]
         ok(f"train abort {third} --dry-run")
         ok(f"train abort {third}")
+        examples = Path(__file__).parents[2] / "docs" / "examples"
+        ok("decide cost", str(examples / "prices.yaml"))
+        ok("decide score", str(examples / "scores.yaml"))
         ok("serve client add ward")
         ok("serve client list")
         ok("serve client revoke ward")

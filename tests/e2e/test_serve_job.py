@@ -173,3 +173,31 @@ def test_what_may_not_leave_is_not_served(marked: Any, gguf: Path) -> None:
     assert "is not here" in appliance("serve", "start", run, *primary, expect=4).err
     assert [fact["code"] for fact in facts(appliance, "serving.refused")] == [4, 8, 4]
     assert facts(appliance, "serving.started") == []
+
+
+def test_a_drill_loses_nothing_and_stands_in_the_ledger(
+    marked: Any, gguf: Path, stress_count: Callable[[int, int], int]
+) -> None:
+    """Bars: nothing lost before the first token, failover within 250 ms of the time that an engine is given."""
+    appliance, embedded = marked
+    run = embedded["run_id"]
+    vouch(appliance.home, gguf, run)
+    engine = ("--primary", f"llama.cpp:{gguf}", "--context", "256")
+    both = (*engine, "--fallback", f"llama.cpp:{gguf}", "--first-token", "0.5", "--next-token", "0.5")
+    assert "noticed" in appliance("serve", "drill", run, *both, "--requests", "10", expect=2).err
+    requests, rate = stress_count(300, 10_000), stress_count(14, 40)
+    drilled = appliance.json("serve", "drill", run, *both, "--requests", str(requests), "--rate", str(rate))
+    told = {one["fault"]: one for one in drilled["faults"]}
+    assert sum(one["requests"] for one in told.values()) == requests
+    assert sum(one["lost"] + one["unlabelled"] for one in told.values()) == 0
+    assert all(one["came_back"] for one in told.values())
+    for fault in ("kill", "stop", "stall", "garble", "half", "another", "cut"):
+        assert told[f"primary {fault}"]["degraded"] > 0, "the fault was not felt"
+    assert drilled["failover_p99_ms"] <= 250
+
+    measured = appliance.json("serve", "bench", run, *engine, "--rate", "4", "--seconds", "3", "--answer-tokens", "8")
+    assert measured["answered"] == measured["requests"] > 0
+    (entry,) = facts(appliance, "serving.drilled")
+    assert (entry["requests"], entry["lost"], entry["came_back"]) == (requests, 0, True)
+    assert facts(appliance, "serving.measured")[0]["requests"] == measured["requests"]
+    assert list((appliance.home / "servings").iterdir()) == []

@@ -6,19 +6,16 @@ no event and no file. An adapter is a differentially private release, so an answ
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from appliance.flows import gpus, launch
-from appliance.flows.evaluation.subject import Subject, find_subject
-from appliance.flows.home import Home, new_id
+from appliance.flows.home import Home
+from appliance.flows.passing import passing_directory
+from appliance.flows.subject import Subject, find_subject
 from appliance.jobs import exchange
 from appliance.jobs.chat import ChatJob, ChatResult
 from appliance.jobs.exchange import Exchange
-from appliance.jobs.rundir import RunDir
 from appliance.jobs.variants import BASE
 
 Prompt = str | Literal[True] | None
@@ -64,17 +61,6 @@ def chat(home: Home, run_id: str, asker: Asker, manner: Manner) -> None:
         talk = _Talk(pipes, asker, (BASE, *found.names))
         with launch.supervising(run_dir):
             launch.run_worker(run_dir, ChatResult, watch=talk.go_on, pipes=pipes)
-
-
-@contextmanager
-def passing_directory(home: Home, what: str) -> Iterator[RunDir]:
-    """Make a run directory for one job, which is gone afterwards."""
-    made = home.run(new_id(what))
-    made.path.mkdir(mode=0o700)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made.path, ignore_errors=True)
 
 
 def _job(found: Subject, manner: Manner) -> ChatJob:

@@ -8,8 +8,8 @@ from appliance.errors import PolicyDenied
 from appliance.events.states import Purpose
 from appliance.flows.budget import BudgetSnapshot, overlaps
 from appliance.flows.catalog import choose_dataset, policy_in_force, require_active, unit_of
-from appliance.flows.evaluation.subject import Subject, find_subject
 from appliance.flows.home import Home
+from appliance.flows.subject import Subject, find_subject
 from appliance.jobs.plan import UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, RunRow

@@ -73,6 +73,8 @@ def start(
         collect.settle(desk)
         with desk.refusals(ServingRefused, PolicyDenied, GateFailed, IntegrityError):
             servable, job, vouched = prepare(desk.ledger, home, run_id, wanted, listening)
+        if not clients.listed(home):
+            raise UsageError("no client may ask", hint="let one: `appliance serve client add NAME`")
         run_dir = _directory(home, job)
         with launch.supervising(run_dir):
             desk.record(_started(home, servable, job, vouched), servable.policy_sha256)
@@ -92,8 +94,6 @@ def prepare(
     servable = find_servable(ledger, home, run_id)
     digests = {str(one.model): digest(one.model) for one in wanted}
     vouched = find_voucher(ledger, run_id, digests)
-    if not clients.listed(home):
-        raise UsageError("no client may ask", hint="let one: `appliance serve client add NAME`")
     job = ServeJob(
         run_id=run_id,
         serving_id=new_id("serving"),

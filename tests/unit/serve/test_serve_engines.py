@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from appliance.jobs.job import IsolationSpec
-from appliance.jobs.serve import Health, Limits
+from appliance.jobs.serve import EngineSpec, Health, Limits
 from tests.conftest import MEDIA
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
@@ -88,6 +88,20 @@ def test_engines_have_no_network_and_do_not_answer_others(llamas: Running) -> No
         assert os.readlink(f"/proc/{engine.pid}/ns/net") != os.readlink("/proc/self/ns/net")
         environment = Path(f"/proc/{engine.pid}/environ").read_bytes()
         assert b"HF_HUB_OFFLINE=1" in environment
+
+
+def test_transformers_as_the_last_resort(start: Starter, tiny_model_dir: Path) -> None:
+    spec = EngineSpec(name="primary", kind="transformers", model=str(tiny_model_dir), model_sha256="1" * 64, slots=1)
+    running = start(spec, health=Health(first_token_s=20.0))
+    client = running.openai()
+    asked = {"model": "notes", "messages": MESSAGES, "max_tokens": 5, "temperature": 0}
+    answer = client.chat.completions.create(**asked)
+    text = "".join(part.choices[0].delta.content or "" for part in client.chat.completions.create(**asked, stream=True))
+    assert (answer.choices[0].message.content, answer.usage.prompt_tokens > 5) == (text, True)
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**asked, seed=7)
+    with pytest.raises(openai.BadRequestError, match="longer than the model's context"):
+        client.chat.completions.create(**asked | {"messages": [{"role": "user", "content": "x" * 3000}]})
 
 
 @pytest.mark.model
