@@ -11,6 +11,8 @@ from appliance.jobs.job import IsolationSpec, Job, JobId
 from appliance.values import Count, Digest, Positive, Value, Word
 
 EngineKind = Literal["llama.cpp", "vllm", "transformers", "command"]
+REFUSED = "refused"
+"""What an engine reached of isolation when it was not started for want of it."""
 STATE, SPOOL, CLIENTS = "state.json", "spool.jsonl", "clients.json"
 
 
