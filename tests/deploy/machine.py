@@ -1,0 +1,242 @@
+"""A bare Debian 12 server with real systemd: systemd-nspawn on an overlay, reached over SSH through network namespaces.
+
+The image is built once (`image`) and kept in build/deploy. A machine and its controller each have a network namespace,
+joined by a pair of virtual interfaces; neither leads anywhere else. Nothing here is a product: it is what the tests of
+`deploy/ansible` run against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "deploy"
+ANSIBLE = ROOT / "deploy" / "ansible"
+PACKAGES = ("systemd-sysv", "dbus", "openssh-server", "python3", "iproute2")
+MIRRORS = (
+    "deb http://deb.debian.org/debian bookworm main",
+    "deb http://deb.debian.org/debian bookworm-updates main",
+    "deb http://deb.debian.org/debian-security bookworm-security main",
+)
+NEEDED = {
+    "mmdebstrap": "mmdebstrap",
+    "systemd-nspawn": "systemd-container",
+    "nft": "nftables",
+    "sshd": "openssh-server",
+    "ip": "iproute2",
+}
+ALLOWED = "bpf mlock perf_event_open landlock_create_ruleset landlock_add_rule landlock_restrict_self keyctl add_key"
+"""What systemd-nspawn denies and a server has: without `bpf` IPAddressDeny would do nothing, and say nothing."""
+CONTROLLER, TARGET, OUTSIDE = "192.0.2.1", "192.0.2.2", "198.51.100.1"
+CONTROLLER6, TARGET6 = "2001:db8::1", "2001:db8::2"
+
+
+class Unavailable(Exception):
+    """No such machine can be had here, and why."""
+
+
+def require() -> None:
+    """Raise `Unavailable` unless machines can be made here; programs that are missing are installed by the Makefile."""
+    if os.geteuid():
+        raise Unavailable("not run: machines in systemd-nspawn need root")
+    missing = [package for program, package in NEEDED.items() if shutil.which(program) is None]
+    if missing:
+        raise Unavailable(f"not run: apt-get install {' '.join(missing)}")
+    if subprocess.run(["unshare", "-n", "-m", "true"], capture_output=True, check=False).returncode:
+        raise Unavailable("not run: no namespaces can be made here")
+
+
+def image() -> Path:
+    """Build the image of a bare server, or find the one that was built before."""
+    name = hashlib.sha256(json.dumps([PACKAGES, MIRRORS]).encode()).hexdigest()[:12]
+    directory = CACHE / f"image-{name}"
+    if not directory.exists():
+        partial = directory.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        command = ["mmdebstrap", "--quiet", "--variant=important", f"--include={','.join(PACKAGES)}"]
+        subprocess.run([*command, "bookworm", str(partial), *MIRRORS], check=True)
+        partial.rename(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Play:
+    """A playbook that ran: exit status, what was printed, how many tasks changed something, seconds."""
+
+    status: int
+    said: str
+    changed: int
+    seconds: float
+
+
+@dataclass
+class Machine:
+    """A running server and its controller.
+
+    Attributes:
+      name: of the machine, its namespaces and its directory.
+      place: directory of the overlay and of the controller's files.
+      variables: of its inventory.
+      process: systemd-nspawn.
+    """
+
+    name: str
+    place: Path
+    variables: dict[str, Any] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def root(self) -> Path:
+        """The machine's file system, as the tests see it."""
+        return self.place / "root"
+
+    @property
+    def key(self) -> Path:
+        """The controller's SSH key."""
+        return self.place / "id"
+
+    def controller(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command in the controller's network namespace."""
+        told: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 600, **options}
+        return subprocess.run(["ip", "netns", "exec", f"{self.name}-c", *command], **told)
+
+    def ssh(self, script: str, *, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a shell script on the machine as root, over SSH."""
+        done = self.controller("ssh", *self.ssh_options, f"root@{TARGET}", script, **options)
+        if check and done.returncode:
+            raise AssertionError(f"{script}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    @property
+    def ssh_options(self) -> tuple[str, ...]:
+        """Options of ssh for this machine: its key, and no host key but for this test."""
+        known = self.place / "known_hosts"
+        options = (
+            "StrictHostKeyChecking=accept-new",
+            f"UserKnownHostsFile={known}",
+            "ConnectTimeout=5",
+            "LogLevel=ERROR",
+        )
+        return ("-i", str(self.key), *(word for option in options for word in ("-o", option)))
+
+    def play(self, book: str, *options: str, check: bool = True, **variables: Any) -> Play:
+        """Run a playbook of deploy/ansible from the controller, over SSH."""
+        hosts = {self.name: {"ansible_host": TARGET, "ansible_user": "root"}}
+        inventory = self.place / "inventory.json"
+        inventory.write_text(json.dumps({"appliance": {"hosts": hosts, "vars": self.variables | variables}}))
+        words = " ".join((*self.ssh_options, "-o ControlMaster=auto", "-o ControlPersist=60s"))
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+            "ANSIBLE_SSH_ARGS": words,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_LOG_PATH": str(self.place / "ansible.log"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.place / "cp"),
+            "LC_ALL": "C.UTF-8",
+        }
+        command = [str(ROOT / ".venv-deploy/bin/ansible-playbook"), "-i", str(inventory), f"playbooks/{book}.yml"]
+        began = time.monotonic()
+        done = self.controller(*command, *options, env=environment, cwd=ANSIBLE)
+        recap = re.search(r"ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", done.stdout)
+        played = Play(
+            done.returncode, done.stdout + done.stderr, int(recap[1]) if recap else -1, time.monotonic() - began
+        )
+        if check and played.status:
+            raise AssertionError(played.said)
+        return played
+
+    def boot(self) -> None:
+        """Start the machine; returns when SSH answers."""
+        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", f"--machine={self.name}"]
+        command += [f"--directory={self.root}", f"--network-namespace-path=/run/netns/{self.name}-t", "--console=pipe"]
+        command += ["--capability=all", f"--system-call-filter={ALLOWED}", "--private-users=no"]
+        with open(self.place / "console", "ab") as console:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+        deadline = time.monotonic() + 60
+        while self.ssh("systemctl is-system-running --wait", check=False).returncode == 255:
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise AssertionError(f"the machine did not start: {(self.place / 'console').read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def power_off(self) -> None:
+        """Shut the machine down as its power button does."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGRTMIN + 3)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.cut_power()
+
+    def cut_power(self) -> None:
+        """End every process of the machine at once."""
+        if self.process is not None:
+            for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), 9)
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def machine(place: Path, name: str = "appl") -> Iterator[Machine]:
+    """A fresh bare server that runs, and is gone afterwards."""
+    require()
+    made = Machine(name, place)
+    with ExitStack() as undo:
+        _make_network(name, undo)
+        _make_root(made, undo)
+        undo.callback(made.power_off)
+        made.boot()
+        yield made
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _make_network(name: str, undo: ExitStack) -> None:
+    for namespace in (f"{name}-c", f"{name}-t"):
+        subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
+        _run("ip", "netns", "add", namespace)
+        undo.callback(_run, "ip", "netns", "delete", namespace)
+        _run("ip", "-n", namespace, "link", "set", "lo", "up")
+    _run("ip", "link", "add", f"{name}c", "type", "veth", "peer", "name", f"{name}t")
+    for interface, inside, namespace, addresses in (
+        (f"{name}c", "eth0", f"{name}-c", (f"{CONTROLLER}/24", f"{CONTROLLER6}/64", f"{OUTSIDE}/24")),
+        (f"{name}t", "eth0", f"{name}-t", (f"{TARGET}/24", f"{TARGET6}/64")),
+    ):
+        _run("ip", "link", "set", interface, "netns", namespace, "name", inside)
+        for address in addresses:
+            _run("ip", "-n", namespace, "addr", "add", address, "dev", inside, *(["nodad"] if ":" in address else []))
+        _run("ip", "-n", namespace, "link", "set", inside, "up")
+    # Everything else leads to the controller too, which sees whatever gets out.
+    _run("ip", "-n", f"{name}-t", "route", "add", "default", "via", CONTROLLER)
+    _run("ip", "-n", f"{name}-t", "-6", "route", "add", "default", "via", CONTROLLER6)
+
+
+def _make_root(made: Machine, undo: ExitStack) -> None:
+    for directory in ("upper", "work", "root"):
+        (made.place / directory).mkdir(parents=True)
+    layers = f"lowerdir={image()},upperdir={made.place / 'upper'},workdir={made.place / 'work'}"
+    _run("mount", "-t", "overlay", "overlay", "-o", layers, str(made.root))
+    undo.callback(_run, "umount", "-l", str(made.root))
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(made.key))
+    home = made.root / "root/.ssh"
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / "authorized_keys").write_text(made.key.with_name("id.pub").read_text())
+    (home / "authorized_keys").chmod(0o600)
+    (made.root / "etc/hostname").write_text(f"{made.name}\n")

@@ -1,0 +1,372 @@
+"""A bare Debian 12 server becomes a verified appliance, trains, is broken in every way, is upgraded, and is wiped.
+
+Real systemd, SSH, nftables and PostgreSQL. The tests stand in the order in which a server lives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.conftest import PASSPHRASE
+from tests.deploy.machine import ANSIBLE, CONTROLLER, ROOT, Machine
+from tests.e2e.conftest import TOKEN, write_notes
+
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
+CLEAN_RUNS = 3
+ATTEST = "python3 -I /opt/appliance/bin/attest.py"
+
+
+def attested(server: Machine) -> tuple[bool, list[str]]:
+    """Probe the server; whether all is well, and the checks that failed."""
+    said = json.loads(server.ssh(f"cd / && {ATTEST} probe", check=False).stdout or '{"attested": false, "failed": []}')
+    return said["attested"], [check["name"] for check in said["failed"]]
+
+
+# --- before -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_closed_lets_everything_out(server: Machine) -> None:
+    """The control: the same probes find every way open on a bare server."""
+    probe = (ANSIBLE / "roles/attest/files/probe.py").read_text()
+    done = server.ssh("python3 -I - --outside", input=probe)
+    said = json.loads(done.stdout)
+    assert {name for name, verdict in said.items() if verdict.startswith("open")} >= {
+        *("tcp4", "tcp6", "udp4", "udp6", "icmp4", "icmp6", "dns", "frame-eth0"),
+    }, said
+
+
+def test_check_mode_before_the_first_installation_changes_nothing(server: Machine) -> None:
+    played = server.play("site", "--check")
+    assert server.ssh("ls -d /opt/appliance /srv/appliance /etc/appliance", check=False).stdout == ""
+    assert played.status == 0
+
+
+def test_an_altered_bundle_is_refused_before_anything_is_carried_over(
+    server: Machine, bundles: dict[str, Path]
+) -> None:
+    altered = server.place / "altered.bundle"
+    shutil.copy(bundles["first"], altered)
+    with open(altered, "r+b") as file:
+        file.seek(200_000_000)
+        byte = file.read(1)
+        file.seek(200_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+    played = server.play("site", check=False, bundle_file=str(altered))
+    altered.unlink()
+    assert played.status
+    assert "was altered" in played.said
+    assert server.ssh("ls -d /opt/appliance /var/lib/appliance-release", check=False).stdout == ""
+
+
+# --- installed --------------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_server_becomes_a_verified_one(server: Machine, figures: dict[str, float]) -> None:
+    server.ssh("nft add table inet customer && nft add chain inet customer own")
+    played = server.play("site", "-v")
+    figures["fresh_to_verified_s"] = round(played.seconds, 1)
+    assert PASSPHRASE not in played.said
+    assert server.ssh("cat /etc/appliance/pgpass").stdout.split(":")[4].split()[0] not in played.said
+    assert server.ssh("systemctl is-active appliance-keyagent.service").stdout == "active\n"
+    assert server.ssh("nft list table inet customer").stdout.startswith("table inet customer")
+    assert server.ssh("pg_lsclusters -h").stdout.split()[:3] == ["15", "appliance", "5444"]
+    assert server.ssh("ls /run/appliance.passphrase /root/appliance.passphrase", check=False).stdout == ""
+
+
+def test_a_second_run_and_check_mode_change_nothing(server: Machine, figures: dict[str, float]) -> None:
+    again, checked = server.play("site"), server.play("site", "--check")
+    figures["second_run_changed"] = again.changed
+    assert (again.changed, checked.changed) == (0, 0), again.said + checked.said
+
+
+def test_nothing_leaves_the_server_and_its_units(server: Machine, figures: dict[str, float]) -> None:
+    """Probes inside every unit and outside of all, while the other end of the cable is watched."""
+    watch = subprocess.Popen(
+        ["ip", "netns", "exec", f"{server.name}-c", sys.executable, "-c", WATCH, CONTROLLER],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(0.5)
+    well, failed = attested(server)
+    seen = json.loads(watch.communicate(timeout=60)[0])
+    figures["egress_leaks"] = len(failed) + len(seen)
+    assert (well, failed, seen) == (True, [], [])
+    assert server.ssh("true").returncode == 0
+
+
+WATCH = """
+import json, socket, sys, time
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)); raw.settimeout(0.2)
+seen, end = set(), time.monotonic() + 15
+while time.monotonic() < end:
+    try: data, (_, _, kind, _, _) = raw.recvfrom(65535)
+    except TimeoutError: continue
+    if kind == 4: continue  # what the controller itself sends
+    proto = int.from_bytes(data[12:14], 'big')
+    ssh = proto == 0x0800 and data[23] == 6 and data[34:36] == b'\\0\\x16' and data[30:34] == socket.inet_aton(sys.argv[1])
+    neighbours = proto == 0x0806 or (proto == 0x86dd and data[20] == 58 and data[54] in (135, 136))
+    if not ssh and not neighbours: seen.add(data[:60].hex())
+print(json.dumps(sorted(seen)))
+"""
+
+
+# --- at work ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_trained_in_the_units_and_the_bundle_holds_elsewhere(
+    server: Machine, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """From a file of records to a bundle for the auditor, the ledger in PostgreSQL, everything in hardened units."""
+    work = server.root / "srv/appliance/import"
+    shutil.copytree(tiny_model_dir, work / "model")
+    write_notes(work / "notes.csv")
+    server.ssh("chgrp -R appliance /srv/appliance/import && chmod -R g+rX,o= /srv/appliance/import")
+    said = server.ssh(TRAIN, timeout=400).stdout
+    assert TOKEN not in said
+    journal = server.ssh("journalctl -u appliance-run@first --output=cat").stdout
+    assert "differentially private" in journal
+    assert TOKEN not in server.ssh("journalctl --output=cat").stdout
+    fingerprint = server.ssh("grep -Eo '([0-9a-f]{4} ){15}[0-9a-f]{4}' /etc/appliance/paper.txt").stdout.strip()
+    received = tmp_path / "received"
+    shutil.copytree(server.root / "srv/appliance/export/bundle", received)
+    done = server.controller(
+        sys.executable, "-I", str(received / "verify.py"), "--trusted-key", fingerprint, "--state", str(tmp_path / "seen"),
+        cwd=received,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+TRAIN = """set -eu
+cd /
+files=/srv/appliance
+appliance watermark keygen
+appliance model import $files/import/model --name tiny
+appliance data ingest $files/import/notes.csv --name notes --units 600 --prompt question --completion answer
+appliance train plan notes tiny --epsilon 2 --out $files/export/first.yaml --steps 3 --batch 60 --max-tokens 64 --rank 2 \
+    --name first
+install -g appliance -m 640 $files/export/first.yaml $files/import/first.yaml
+systemctl start appliance-run@first
+while systemctl is-active -q appliance-run@first; do sleep 0.5; done
+! systemctl is-failed -q appliance-run@first
+appliance watermark embed first
+appliance export bundle first --out $files/export/bundle --recipient hospital-x
+appliance ledger verify
+"""
+
+
+def test_an_attestation_is_signed_and_stands_in_the_ledger(server: Machine, tmp_path: Path) -> None:
+    server.play("attest", attest_directory=str(tmp_path))
+    found = next(tmp_path.rglob("attestation.json"))
+    public = server.ssh("cat /etc/appliance/attest/key.pub").stdout.split()
+    signers = tmp_path / "signers"
+    signers.write_text(f"server {public[0]} {public[1]}\n")
+    command = ["ssh-keygen", "-Y", "verify", "-f", str(signers), "-I", "server", "-n", "appliance-attest@v1", "-s"]
+    subprocess.run([*command, f"{found}.sig"], input=found.read_bytes(), check=True, capture_output=True)
+    assert "machine.attested" in server.ssh("cd / && appliance --json ledger list").stdout
+
+
+# --- broken on purpose ------------------------------------------------------------------------------------------------
+
+UNIT = "/etc/systemd/system"
+MUTATIONS = {
+    "rules of IP removed": ("nft delete table inet appliance_egress", ""),
+    "rules of interfaces removed": ("nft delete table netdev appliance_egress", ""),
+    "policy turned to accept": ("nft chain inet appliance_egress output '{ policy accept; }'", ""),
+    "one more rule": ("nft insert rule inet appliance_egress output udp dport 53 accept", ""),
+    "rules not loaded at start": (
+        "systemctl -q disable appliance-egress",
+        "systemctl -q enable appliance-egress",
+    ),
+    "a drop-in gives a network": (
+        f"mkdir -p {UNIT}/appliance-run@.service.d && printf '[Service]\\nPrivateNetwork=no\\n'"
+        f" > {UNIT}/appliance-run@.service.d/x.conf && systemctl daemon-reload",
+        f"rm -r {UNIT}/appliance-run@.service.d && systemctl daemon-reload",
+    ),
+    "a drop-in lifts the filter of calls": (
+        f"mkdir -p {UNIT}/appliance-keyagent.service.d && printf '[Service]\\nSystemCallFilter=\\n'"
+        f" > {UNIT}/appliance-keyagent.service.d/x.conf && systemctl daemon-reload",
+        f"rm -r {UNIT}/appliance-keyagent.service.d && systemctl daemon-reload",
+    ),
+    "a unit runs as root": (
+        f"cp {UNIT}/appliance-check.service /root/kept && sed -i s/^User=.*/User=root/ {UNIT}/appliance-check.service"
+        " && systemctl daemon-reload",
+        f"mv /root/kept {UNIT}/appliance-check.service && systemctl daemon-reload",
+    ),
+    "a unit writes the system": (
+        f"cp {UNIT}/appliance-check.service /root/kept && sed -i /^ProtectSystem/d {UNIT}/appliance-check.service"
+        " && systemctl daemon-reload",
+        f"mv /root/kept {UNIT}/appliance-check.service && systemctl daemon-reload",
+    ),
+    "code of the release altered": (
+        "f=$(echo /opt/appliance/current/lib/python3*/site-packages/appliance/errors.py); cp -p $f /root/kept; echo >> $f",
+        "cp -p /root/kept /opt/appliance/current/lib/python3*/site-packages/appliance/errors.py",
+    ),
+    "a module planted beside": (
+        "touch $(echo /opt/appliance/current/lib/python3*/site-packages)/sitecustomize.py",
+        "rm /opt/appliance/current/lib/python3*/site-packages/sitecustomize.py",
+    ),
+    "other signers trusted": (
+        "cp /etc/appliance/release.signers /root/kept; ssh-keygen -q -t ed25519 -N '' -f /root/k;"
+        " echo \"release $(cut -d' ' -f1,2 /root/k.pub)\" > /etc/appliance/release.signers",
+        "mv /root/kept /etc/appliance/release.signers; rm /root/k*",
+    ),
+    "the home opened": ("chmod 755 /srv/appliance/home", "chmod 700 /srv/appliance/home"),
+    "the passphrase's credential opened": (
+        "chmod 644 /etc/credstore.encrypted/appliance.passphrase",
+        "chmod 600 /etc/credstore.encrypted/appliance.passphrase",
+    ),
+    "passwords for SSH": (
+        "sed -i s/no/yes/ /etc/ssh/sshd_config.d/10-appliance.conf",
+        "sed -i s/yes/no/ /etc/ssh/sshd_config.d/10-appliance.conf",
+    ),
+    "something listens": (
+        'systemd-run -q --unit=stranger python3 -c \'import socket,time; s=socket.create_server(("0.0.0.0", 8080));'
+        " time.sleep(300)'; sleep 0.5",
+        "systemctl stop stranger",
+    ),
+    "a second root": ("useradd -o -u 0 -g 0 toor", "sed -i /^toor:/d /etc/passwd /etc/shadow"),
+    "a shell for the appliance's user": ("usermod -s /bin/bash appliance", "usermod -s /usr/sbin/nologin appliance"),
+    "a stranger under the appliance's user": (
+        "systemd-run -q --unit=stranger --uid=appliance sleep 300; sleep 0.3",
+        "systemctl stop stranger",
+    ),
+    "one more interface": ("ip link add more0 type veth peer name more1", "ip link delete more0"),
+}
+
+
+def test_every_mutation_of_the_host_is_found(server: Machine, figures: dict[str, float]) -> None:
+    missed, not_undone = [], []
+    for name, (breaks, undo) in MUTATIONS.items():
+        server.ssh(breaks)
+        if attested(server)[0]:
+            missed.append(name)
+        server.ssh(undo or "systemctl reload appliance-egress")
+    well, failed = attested(server)
+    if not well:
+        not_undone = failed
+    figures["attestation_mutations"], figures["attestation_missed"] = len(MUTATIONS), len(missed)
+    assert (missed, not_undone) == ([], [])
+
+
+def test_clean_runs_raise_no_alarm(server: Machine, figures: dict[str, float], request: pytest.FixtureRequest) -> None:
+    runs = 20 if request.config.getoption("--stress") else CLEAN_RUNS
+    alarms = [failed for well, failed in (attested(server) for _ in range(runs)) if not well]
+    figures["attestation_clean_runs"], figures["attestation_false_alarms"] = runs, len(alarms)
+    assert alarms == []
+
+
+def test_rules_that_lock_the_administrators_out_are_gone_after_a_while(server: Machine) -> None:
+    server.ssh("sed 's/192.0.2.1/192.0.2.77/' /etc/appliance/egress.nft > /root/wrong.nft")
+    server.ssh("/opt/appliance/bin/egress try /root/wrong.nft 6", check=False, timeout=30)
+    locked = server.ssh("true", check=False).returncode
+    time.sleep(8)
+    assert (locked, server.ssh("true", check=False).returncode) == (255, 0)
+    assert attested(server)[0]
+
+
+def test_after_power_loss_everything_is_as_it_was(server: Machine) -> None:
+    server.cut_power()
+    server.boot()
+    for _ in range(40):
+        if server.ssh("systemctl is-active appliance-keyagent", check=False).stdout == "active\n":
+            break
+        time.sleep(0.5)
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+    assert attested(server) == (True, [])
+
+
+# --- later ------------------------------------------------------------------------------------------------------------
+
+
+def serving(server: Machine) -> str:
+    return server.ssh("readlink /opt/appliance/current").stdout.strip().removeprefix("releases/")
+
+
+def test_an_upgrade_serves_and_goes_back(server: Machine, bundles: dict[str, Path], figures: dict[str, float]) -> None:
+    server.variables["bundle_file"] = str(bundles["second"])
+    server.play("upgrade")
+    assert serving(server).endswith("-2")
+    assert attested(server) == (True, [])
+    began = time.monotonic()
+    server.ssh("/opt/appliance/bin/flip rollback")
+    figures["rollback_s"] = round(time.monotonic() - began, 1)
+    assert serving(server).endswith("-1")
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+
+
+def test_an_older_bundle_needs_a_permission(server: Machine, bundles: dict[str, Path]) -> None:
+    server.ssh("rm -r /opt/appliance/releases/*-1.gone", check=False)
+    server.ssh("echo 7 > /var/lib/appliance-release/installed; mv /opt/appliance/releases/*-2 /root/second")
+    played = server.play("upgrade", check=False)
+    server.ssh("mv /root/second /opt/appliance/releases/$(basename $(ls -d /opt/appliance/releases/*-1) | sed s/1$/2/)")
+    server.ssh("echo 2 > /var/lib/appliance-release/installed")
+    assert played.status
+    assert "release 7 is installed" in played.said
+    assert serving(server).endswith("-1")
+
+
+def test_an_upgrade_that_does_not_start_goes_back_by_itself(server: Machine) -> None:
+    site = "/opt/appliance/releases/*-2/lib/python3*/site-packages/appliance"
+    server.ssh(f"mv {site}/errors.py /root/errors.py")
+    done = server.ssh("/opt/appliance/bin/flip upgrade $(basename /opt/appliance/releases/*-2)", check=False)
+    server.ssh(f"mv /root/errors.py $(echo {site})/errors.py")
+    assert done.returncode == 1
+    assert "serves again" in done.stderr
+    assert serving(server).endswith("-1")
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+
+
+@pytest.mark.parametrize("after_s", [0.2, 1.5, 4.0])
+def test_an_upgrade_that_is_killed_ends_old_or_new_and_healthy(server: Machine, after_s: float) -> None:
+    new = "$(basename /opt/appliance/releases/*-2)"
+    server.ssh(f"timeout --signal=KILL {after_s} setsid --wait /opt/appliance/bin/flip upgrade {new}", check=False)
+    server.ssh("pkill -KILL -f '^/bin/bash /opt/appliance/bin/flip'", check=False)
+    server.ssh("/opt/appliance/bin/flip finish")  # as appliance-finish.service does when the machine starts
+    now = serving(server)
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+    server.ssh("test ! -e /var/lib/appliance-release/pending")
+    if now.endswith("-2"):
+        server.ssh("/opt/appliance/bin/flip rollback")
+
+
+def test_a_backup_is_restored_bit_for_bit(server: Machine) -> None:
+    server.play("backup")
+    said = server.play("restore_drill").said
+    assert "restored bit for bit" in said
+    assert "bytes of database" in said
+    server.ssh(
+        "f=$(ls -d /var/backups/appliance/*Z/ledger.sql); printf x | dd of=$f bs=1 seek=100 conv=notrunc status=none"
+    )
+    assert server.play("restore_drill", check=False).status
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+
+
+def test_verify_says_that_all_is_well(server: Machine) -> None:
+    assert server.play("verify").changed == 0
+
+
+def test_a_wipe_is_meant_or_does_nothing(server: Machine) -> None:
+    server.play("wipe")
+    assert server.play("wipe", "--tags", "wipe", check=False).status
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+    played = server.play("wipe", "--tags", "wipe", wipe_confirm=server.name)
+    assert "files of keys were overwritten" in played.said
+    left = server.ssh(
+        "ls -d /srv/appliance /opt/appliance/releases /etc/appliance/pgpass; ls /etc/credstore.encrypted", check=False
+    )
+    assert left.stdout == ""
+    assert server.ssh("nft list table inet appliance_egress", check=False).returncode == 0
+
+
+def test_the_collection_holds_only_builtin_modules() -> None:
+    """Nothing is fetched at the customer: no other collection is named."""
+    for path in (ROOT / "deploy/ansible").rglob("*.yml"):
+        for word in path.read_text().split():
+            assert not word.startswith(("community.", "ansible.posix.")), path
