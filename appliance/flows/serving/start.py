@@ -18,7 +18,7 @@ from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.serving import clients, collect, gateway
-from appliance.flows.serving.servable import Servable, digest, find_servable, find_voucher
+from appliance.flows.serving.servable import Servable, digest, find_servable, find_vouchers, weights
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.serve import REFUSED, EngineKind, EngineSpec, GatewayState, Health, Limits, ServeJob
 from appliance.ledger.reading import LedgerReader
@@ -94,7 +94,7 @@ def prepare(
     """
     servable = find_servable(ledger, home, run_id)
     digests = {str(one.model): digest(one.model) for one in wanted}
-    vouched = find_voucher(ledger, run_id, digests)
+    vouched = find_vouchers(ledger, servable, digests)
     job = ServeJob(
         run_id=run_id,
         serving_id=new_id("serving"),
@@ -111,10 +111,11 @@ def prepare(
 
 
 def _engine(wanted: Wanted, sha256: str) -> EngineSpec:
+    model = weights(wanted.model) if wanted.kind == "llama.cpp" else wanted.model
     return EngineSpec(
         name=wanted.name,
         kind=wanted.kind,
-        model=str(wanted.model.resolve()),
+        model=str(model.resolve()),
         model_sha256=sha256,
         command=wanted.command,
         slots=wanted.slots,
