@@ -136,10 +136,12 @@ def test_a_supervisor_that_is_killed_takes_all_with_it_and_the_next_one_tells_th
     run = embedded["run_id"]
     vouch(appliance.home, gguf, run)
     key = appliance.json("serve", "client", "add", "ward")["key"]
-    serving = Serving(appliance, run, gguf)
-    os.kill(serving.pids()[0], signal.SIGKILL)
     name = appliance.json("serve", "start", run, "--primary", f"llama.cpp:{gguf}", "--dry-run")["model"]
-    answer = ask(serving.client(key), name)
+    serving = Serving(appliance, run, gguf)
+    client = serving.client(key)
+    os.kill(serving.pids()[0], signal.SIGKILL)
+    answer = ask(client, name)
+    assert answer.headers["x-degraded"]
     pids = [pid for pid in serving.pids() if pid]
     serving.process.kill()
     serving.process.communicate()
@@ -197,7 +199,8 @@ def test_a_drill_loses_nothing_and_stands_in_the_ledger(
     # Of a few failovers beside other tests the 99th percentile is the scheduler's; the full count is run alone.
     assert drilled[stress_count("failover_p50_ms", "failover_p99_ms")] <= 250
 
-    measured = appliance.json("serve", "bench", run, *engine, "--rate", "4", "--seconds", "3", "--answer-tokens", "8")
+    small = ("--answer-tokens", "8", "--prompt-words", "8")
+    measured = appliance.json("serve", "bench", run, *engine, "--rate", "4", "--seconds", "3", *small)
     assert measured["answered"] == measured["requests"] > 0
     (entry,) = facts(appliance, "serving.drilled")
     assert (entry["requests"], entry["lost"], entry["came_back"]) == (requests, 0, True)
