@@ -169,7 +169,7 @@ def test_an_attestation_is_signed_and_stands_in_the_ledger(server: Machine, tmp_
     signers.write_text(f"server {public[0]} {public[1]}\n")
     command = ["ssh-keygen", "-Y", "verify", "-f", str(signers), "-I", "server", "-n", "appliance-attest@v1", "-s"]
     subprocess.run([*command, f"{found}.sig"], input=found.read_bytes(), check=True, capture_output=True)
-    assert "machine.attested" in server.ssh("cd / && appliance --json ledger list").stdout
+    assert "machine.attested" in server.ssh("cd / && appliance --json ledger log").stdout
 
 
 # --- broken on purpose ------------------------------------------------------------------------------------------------
