@@ -23,6 +23,11 @@ def _entropy():
         return int(file.read())
 
 
+def _memory():
+    with open("/proc/meminfo") as file:
+        return int(next(line for line in file if line.startswith("MemTotal:")).split()[1]) >> 10
+
+
 def _free(path):
     while not os.path.exists(path):
         path = os.path.dirname(path)
@@ -37,6 +42,7 @@ print(
             "python": list(sys.version_info[:2]),
             "landlock": ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, 1),
             "free_mib": min(_free("/opt/appliance"), _free("/srv/appliance")),
+            "memory_mib": _memory(),
             "time": int(time.time()),
             "entropy": _entropy(),
             "installed": os.path.exists("/opt/appliance/current"),
