@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,serve,dev]'
 	touch $@
 
 # The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both skip,

@@ -101,6 +101,13 @@ class ArtefactMissing(ApplianceError):
     meaning = "missing: a needed file, model, dataset or run is not here (nothing is ever downloaded)"
 
 
+class ServingDegraded(ApplianceError):
+    """No engine serves as it must, or a drill lost answers."""
+
+    exit_status = 12
+    meaning = "serving: no engine serves as it must, or a drill lost answers"
+
+
 class KeyUnavailable(ApplianceError):
     """The store is sealed, the passphrase is wrong, or a key is not released."""
 

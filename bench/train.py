@@ -32,6 +32,7 @@ os.environ |= {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE
 
 import gpu
 import media
+import neighbour
 import torch
 from batches import batch_of, random_record
 from epochs import SIDES, banking, encoded, ours, reviews
@@ -207,6 +208,12 @@ def memory_estimate(setting: Setting) -> Figure:
     return next(Figure(**figure) for figure in found if figure["name"] == name)
 
 
+def beside_a_neighbour(setting: Setting) -> Figure:
+    if setting.device != "cpu":
+        return Figure(name="cpu_time_beside_a_neighbour", value=None, unit="ratio", note="not run: only on the CPU")
+    return neighbour.figure(setting.directory, setting.bar(1.3), 1 if setting.quick else 3)
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
     "step_time_ratio_plain_fp32": partial(step_time, dtype="float32", peer=Plain, peer_name="peft", bar=1.05),
     "step_time_ratio_plain_bf16": partial(step_time, dtype="bfloat16", peer=Plain, peer_name="peft", bar=1.05),
@@ -223,6 +230,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "noise_share_of_step": noise_share,
     "nf4_7b_peak_gib": nf4_7b,
     "memory_estimate_rel_error": memory_estimate,
+    "cpu_time_beside_a_neighbour": beside_a_neighbour,
 }
 
 

@@ -101,7 +101,7 @@ def uniformity(values: NDArray[np.float64], allowance: float) -> float:
 
 
 def sd_upper(squares: float, count: int) -> float:
-    """Bound a standard deviation from below: what is returned is too small with probability at most SHARE.
+    """Bound a standard deviation from above: what is returned is too small with probability at most SHARE.
 
     Laurent and Massart 2000, lemma 1: chi2 of n degrees falls below n - 2 sqrt(n x) with probability at most exp(-x).
     """

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import render, settings, spending
+from appliance.cli import completing, render, settings, spending
 from appliance.flows.budget import accounts
 from appliance.flows.catalog import choose_dataset
 
@@ -15,7 +15,10 @@ app = typer.Typer()
 
 @app.command()
 def show(
-    context: typer.Context, dataset: Annotated[str | None, typer.Argument(help="Name or id; all if omitted.")] = None
+    context: typer.Context,
+    dataset: Annotated[
+        str | None, typer.Argument(help="Name or id; all if omitted.", autocompletion=completing.datasets)
+    ] = None,
 ) -> None:
     """Show what runs and evaluations have spent of each dataset's lifetime epsilon, failed ones included.
 
@@ -28,5 +31,5 @@ def show(
         row = choose_dataset([account.dataset for account in found], dataset)
         found = [account for account in found if account.dataset.id == row.id]
     lines = [line for account in found for line in spending.account_lines(home, account)]
-    document = {"budgets": [*map(spending.account_document, found)]}
+    document = {"budgets": [spending.account_document(home, account) for account in found]}
     render.result(chosen, "budget.show", document, lines or ["no datasets yet"])

@@ -1,4 +1,4 @@
-"""`appliance evaluate`: run."""
+"""`appliance evaluate`: run, compare."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings, spending
+from appliance.cli import benchmarks, completing, render, settings, spending
+from appliance.cli.options import RunArgument
+from appliance.cli.settings import Settings
+from appliance.errors import UsageError
 from appliance.flows.evaluation import evaluate as flow
+from appliance.flows.evaluation.benchmark import Asked
 from appliance.flows.evaluation.evaluate import Cost, Evaluated
 
 app = typer.Typer()
@@ -19,18 +23,48 @@ NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be r
 @app.command()
 def run(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="A finished run, by id or unique name.")],
-    dataset: Annotated[str, typer.Option("--dataset", help="Held-out data (purpose evaluation), by name or id.")],
+    run: RunArgument,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", help="Held-out data (purpose evaluation), by name or id.", autocompletion=completing.datasets
+        ),
+    ] = "",
     epsilon: Annotated[float, typer.Option(min=0.01, help="Epsilon that this spends of the held-out data.")] = 1.0,
     public_tokens: Annotated[
         int, typer.Option(min=0, help="Predictions on public text, as far as it goes; costs no privacy.")
     ] = 8000,
+    benchmark: Annotated[
+        str, typer.Option(help="Instead: a public benchmark, a JSONL file, or micro:N for N generated tasks.")
+    ] = "",
+    items: Annotated[int | None, typer.Option(min=1, help="The first so many items of the benchmark.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer to an item may have.")] = 256,
 ) -> None:
-    """Measure the gain over the base on held-out data, with noise, and the watermark's cost on public text.
+    """Measure the gain over the base: on held-out private data, with noise and charged, or on a public benchmark.
 
-    It is a differentially private release with a budget of its own: charged in full as soon as it starts.
+    The first is a differentially private release with a budget of its own: charged in full as soon as it starts. The
+    second costs no privacy, and is for public files only.
     """
-    chosen = settings.of(context)
+    if bool(dataset) == bool(benchmark):
+        raise UsageError("one of --dataset and --benchmark is measured on", where="--dataset")
+    if benchmark:
+        benchmarks.run(settings.writing(context), run, Asked(benchmark=benchmark, items=items, most_tokens=tokens))
+    else:
+        _run_private(settings.of(context), run, dataset, epsilon, public_tokens)
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    first: RunArgument,
+    second: RunArgument,
+    benchmark: Annotated[str, typer.Option(help="The benchmark on which both were measured: the file, or micro:N.")],
+) -> None:
+    """Compare the models of two runs item by item, from their newest measurements on a benchmark."""
+    benchmarks.compare(settings.of(context), first, second, benchmark)
+
+
+def _run_private(chosen: Settings, run: str, dataset: str, epsilon: float, public_tokens: int) -> None:
     home, run = chosen.home(), chosen.run(run)
     if chosen.dry_run:
         cost = flow.preview(home, run, dataset, epsilon)

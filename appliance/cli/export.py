@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.errors import ApplianceError, IntegrityError, Stale, VerificationIncomplete
 from appliance.export import verify as verifier
 from appliance.flows.release import bundle as flow
@@ -19,7 +19,9 @@ app = typer.Typer()
 @app.command()
 def bundle(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")],
+    run: Annotated[
+        str, typer.Argument(help="The run's id, or its name if no other has it.", autocompletion=completing.runs)
+    ],
     out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
     recipient: Annotated[
         str, typer.Option(help="For whom; an organisation or a pseudonym, it stands in the ledger in clear.")

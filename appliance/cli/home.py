@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.cli.options import PassphraseFile
 from appliance.cli.passphrase import passphrase
 from appliance.errors import IsolationViolated
@@ -22,7 +22,9 @@ from appliance.flows.status import status as status_flow
 
 def init(
     context: typer.Context,
-    policy: Annotated[str, typer.Option(help="A policy file, or: default, demo, health, finance.")] = "default",
+    policy: Annotated[
+        str, typer.Option(help="A policy file, or: default, demo, health, finance.", autocompletion=completing.policies)
+    ] = "default",
     anchor: Annotated[Path | None, typer.Option(help="Directory on another volume for the anchor.")] = None,
     epoch_keys: Annotated[
         Path | None, typer.Option(help="Directory on another device for the key-encryption keys.")

@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
+from appliance.cli import completing
+
 RunFileArgument = Annotated[Path, typer.Argument(help="A run file, written by `train plan`.")]
-RunArgument = Annotated[str, typer.Argument(help="The run's id, or its name if no other has it.")]
+RUN_HELP = "The run's id, or its name if no other has it."
+RunArgument = Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=completing.runs)]
+OpenRunArgument = Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=completing.open_runs)]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 MemoryOption = Annotated[

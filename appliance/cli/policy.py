@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.flows import policy as flow
 
 app = typer.Typer()
-PolicyFile = Annotated[str, typer.Argument(help="A policy file, or: default, demo, health, finance.")]
+PolicyFile = Annotated[
+    str, typer.Argument(help="A policy file, or: default, demo, health, finance.", autocompletion=completing.policies)
+]
 
 
 @app.command()

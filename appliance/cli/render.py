@@ -7,15 +7,17 @@ through `visible`, and in JSON as escapes, from which a program reads the very s
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 from appliance import __version__
+from appliance.cli.pace import Pace, words
 from appliance.cli.settings import Settings
 from appliance.errors import ApplianceError
 from appliance.names import visible
@@ -28,8 +30,14 @@ def result(settings: Settings, schema: str, document: Mapping[str, Any], lines: 
     if settings.json:
         _print_document(schema, document)
     else:
-        for line in lines:
-            _say(line, sys.stdout)
+        say_lines(lines)
+    sys.stdout.flush()
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines for people as they come, before a command ends."""
+    for line in lines:
+        _say(line, sys.stdout)
     sys.stdout.flush()
 
 
@@ -120,17 +128,31 @@ class Bar(Protocol):
         """Show `done` of `total` with a short text."""
 
 
+_CHANGE_S, _SILENCE_S = 1.0, 30.0
+"""Seconds between two lines of progress: at least, where something changed, and at most, where nothing did."""
+
+
 @dataclass
 class _Lines:
-    """Progress where there is no terminal: one JSON line on stderr per change."""
+    """Progress where there is no terminal: a JSON line on stderr now and then, with what is left."""
 
     what: str
-    last: tuple[int, str] = (-1, "")
+    pace: Pace = field(default_factory=Pace)
+    printed: tuple[int, int, str] | None = None
+    at: float = -math.inf
 
     def update(self, done: int, total: int, text: str) -> None:
-        if (done, text) != self.last:
-            self.last = (done, text)
-            print(json.dumps({"progress": self.what, "done": done, "total": total, "text": text}), file=sys.stderr)
+        self.pace.update(done, total)
+        since, now = self.pace.elapsed - self.at, (done, total, text)
+        if since >= _SILENCE_S or (now != self.printed and (since >= _CHANGE_S or done == total > 0)):
+            self._print(now)
+
+    def _print(self, now: tuple[int, int, str]) -> None:
+        self.printed, self.at = now, self.pace.elapsed
+        said = dict(zip(("done", "total", "text"), now, strict=True))
+        left = self.pace.left
+        times = {"elapsed_s": round(self.at), "left_s": None if left is None else round(left)}
+        print(json.dumps({"progress": self.what, **said, **times}), file=sys.stderr, flush=True)
 
 
 class _Silent:
@@ -155,19 +177,28 @@ def _rich_bar(settings: Settings, what: str) -> Iterator[Bar]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    pace = Pace()
+
+    class Left(ProgressColumn):  # rich's own forgets steps of more than half a minute, and then knows nothing
+        def render(self, task: Task) -> Text:
+            return Text("" if pace.left is None else f"{words(pace.left)} left")
 
     text = TextColumn("{task.fields[text]}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), text)
     console = Console(stderr=True, no_color=not settings.color)
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as display:
+    with Progress(*columns, TimeElapsedColumn(), Left(), console=console) as display:
         task = display.add_task(what, total=None, text="")
 
         class Rich:
             def update(self, done: int, total: int, text: str) -> None:
+                pace.update(done, total)
                 display.update(task, completed=done, total=total or None, text=visible(text))
 
         yield Rich()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import export, render, settings
+from appliance.cli import completing, export, render, settings
 from appliance.flows.release import report as flow
 from appliance.flows.release.sealing import Sealed
 
@@ -19,7 +19,10 @@ def build(
     context: typer.Context,
     run: Annotated[
         str,
-        typer.Argument(help="The run, by id or unique name; it may be unfinished or failed, and the verdict says so."),
+        typer.Argument(
+            help="The run, by id or unique name; it may be unfinished or failed, and the verdict says so.",
+            autocompletion=completing.runs,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Directory to make; it must not exist.")],
 ) -> None:

@@ -31,7 +31,7 @@ def afforded_line(afforded: Afforded) -> str:
     )
 
 
-def account_document(account: Account) -> dict[str, Any]:
+def account_document(home: Home, account: Account) -> dict[str, Any]:
     """Describe the account of a dataset for --json; null where nothing finite can be said."""
     cap, reserved = account.cap, account.reserved
     return {
@@ -48,7 +48,12 @@ def account_document(account: Account) -> dict[str, Any]:
         "filter_order": cap.order,
         "filter_share": _finite(reserved.share),
         "runs": [
-            {"run": run.id, "state": run.state, "charged": run.epsilon_charged, "reserved": run.epsilon_reserved}
+            {
+                "run": run.id,
+                "state": state_of(home, run),
+                "charged": run.epsilon_charged,
+                "reserved": run.epsilon_reserved,
+            }
             for run in account.runs
         ],
         "evaluations": [

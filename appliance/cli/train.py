@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import partners, planning, render, runs, settings, spending
-from appliance.cli.options import DeviceOption, DtypeOption, MemoryOption, RunArgument, RunFileArgument
+from appliance.cli import completing, partners, planning, render, runs, settings, spending
+from appliance.cli.options import DeviceOption, DtypeOption, MemoryOption, OpenRunArgument, RunArgument, RunFileArgument
 from appliance.cli.settings import Settings
 from appliance.errors import UsageError
 from appliance.flows.budget import Afforded
@@ -36,8 +36,8 @@ app = typer.Typer()
 @app.command()
 def plan(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="Dataset, by name or id.")],
-    model: Annotated[str, typer.Argument(help="Base model, by name.")],
+    dataset: Annotated[str, typer.Argument(help="Dataset, by name or id.", autocompletion=completing.datasets)],
+    model: Annotated[str, typer.Argument(help="Base model, by name.", autocompletion=completing.models)],
     epsilon: Annotated[float, typer.Option(help="Epsilon of this run at delta 0.9/(100 declared units).")],
     out: Annotated[Path | None, typer.Option(help="Write the run file here.")] = None,
     name: Annotated[
@@ -176,7 +176,7 @@ def _train(chosen: Settings, row: RunRow, others: Partners | None) -> tuple[RunR
 @app.command()
 def resume(
     context: typer.Context,
-    run: RunArgument,
+    run: OpenRunArgument,
     nproc: Annotated[
         int | None,
         typer.Option(min=1, max=64, help="Processes that train together on each machine. Default: as it was started."),
@@ -196,7 +196,7 @@ def resume(
 
 
 @app.command()
-def abort(context: typer.Context, run: RunArgument) -> None:
+def abort(context: typer.Context, run: OpenRunArgument) -> None:
     """End a run for good and charge the attempts it made; the rest of its reservation is given back."""
     chosen = settings.of(context)
     if chosen.dry_run:
@@ -219,7 +219,9 @@ def status(context: typer.Context) -> None:
     """List the runs with their public progress."""
     chosen = settings.of(context)
     listed = listing.list_runs(chosen.home())
-    documents = [{**runs.document(one.row), "alive": one.alive, "steps": one.step.steps} for one in listed]
+    documents = [
+        {**runs.document(one.row), "state": one.state, "alive": one.alive, "steps": one.step.steps} for one in listed
+    ]
     render.result(chosen, "train.status", {"runs": documents}, runs.table(listed))
 
 

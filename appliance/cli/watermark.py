@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import render, settings
+from appliance.cli import completing, render, settings
 from appliance.cli.options import RunArgument
 from appliance.flows.watermark.detect import detect as detect_flow
 from appliance.flows.watermark.embed import embed as embed_flow
@@ -42,8 +42,15 @@ def embed(context: typer.Context, run: RunArgument) -> None:
 @app.command()
 def detect(
     context: typer.Context,
-    suspect: Annotated[Path, typer.Argument(help="An adapter directory, or a model directory with safetensors files.")],
-    run: Annotated[str, typer.Option("--run", help="The run whose mark is looked for.")],
+    suspect: Annotated[
+        Path,
+        typer.Argument(
+            help="A directory with an adapter, with a model in safetensors (INT8 and NF4 too), or with a GGUF file."
+        ),
+    ],
+    run: Annotated[
+        str, typer.Option("--run", help="The run whose mark is looked for.", autocompletion=completing.runs)
+    ],
     key: Annotated[str, typer.Option("--key", help="Refuse unless the ledger committed the run to this key.")] = "",
 ) -> None:
     """Look for the mark of a run in a suspect. Not finding it is a result too: exit status 0, `detected` false."""

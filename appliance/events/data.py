@@ -32,6 +32,18 @@ class DataSealed(Event):
     source: Text
     kept: list[str] = optional()
     filter_order: Number = optional()
+    held_out: Number = optional()
+    divided_with: Id = optional()
+
+
+class DataRetired(Event):
+    """No new run or evaluation may use a dataset. Runs on it that were open go on."""
+
+    type: ClassVar[str] = "data.retired"
+    about: ClassVar[str] = "dataset_id"
+
+    dataset_id: Id
+    open_runs: list[Id]
 
 
 class DataRefused(Refusal):

@@ -90,3 +90,41 @@ class EvaluationRefused(Refusal):
     """An evaluation was not reserved."""
 
     type: ClassVar[str] = "evaluation.refused"
+
+
+class PairedDifference(Facts):
+    """How one variant differs from another on the same items, with its 95 % interval and two-sided p."""
+
+    before: Text
+    after: Text
+    change: Number
+    low: Number
+    high: Number
+    p: Text
+    test: Text
+    verdict: Text
+
+
+class BenchmarkMeasured(Event):
+    """A run's model was measured on a benchmark that the operator calls public; it costs no privacy if it is.
+
+    `detectable` is the smallest difference that was to be found four times in five, stated before the measurement:
+    of shares, or in standard deviations of the differences. `scores_sha256` is of the file with every item's score.
+    """
+
+    type: ClassVar[str] = "benchmark.measured"
+    about: ClassVar[str] = "run_id"
+
+    benchmark_id: Id
+    run_id: Id
+    benchmark_sha256: Digest
+    items: Whole
+    metric: Text
+    detectable: Number
+    means: dict[str, Number]
+    differences: list[PairedDifference]
+    adapter_sha256: Digest
+    released_sha256: Digest = optional()
+    scores_sha256: Digest
+    isolation: dict[str, str]
+    libraries: dict[str, str]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from appliance.events.event import Digest, Event, Id, Refusal, Text, Told, Whole, optional
+from appliance.events.event import Digest, Event, Facts, Id, Number, Refusal, Text, Told, Whole, optional
 
 
 class ModelImported(Event):
@@ -38,3 +38,50 @@ class ModelRefused(Refusal):
     """A base model was not imported."""
 
     type: ClassVar[str] = "model.refused"
+
+
+class Compared(Facts):
+    """What a conversion changed, on public text: shares in percent, change in percentage points with 95 % bounds."""
+
+    against: Text
+    predictions: Whole
+    text_sha256: Digest
+    accuracy_before: Number
+    accuracy_after: Number
+    change: Number
+    low: Number
+    high: Number
+    agreement: Number
+    loss_before: Number
+    loss_after: Number
+
+
+class ModelConverted(Event):
+    """The marked adapter of a run was merged into its base and written out whole, in this format.
+
+    `base_four_bit` says that the base's own weights had been quantised to 4 bits before it was imported: what is
+    stated of quantisation comes on top of that. `max_loss` is the gate that it had to pass, in percentage points.
+    """
+
+    type: ClassVar[str] = "model.converted"
+    about: ClassVar[str] = "run_id"
+
+    run_id: Id
+    format: Literal["merged", "int8", "nf4", "gguf-q8_0", "gguf-q4_1", "gguf-q4_0"]
+    artefact_sha256: Digest
+    model_sha256: Digest
+    released_sha256: Digest
+    bytes: Whole
+    bytes_bfloat16: Whole
+    base_four_bit: bool
+    watermark_score: Text
+    comparison: Compared = optional()
+    max_loss: Number = optional()
+    isolation: dict[str, str]
+    libraries: dict[str, str]
+
+
+class ConversionRefused(Refusal):
+    """A run's model was not converted."""
+
+    type: ClassVar[str] = "conversion.refused"

@@ -43,9 +43,10 @@ class KeyState(StrEnum):
 
 
 class CatalogState(StrEnum):
-    """Whether a dataset or a base model may be used."""
+    """Whether a dataset or a base model may be used. On a retired dataset only runs that were reserved before go on."""
 
     ACTIVE = "active"
+    RETIRED = "retired"
 
 
 class Purpose(StrEnum):

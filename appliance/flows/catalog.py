@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, UsageError
+from appliance.errors import ArtefactMissing, Busy, ConfigInvalid, IntegrityError, PolicyDenied, UsageError
 from appliance.events.model import ModelImported
-from appliance.events.states import PolicyState
+from appliance.events.states import CatalogState, PolicyState
 from appliance.jobs.plan import PrivacyPlan, UnitOfPrivacy
 from appliance.ledger.reading import LedgerReader
 from appliance.ledger.rows import DatasetRow, ModelRow, PolicyRow, RunRow
@@ -30,6 +30,13 @@ def choose_dataset(datasets: Sequence[DatasetRow], named: str) -> DatasetRow:
         if named in (row.id, row.name):
             return row
     raise ArtefactMissing(f"no dataset {named}", hint="`appliance data list` shows what there is")
+
+
+def require_active(row: DatasetRow) -> None:
+    """Refuse a dataset that is retired. Raises `PolicyDenied`."""
+    if row.state != CatalogState.ACTIVE:
+        hint = "only runs that were reserved before go on; ingest the data that may still be used as another dataset"
+        raise PolicyDenied(f"dataset {row.name} is {row.state}", hint=hint)
 
 
 def find_model(rows: Rows, named: str) -> ModelRow:

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from appliance.errors import ApplianceError
-from appliance.flows import gpus, orphans
+from appliance.flows import gpus, orphans, passing
 from appliance.flows.home import Home
 from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
 from appliance.isolation import interpreter
@@ -121,8 +121,11 @@ def _database(root: Path) -> Iterator[Check]:
 
 def _orphans(root: Path) -> Iterator[Check]:
     try:
-        found = orphans.find(Home.open(root))
+        home = Home.open(root)
+        found = [*orphans.find(home), *passing.find(home)]
     except (ApplianceError, OSError):  # the check of the database says why
         return
-    detail = f"{len(found)} that no row owns; the next ingest or import removes them" if found else ""
-    yield Check(name="sealed objects and models", verdict="warning" if found else "ok", detail=detail)
+    detail = (
+        f"{len(found)} that nothing owns; the next ingest, import or job of that kind removes them" if found else ""
+    )
+    yield Check(name="leftovers", verdict="warning" if found else "ok", detail=detail)

@@ -2,13 +2,15 @@
 
 HOME/home.json      which database, which anchor, which directory of epoch keys
 HOME/keys/          keyslots (wrapped root key), body.pub, people.json, signing/ (tree-head keys), epochs/, and
-                    witnesses.txt (verifier keys of trusted witnesses, put there by hand)
+                    witnesses.txt (verifier keys of trusted witnesses, put there by hand); clients.json (who may ask
+                    a served model, and the digests of their keys)
 HOME/ledger.db      the database, unless `init --db` named another
 HOME/anchor/        the anchor, unless `init --anchor` named another volume
 HOME/register       what the log says of every row, as far as it was read; signed, and made again where it is missing
 HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
 HOME/models/        base models, named by the SHA-256 of their file list
 HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
+HOME/servings/      one directory per gateway that runs: job.json, state.json, spool.jsonl
 HOME/machine.json   this machine's rates of arithmetic: the CPU's by `train plan`, a GPU's by the self-test on it
 HOME/agent/         the key agent's socket while the store is unsealed
 """
@@ -30,6 +32,7 @@ from appliance.events.home import HomeConfigured
 from appliance.identity import people
 from appliance.identity.people import Person, login_name, recognise
 from appliance.jobs.rundir import RunDir
+from appliance.jobs.serve import CLIENTS
 from appliance.ledger.canonical import canonical
 from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import place_of
@@ -164,6 +167,16 @@ class Home:
     def runs(self) -> Path:
         """Directory of jobs."""
         return self.root / "runs"
+
+    @property
+    def servings(self) -> Path:
+        """Directory of gateways."""
+        return self.root / "servings"
+
+    @property
+    def clients(self) -> Path:
+        """File of the clients of served models."""
+        return self.root / "keys" / CLIENTS
 
     def object(self, blake3: str) -> Path:
         """Name the file of one sealed object."""

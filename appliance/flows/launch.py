@@ -25,7 +25,7 @@ from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityErr
 from appliance.files import lock
 from appliance.isolation import interpreter
 from appliance.jobs.job import Failure
-from appliance.jobs.permits import Permits
+from appliance.jobs.pipes import Pipes
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.values import Value, to_json
@@ -33,6 +33,7 @@ from appliance.values import Value, to_json
 R = TypeVar("R", bound=Value)
 _SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
 Watch = Callable[[], None]
+
 
 KEPT_ENVIRONMENT = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV"),
@@ -122,7 +123,7 @@ def run_worker(
     poll_s: float = 0.1,
     ranks: int = 1,
     rendezvous: Rendezvous | None = None,
-    permits: Permits | None = None,
+    pipes: Pipes | None = None,
     within_s: float = float("inf"),
 ) -> R:
     """Run the worker on `run_dir` (which holds `job.json`) until it ends, and return its result.
@@ -134,7 +135,8 @@ def run_worker(
       poll_s: seconds between polls.
       ranks: how many processes on this machine work on the job together.
       rendezvous: where they meet those on other machines.
-      permits: for a worker that samples, through which it asks for each attempt.
+      pipes: to a worker that asks for each attempt that it samples (`jobs.permits`), or that answers prompts
+        (`jobs.exchange`).
       within_s: seconds after which it is stopped.
 
     Raises:
@@ -146,8 +148,8 @@ def run_worker(
     """
     require_compute()
     run_dir.result.unlink(missing_ok=True)
-    process = _spawn(run_dir, ranks, rendezvous, permits)
-    pause = permits.wait if permits else time.sleep
+    process = _spawn(run_dir, ranks, rendezvous, pipes)
+    pause = pipes.wait if pipes else time.sleep
     deadline = time.monotonic() + within_s
     try:
         with _interrupts_noted() as noted:
@@ -217,9 +219,7 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def _spawn(
-    run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None, permits: Permits | None
-) -> subprocess.Popen[bytes]:
+def _spawn(run_dir: RunDir, ranks: int, rendezvous: Rendezvous | None, pipes: Pipes | None) -> subprocess.Popen[bytes]:
     run_dir.renew(run_dir.tmp)  # compiled kernels of an earlier worker lie there, who may have been taken over
     several = ["appliance.worker.ranks", str(run_dir.path), str(ranks)]
     several += [to_json(rendezvous).decode()] if rendezvous else []
@@ -229,12 +229,12 @@ def _spawn(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=interpreter.DIRECTORY,
-        env=environment(run_dir.path) | (permits.environment() if permits else {}),
+        env=environment(run_dir.path) | (pipes.environment() if pipes else {}),
         close_fds=True,
-        pass_fds=permits.inherited if permits else (),
+        pass_fds=pipes.inherited if pipes else (),
     )
-    if permits:
-        permits.hand_over()
+    if pipes:
+        pipes.hand_over()
     return process
 
 

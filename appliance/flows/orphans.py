@@ -16,8 +16,6 @@ from pathlib import Path
 from appliance.files import locked, sweep, unswept
 from appliance.flows.home import Home
 
-IMPORTS = "import"
-"""Begins the names of the run directories of imports."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -67,9 +65,8 @@ def _alone(directory: Path) -> Iterator[bool]:
 
 def _find(home: Home, directory: Path) -> list[Path]:
     named = [path for path in sorted(directory.iterdir()) if _DIGEST.fullmatch(path.name)]
-    unfinished = sorted(home.runs.glob(f"{IMPORTS}_*")) if directory == home.models else []
     owned = _owned(home) if named else set()
-    return [*(path for path in named if path.name not in owned), *unfinished]
+    return [path for path in named if path.name not in owned]
 
 
 def _owned(home: Home) -> set[str]:

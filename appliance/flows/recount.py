@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import ApplianceError
-from appliance.events.data import DataSealed
+from appliance.events.data import DataRetired, DataSealed
 from appliance.events.evaluation import EvaluationReserved
 from appliance.events.policy import PolicyActivated
 from appliance.events.run import RunReserved, RunStarted
-from appliance.events.states import RunState
+from appliance.events.states import CatalogState, RunState
 from appliance.flows import budget, catalog, timeline
 from appliance.flows.budget import BudgetSnapshot, Past
 from appliance.flows.former import weigh_formerly
@@ -41,7 +41,7 @@ class Finding:
 
 def recount(ledger: LedgerReader) -> list[Finding]:
     """Work out every reservation again in a ledger that was verified: each row is what its newest entry says."""
-    leaves = list(ledger.leaves(DataSealed, PolicyActivated, *timeline.KINDS))
+    leaves = list(ledger.leaves(DataSealed, DataRetired, PolicyActivated, *timeline.KINDS))
     with ledger.read() as rows:
         history = _History.of(rows)
     return [Finding(leaf["index"], f"entry {leaf['index']} {said}") for leaf in leaves for said in history.take(leaf)]
@@ -55,6 +55,7 @@ class _History:
       rows: the rows there are today, of which only what never changes is used: plans, overlaps, texts.
       in_force: digest of the policy in force.
       datasets, runs, evaluations: those there were, as they were.
+      retired: ids of the datasets that no new work could use any more.
       leaves: the entries there were.
     """
 
@@ -63,6 +64,7 @@ class _History:
     datasets: dict[str, DatasetRow] = field(default_factory=dict)
     runs: dict[str, RunRow] = field(default_factory=dict)
     evaluations: dict[str, EvaluationRow] = field(default_factory=dict)
+    retired: set[str] = field(default_factory=set)
     leaves: list[Mapping[str, Any]] = field(default_factory=list)
 
     @staticmethod
@@ -81,6 +83,7 @@ class _History:
         """Take the next entry; say what is wrong with it."""
         take: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
             DataSealed.type: self._seal,
+            DataRetired.type: self._retire,
             PolicyActivated.type: self._activate,
             RunReserved.type: self._reserve_run,
             EvaluationReserved.type: self._reserve_evaluation,
@@ -88,7 +91,7 @@ class _History:
         }
         try:
             yield from take.get(leaf["type"], self._end)(leaf)
-            if leaf["type"] != PolicyActivated.type:
+            if leaf["type"] not in (PolicyActivated.type, DataRetired.type):
                 self.leaves.append(leaf)
         except KeyError:
             yield "is about what there is no row of"
@@ -97,6 +100,12 @@ class _History:
         row = self.rows.datasets[leaf["facts"]["dataset_id"]]
         self.datasets[row.id] = row
         yield from ()
+
+    def _retire(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        row = self.datasets[leaf["facts"]["dataset_id"]]
+        self.retired.add(row.id)
+        if row.state != CatalogState.RETIRED:
+            yield "retires a dataset that its row says may be used"
 
     def _activate(self, leaf: Mapping[str, Any]) -> Iterator[str]:
         self.in_force = leaf["facts"]["sha256"]
@@ -135,6 +144,8 @@ class _History:
         facts, policy = leaf["facts"], self._policy(self.in_force)
         if leaf["policy_sha256"] != self.in_force:
             yield "reserves under a policy that was not in force"
+        if asked.dataset_id in self.retired:
+            yield "reserves on a dataset that was retired"
         if "filter_order" not in facts and any("filter_order" in earlier["facts"] for earlier in self.leaves):
             yield "states no order of the filter, though an earlier entry does"
         try:

@@ -11,11 +11,10 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from appliance.errors import DataInvalid
 from appliance.ingest.dialect import Dialect
 from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
+from appliance.ingest.table import read_table
 
-MAX_COLUMNS = 4096
 MAX_LINES = 10_000  # of one row; with the limit in bytes it bounds what an unclosed quote can take
 
 _Line = tuple[int, int, bytes | None]
@@ -80,21 +79,8 @@ def read_delimited(path: Path, dialect: Dialect, limit: int, required: tuple[str
     source = lines(path, limit)
     if dialect.announced:
         next(source)
-    feed = _Feed(source, limit, dialect)
-    header: list[str] | None = None
-    for line, offset, values in _parse(feed, dialect.delimiter):
-        if header is None:
-            header = _header(values, f"{path}:{line}", required)
-        elif isinstance(values, str):
-            yield BadRow(str(path), line, offset, values)
-        elif len(values) != len(header):
-            reason = f"has {len(values)} columns, the header has {len(header)}"
-            yield BadRow(str(path), line, offset, reason)
-        elif sorted(bare := name_columns(values)) == sorted(header):
-            _require_same_order(bare, header, f"{path}:{line}")
-            yield BadRow(str(path), line, offset, "repeats the header: files were joined")
-        else:
-            yield Row(line, offset, dict(zip(header, values, strict=True)))
+    rows = _parse(_Feed(source, limit, dialect), dialect.delimiter)
+    yield from read_table(path, rows, required, "say with --delimiter what stands between them")
 
 
 def _parse(feed: _Feed, delimiter: str) -> Iterator[tuple[int, int, list[str] | str]]:
@@ -125,29 +111,3 @@ def _reason(refused: Exception) -> str:
         if "expected after" in text
         else "has a line break outside of quotes"
     )
-
-
-def name_columns(values: list[str]) -> list[str]:
-    """Name the columns by the values of a header."""
-    return [value.strip("\ufeff \t\r\n\xa0") or f"#{position}" for position, value in enumerate(values, 1)]
-
-
-def _require_same_order(names: list[str], header: list[str], where: str) -> None:
-    if names != header:
-        hint = "ingest the files one by one, without joining them"
-        raise DataInvalid("a second header names the columns in another order", hint=hint, where=where)
-
-
-def _header(values: list[str] | str, where: str, required: tuple[str, ...]) -> list[str]:
-    if isinstance(values, str):
-        raise DataInvalid(f"the header cannot be read: {values}", where=where)
-    if len(values) > MAX_COLUMNS:
-        raise DataInvalid(f"more than {MAX_COLUMNS} columns", where=where)
-    names = name_columns(values)
-    if len(set(names)) != len(names):
-        raise DataInvalid("two columns of the header have the same name", where=where)
-    for column in required:
-        if column not in names:
-            hint = "the first row of the file must name the columns; say with --delimiter what stands between them"
-            raise DataInvalid(f"the header has no column '{column}'", hint=hint, where=where)
-    return names

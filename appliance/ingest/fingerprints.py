@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import blake3
@@ -30,8 +31,8 @@ class Fingerprinter:
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:
             raise ValueError("a fingerprint key has 32 bytes")
-        names = (b"subject", b"record", b"content", b"pair")
-        self._subject, self._record, self._content, self._pair = (
+        names = (b"subject", b"record", b"content", b"pair", b"side")
+        self._subject, self._record, self._content, self._pair, self._side = (
             blake3.blake3(b"appliance/fingerprint/2/" + name, key=key).digest() for name in names
         )
 
@@ -46,6 +47,15 @@ class Fingerprinter:
     def pair(self, subject: bytes, record: bytes) -> bytes:
         """Combine the fingerprints of a subject and a record."""
         return _hash(subject + record, self._pair)
+
+    def is_held_out(self, unit: bytes, fraction: Fraction) -> bool:
+        """Tell whether a unit belongs to the fraction of all units that is held out.
+
+        The rule: the first 8 bytes of a keyed BLAKE3 of its fingerprint, a big-endian number, are below 2**64 times the
+        fraction. A unit is thus always on the same side, in every file, and stays held out under a larger fraction.
+        """
+        drawn = int.from_bytes(blake3.blake3(unit, key=self._side).digest(length=8), "big")
+        return drawn < fraction * (1 << 64)
 
     def contents(
         self, fields: dict[str, Any], columns: Sequence[str], parts: Parts, sources: Iterable[str] = ()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 from appliance.errors import DataInvalid
 from appliance.ingest.fingerprints import Fingerprinter, sort_unique
 from appliance.ingest.keyset import KeySet
-from appliance.ingest.reading import read_rows
+from appliance.ingest.reading import read_rows, require_reader
 from appliance.ingest.shapes import Parts, keep_columns, shaper, unescape
 from appliance.ingest.source import BadRow, Row, RowRefused, check_source
 from appliance.ingest.spec import IngestSpec
@@ -31,6 +32,18 @@ class _Candidate(NamedTuple):
     fingerprints: bytes
 
 
+class Side(NamedTuple):
+    """One side of a division of all units: those that are held out, or the others.
+
+    Attributes:
+      fraction: of all units, that is held out.
+      held_out: which side is meant.
+    """
+
+    fraction: Fraction
+    held_out: bool
+
+
 class Ingestion:
     """Reads files once, in order, and yields their Records.
 
@@ -45,10 +58,11 @@ class Ingestion:
       paths: regular files, not empty; all are opened once at the start, so that a missing one is told at once.
       spec: how to read them.
       fingerprint_key: 32 bytes.
+      side: of which units the records are yielded; None is all.
       told: given each rejected row when it is met, so that they are seen too where none is left in the end.
 
     Raises:
-      ArtefactMissing: if a file is not there.
+      ArtefactMissing: if a file is not there, or the package that reads its format.
       DataInvalid: if a file is not a regular one, or its name does not fit the unit of privacy; while iterating also
         if a file is damaged, or if not one row of all files is usable.
     """
@@ -59,15 +73,19 @@ class Ingestion:
         spec: IngestSpec,
         fingerprint_key: bytes,
         told: Callable[[BadRow], None] = lambda row: None,
+        *,
+        side: Side | None = None,
     ) -> None:
         if not paths:
             raise DataInvalid("no file was named")
+        require_reader(spec)
         for path in paths:
             check_source(path)
         if spec.unit.key is not None:
             check_names(tuple(paths), spec.unit.key)
         self._paths = tuple(paths)
         self._spec = spec
+        self._side = side
         self._shape = shaper(spec)
         key = spec.unit.key
         self._subject = None if key is None else subject_reader(key)
@@ -156,12 +174,15 @@ class Ingestion:
         self._counts["accepted"] += len(batch)
         new = self._seen.add(b"".join([candidate.key for candidate in batch]))
         for candidate, is_new in zip(batch, new, strict=True):
-            if is_new and self._has_room(candidate.unit):
+            if is_new and self._is_meant(candidate.unit) and self._has_room(candidate.unit):
                 self._counts["records"] += 1
                 self._found += candidate.fingerprints
                 yield Record(
                     unit=candidate.unit.hex(), kind=candidate.kind, parts=candidate.parts, fields=candidate.fields
                 )
+
+    def _is_meant(self, unit: bytes) -> bool:
+        return self._side is None or self._print.is_held_out(unit, self._side.fraction) == self._side.held_out
 
     def _has_room(self, unit: bytes) -> bool:
         """Tell whether this unit may give another record; counts it if so."""
@@ -177,11 +198,11 @@ class Ingestion:
 
     def _finish(self) -> None:
         self._state = "done"
-        if self._counts["records"]:
+        if self._counts["accepted"]:
             return
         if not self._rejected:
             raise DataInvalid("the files hold no rows", where=str(self._paths[0]))
-        first = "; ".join(f"line {bad.line} (byte {bad.offset}): {bad.reason}" for bad in self._rejected[:3])
+        first = "; ".join(f"{bad.place}: {bad.reason}" for bad in self._rejected[:3])
         hint = (
             f"check --format and the columns; {first}"  # places of private rows: for the terminal, not for the ledger
         )

@@ -29,18 +29,19 @@ def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
     """
     for number, offset, line in lines(path, limit):
         if line is not None and number == 1 and _ARRAY.match(line):
-            hint = "write one object a line: `jq -c '.[]' FILE.json > FILE.jsonl`"
+            hint = "it is read with --format json"
             raise DataInvalid("this is one JSON array, not one object a line", hint=hint, where=str(path))
         try:
             if line is None:
                 raise RowRefused(too_long(limit))
             if not line.isspace():
-                yield Row(number, offset, _object(line))
+                yield Row(number, offset, parse_object(line))
         except RowRefused as refused:
             yield BadRow(str(path), number, offset, str(refused))
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parse one JSON object. Raises `RowRefused`."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:

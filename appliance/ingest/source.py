@@ -9,7 +9,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,15 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _FOREIGN = {
     b"\xff\xfe": ("UTF-16 text", "convert it to UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "convert it to UTF-8"),
-    b"PK\x03\x04": ("a zip archive", "unpack it first; an Excel workbook (.xlsx) is saved as CSV UTF-8"),
-    b"\xd0\xcf\x11\xe0": ("a file of Microsoft Office", "an Excel workbook (.xls) is saved as CSV UTF-8"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first; an Excel workbook is read with --format xlsx"),
+    b"\xd0\xcf\x11\xe0": (
+        "a file of Microsoft Office",
+        "an Excel workbook that is old (.xls) or locked is saved as .xlsx",
+    ),
     b"%PDF": ("a PDF file", "extract its text first"),
     b"ORC": ("an ORC file", "convert it to JSONL"),
     b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it first"),
-    b"PAR1": ("a Parquet file", "convert it to JSONL"),
+    b"PAR1": ("a Parquet file", "it is read with --format parquet"),
 }
 
 
@@ -41,14 +44,14 @@ class Row(NamedTuple):
     """One row as it stands in a file.
 
     Attributes:
-      line: from 1.
-      offset: in bytes, decompressed.
+      line: from 1; in a workbook or a Parquet file, the number of the row.
+      offset: in bytes, decompressed; None where a row is not a stretch of the file.
       fields: its columns.
       passages: texts of the source that it is known by, besides what it holds.
     """
 
     line: int
-    offset: int
+    offset: int | None
     fields: dict[str, Any]
     passages: tuple[str, ...] = ()
 
@@ -59,18 +62,27 @@ class BadRow:
 
     Attributes:
       file: the file as it was named.
-      line: from 1.
-      offset: bytes from the start of the file (of the decompressed content for gzip).
+      line: from 1; in a workbook or a Parquet file, the number of the row.
+      offset: bytes from the start of the file (of the decompressed content for gzip); None as in `Row`.
       reason: lower case, public words only.
     """
 
     file: str
     line: int
-    offset: int
+    offset: int | None
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} (byte {self.offset}): {self.reason}"
+        return f"{self.file}:{self.line}{self._byte}: {self.reason}"
+
+    @property
+    def place(self) -> str:
+        """Where it starts in its file, in words."""
+        return f"{'row' if self.offset is None else 'line'} {self.line}{self._byte}"
+
+    @property
+    def _byte(self) -> str:
+        return "" if self.offset is None else f" (byte {self.offset})"
 
 
 class RowRefused(Exception):
@@ -85,6 +97,18 @@ def open_source(path: Path) -> Iterator[io.BufferedReader[Any]]:
       ArtefactMissing: if there is no such file.
       DataInvalid: for a symbolic link, directory, FIFO or device, or a file that may not be read.
     """
+    with open_stored(path) as raw:
+        if raw.peek(2)[:2] == b"\x1f\x8b":
+            unpacked: Any = gzip.GzipFile(fileobj=raw)
+            with io.BufferedReader(unpacked, _BLOCK) as buffered:
+                yield buffered
+        else:
+            yield raw
+
+
+@contextmanager
+def open_stored(path: Path) -> Iterator[io.BufferedReader[Any]]:
+    """Open a regular file for reading as it is stored. Raises as `open_source`."""
     # Non-blocking, so that a FIFO without a writer cannot hold the ingest up; no effect on regular files.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
@@ -95,12 +119,7 @@ def open_source(path: Path) -> Iterator[io.BufferedReader[Any]]:
         os.close(descriptor)
         raise DataInvalid("not a regular file", hint="name the files themselves", where=str(path))
     with io.FileIO(descriptor) as file, io.BufferedReader(file, _BLOCK) as raw:
-        if raw.peek(2)[:2] == b"\x1f\x8b":
-            unpacked: Any = gzip.GzipFile(fileobj=raw)
-            with io.BufferedReader(unpacked, _BLOCK) as buffered:
-                yield buffered
-        else:
-            yield raw
+        yield raw
 
 
 def _not_opened(path: Path, error: OSError) -> ArtefactMissing | DataInvalid:
@@ -129,26 +148,51 @@ def lines(path: Path, limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     """
     number = offset = 0
     with open_source(path) as stream:
-        stored = os.fstat(stream.fileno()).st_size
-        most, deadline = _LINES_FREE + stored, _Deadline(path, stored)
+        bounds = Bounds(path, os.fstat(stream.fileno()).st_size)
         try:
             offset = _skip_mark(stream, path)
             while data := stream.readline(limit + 1):
                 number += 1
-                deadline.check()
-                if number > most:
-                    raise DataInvalid("more lines than a file of this size can mean", where=f"{path}:{number}")
+                bounds.check(number)
                 size = len(data)
                 if size > limit and data[-1] != 10:
-                    size += _skip_line(stream, deadline)
+                    size += _skip_line(stream, bounds)
                     yield number, offset, None
                 else:
                     yield number, offset, data
                 offset += size
         except (OSError, EOFError, zlib.error):
-            place = f"{path}:{number + 1}"
-            message = f"the file is damaged: it cannot be read or decompressed beyond byte {offset}"
-            raise DataInvalid(message, hint="copy it again from its source", where=place) from None
+            raise _damaged(f"{path}:{number + 1}", offset) from None
+
+
+def blocks(path: Path, rows: Callable[[], int]) -> Iterator[tuple[int, bytes]]:
+    """Read a file in pieces of any size: byte offset, and the bytes. Byte order marks are skipped.
+
+    Args:
+      path: a regular file.
+      rows: tells how many rows were found so far.
+
+    Raises:
+      DataInvalid: if the file is of a foreign kind, cannot be read or decompressed to its end, or has more rows than
+        data of its size do.
+      WillNotFit: as `lines`.
+    """
+    offset = 0
+    with open_source(path) as stream:
+        bounds = Bounds(path, os.fstat(stream.fileno()).st_size)
+        try:
+            offset = _skip_mark(stream, path)
+            while data := stream.read1(_BLOCK):
+                bounds.check(rows(), "rows")
+                yield offset, data
+                offset += len(data)
+        except (OSError, EOFError, zlib.error):
+            raise _damaged(str(path), offset) from None
+
+
+def _damaged(where: str, offset: int) -> DataInvalid:
+    message = f"the file is damaged: it cannot be read or decompressed beyond byte {offset}"
+    return DataInvalid(message, hint="copy it again from its source", where=where)
 
 
 def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
@@ -162,24 +206,28 @@ def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
     return skipped
 
 
-class _Deadline:
-    """Ends the reading of a file that costs far more time than data of its size do."""
+class Bounds:
+    """Ends the reading of a file that costs far more time than data of its size do, or has far more rows."""
 
     def __init__(self, path: Path, stored: int) -> None:
         self._path = path
+        self._most = _LINES_FREE + stored
         self._seconds = _SECONDS_FREE + stored / _SLOWEST
         self._end = time.monotonic() + self._seconds
 
-    def check(self) -> None:
+    def check(self, rows: int = 0, what: str = "lines") -> None:
+        """Raise `WillNotFit` where time is up, `DataInvalid` where there are too many rows."""
         if time.monotonic() > self._end:
             message = f"reading took longer than the {self._seconds:.0f} s that a file of this size may take"
             raise WillNotFit(message, hint="split the file, or unpack it first", where=str(self._path))
+        if rows > self._most:
+            raise DataInvalid(f"more {what} than a file of this size can mean", where=f"{self._path}:{rows}")
 
 
-def _skip_line(stream: io.BufferedReader[Any], deadline: _Deadline) -> int:
+def _skip_line(stream: io.BufferedReader[Any], bounds: Bounds) -> int:
     skipped = 0
     while data := stream.readline(_BLOCK):
-        deadline.check()
+        bounds.check()
         skipped += len(data)
         if data[-1] == 10:
             break

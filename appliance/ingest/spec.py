@@ -11,7 +11,7 @@ from appliance.ingest.subjects import FROM_FILE, subject_reader
 from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 from appliance.names import require_line
 
-Format = Literal["jsonl", "csv", "tsv", "text"]
+Format = Literal["jsonl", "json", "csv", "tsv", "text", "parquet", "xlsx"]
 Shape = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"]
 
 _RECORD = UnitOfPrivacy()
@@ -63,8 +63,8 @@ class IngestSpec:
     """How to read a set of files. Every field is public and goes into the ledger.
 
     Attributes:
-      format: of all files; gzip is recognised by itself. Text is UTF-8, with or without a byte order mark; CSV and
-        TSV may be Windows-1252.
+      format: of all files; gzip is recognised by itself, but for Parquet and workbooks. Text is UTF-8, with or without
+        a byte order mark; CSV and TSV may be Windows-1252.
       shape: "messages" (a list of role and content), "sharegpt" (`conversations` with `from` and `value`), "alpaca"
         (`instruction`, `input` which may be empty, `output`), "prompt-completion", "text", or "auto":
         prompt-completion or text if templates are given, else by the columns each row has.
@@ -77,6 +77,7 @@ class IngestSpec:
       keep: columns whose value is sealed beside every record, for the filters of a curriculum.
       delimiter: of CSV, what stands between columns; empty finds it out for each file (`ingest.dialect`).
       encoding: of CSV and TSV, one of `ingest.dialect.ENCODINGS`; empty finds it out for each file.
+      sheet: of a workbook, the name of the sheet; empty is the first one.
       max_row_bytes: longer rows are rejected; it bounds the memory a row can take.
 
     Raises:
@@ -93,6 +94,7 @@ class IngestSpec:
     keep: tuple[str, ...] = ()
     delimiter: str = ""
     encoding: str = ""
+    sheet: str = ""
     max_row_bytes: int = 4 << 20
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ class IngestSpec:
             raise UsageError("a plain text file has no column to keep")
         if (self.delimiter and self.format != "csv") or (self.encoding and self.format not in ("csv", "tsv")):
             raise UsageError(f"--delimiter is said for CSV, --encoding for CSV and TSV, not for {self.format}")
+        if self.sheet and self.format != "xlsx":
+            raise UsageError(f"--sheet is said for workbooks, not for {self.format}")
         if self.max_row_bytes < 1:
             raise UsageError("max_row_bytes must be positive")
 
@@ -144,8 +148,8 @@ def _check_templates(spec: IngestSpec) -> None:
         raise UsageError("text belongs to the shape text")
     if spec.format == "text" and (pair or spec.text is not None or spec.shape not in ("auto", "text")):
         raise UsageError("a plain text file has no columns and only the shape text")
-    if spec.format in ("csv", "tsv") and spec.shape in ("messages", "sharegpt"):
-        raise UsageError(f"the shape {spec.shape} is read from JSONL only")
+    if spec.format in ("csv", "tsv", "xlsx") and spec.shape in ("messages", "sharegpt"):
+        raise UsageError(f"the shape {spec.shape} is read from JSON and Parquet only")
     assert spec.columns is not None  # noqa: S101  (reads every template, so a malformed one is refused here)
 
 

@@ -132,6 +132,12 @@ DENIED = _table("""
     getpmsg 181 -, putpmsg 182 -, afs_syscall 183 -, tuxcall 184 -, security 185 -, vserver 236 -,
     epoll_ctl_old 214 -, epoll_wait_old 215 -,
 """)
+ON_FILES: dict[str, int | None] = {
+    "open": 1, "openat": 2, "openat2": None, "creat": None, "truncate": None, "ftruncate": None, "fallocate": None,
+    "rename": None, "renameat": None, "renameat2": None, "mkdir": None, "mkdirat": None, "rmdir": None, "unlink": None,
+    "unlinkat": None,
+}  # fmt: skip
+"""Allowed calls by which files are made, changed or removed, and which argument says so where one does."""
 TABLES = (ALLOWED, CHECKED, OF_TCP, ON_SOCKETS, ON_A_GPU, ABSENT, DENIED)
 
 

@@ -64,6 +64,7 @@ def enter(
     ranks: bool = False,
     address: str = "",
     gpu: Gpu | None = None,
+    read_only: bool = False,
 ) -> IsolationReport:
     """Give up core dumps, privileges, files and the network for good, and check that they are gone.
 
@@ -73,6 +74,7 @@ def enter(
       write: what may still be written. `/dev/null` belongs here.
       ranks: this process is one of several that talk over TCP; see `isolation.loopback`.
       address: of this machine, where some of them are on others; see `isolation.tunnel`.
+      read_only: leave no call that makes, changes or removes a file, whatever becomes of Landlock.
       gpu: for a job on a GPU: what is left of it to open. Its driver is started on the way; see `isolation.cuda`.
 
     Returns:
@@ -90,7 +92,7 @@ def enter(
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
     files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, gpu, tcp=ranks)
-    network = _leave_ranks(spec, address, gpu) if ranks else _restrict_calls(spec, gpu)
+    network = _leave_ranks(spec, address, gpu) if ranks else _restrict_calls(spec, gpu, read_only)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
@@ -109,11 +111,11 @@ def _restrict_files(
     return NOT_RESTRICTED
 
 
-def _restrict_calls(spec: IsolationSpec, gpu: Gpu | None) -> str:
+def _restrict_calls(spec: IsolationSpec, gpu: Gpu | None, read_only: bool) -> str:
     try:
         _refuse_open_sockets()
         _start_driver(gpu, tcp=False)
-        seccomp.restrict_calls(gpu=gpu is not None)
+        seccomp.restrict_calls(gpu=gpu is not None, read_only=read_only)
         _probe_sockets()
     except IsolationViolated:
         if spec.network == "required":

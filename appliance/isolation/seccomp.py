@@ -42,6 +42,9 @@ _TERMINAL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # verity, shared extents, freezing. They change files that were opened for reading, and say so by the second byte.
 _DENIED_REQUESTS, _DENIED_KINDS = (0x5412, 0x541C), (0x6600, 0x7600, 0x5800, 0x9400)
 
+# asm-generic/fcntl.h: write, read and write, create, truncate, append, temporary file without a name
+_WRITING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000
+
 _SET_MODE_FILTER, _FLAG_TSYNC = 1, 1  # linux/seccomp.h
 _RET_KILL_PROCESS, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06  # linux/bpf_common.h
@@ -65,19 +68,21 @@ class _Rules:
     tcp: bool = False
     gpu: bool = False
     driver: bool = False
+    read_only: bool = False
 
 
-def restrict_calls(*, tcp: bool = False, gpu: bool = False) -> None:
+def restrict_calls(*, tcp: bool = False, gpu: bool = False, read_only: bool = False) -> None:
     """Install the filter in all threads of this process. It cannot be taken back.
 
     Args:
       tcp: leave TCP, for ranks that talk to each other.
       gpu: leave what CUDA may need and was not tried without.
+      read_only: leave no way to make, change or remove a file, whether or not the kernel has Landlock.
 
     Raises:
       IsolationViolated: an unsupported machine, or a kernel that does not take the filter.
     """
-    _install(_Rules(tcp=tcp, gpu=gpu))
+    _install(_Rules(tcp=tcp, gpu=gpu, read_only=read_only))
 
 
 def restrict_calls_until_the_driver_runs(*, tcp: bool) -> None:
@@ -111,6 +116,8 @@ def _install(rules: _Rules) -> None:
 
 
 def _decide(name: str, rules: _Rules) -> _Block:
+    if rules.read_only and name in calls.ON_FILES:
+        return _read_only(name)
     if name in calls.ALLOWED or (rules.gpu and name in calls.ON_A_GPU):
         return _ALLOW
     if name in calls.CHECKED:
@@ -122,6 +129,14 @@ def _decide(name: str, rules: _Rules) -> _Block:
     if rules.gpu and name in calls.ON_SOCKETS:
         return _ALLOW
     return _ABSENT if name in calls.ABSENT else _DENY
+
+
+def _read_only(name: str) -> _Block:
+    """Leave opening for reading alone; where the flags lie in memory, the C library does without the call."""
+    if name == "openat2":
+        return _ABSENT
+    flags = calls.ON_FILES[name]
+    return _DENY if flags is None else _masked(flags, _WRITING, 0)
 
 
 def _check(name: str, rules: _Rules) -> _Block:

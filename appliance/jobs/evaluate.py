@@ -6,26 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from appliance.jobs.job import EngineOptions, IsolationSpec, Job, JobId, Result, SealedObject
+from appliance.jobs.job import JobId, Result, SealedObject
 from appliance.jobs.plan import UnitOfPrivacy
-from appliance.jobs.train import TrainSpec
-from appliance.values import Count, Digest, Positive
+from appliance.jobs.variants import VariantsJob
+from appliance.values import Count, Positive
 
 
-class EvaluateJob(Job):
+class EvaluateJob(VariantsJob):
     """`job.json` of an evaluation: template, lengths and base model are those of the run's own job."""
 
     kind: Literal["evaluate"] = "evaluate"
     evaluation_id: JobId
-    train: TrainSpec
-    engine: EngineOptions
-    isolation: IsolationSpec
-    model_dir: str
-    model_sha256: Digest
-    adapter_dir: str
-    adapter_sha256: Digest
-    released_dir: str | None
-    released_sha256: Digest | None
     dataset: SealedObject
     unit: UnitOfPrivacy
     declared_units: Count

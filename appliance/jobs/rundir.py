@@ -6,6 +6,7 @@ result.json         what the worker answers: a result or a failure
 journal.jsonl       attempts of a training run, written before each
 adapter/            the trained adapter; released/ is the marked one, the only one that may leave
 escrow.sealed       reference of the mark; watermark_certificate.json states the mark, detections/ later searches
+benchmarks/         scores of single items of public benchmarks
 snapshots/          sealed training state
 selftest/           run directory of the run's self-test; proof.json is what it proved of row counts
 ranks/              what each of several ranks leaves, and where they meet
@@ -102,6 +103,11 @@ class RunDir:
     def detections(self) -> Path:
         """Directory of certificates of later searches."""
         return self.path / "detections"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Directory of scores on public benchmarks."""
+        return self.path / "benchmarks"
 
     @property
     def snapshots(self) -> Path:

@@ -74,7 +74,7 @@ def apply_factors(config: Any, factors: Sequence[float], where: str) -> None:
             return _write(config, {"rope_type": "linear", "factor": highest}, FACTORS, where)
         for original in (*_CONTEXTS, config.max_position_embeddings):
             found = {**_LLAMA3, "rope_type": "llama3", "factor": highest, "original_max_position_embeddings": original}
-            if _agree(factors, _llama3(float(rope["rope_theta"]), len(factors), found)):
+            if _agree(factors, llama3_factors(float(rope["rope_theta"]), len(factors), found)):
                 return _write(config, found, FACTORS, where)
     raise DataInvalid(f"the GGUF's tensor {FACTORS!r} would be lost", hint=HINT, where=where)
 
@@ -105,7 +105,7 @@ def _write(config: Any, made: dict[str, Any], key: str, where: str) -> None:
         config.rope_parameters = {**rope, **made}
 
 
-def _llama3(theta: float, count: int, stated: Mapping[str, Any]) -> list[float]:
+def llama3_factors(theta: float, count: int, stated: Mapping[str, Any]) -> list[float]:
     """Compute the factors of Llama 3 as llama.cpp's converter writes them."""
     low, high = stated["low_freq_factor"], stated["high_freq_factor"]
     original, factor = stated["original_max_position_embeddings"], stated["factor"]

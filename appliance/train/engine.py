@@ -66,7 +66,7 @@ class Engine:
         self._limit = math.inf
         self._body = body(adapter.model)
         self._experts = RoutedExperts(self._body)
-        self._widths = sorted({m.out_features for m in adapter.model.modules() if isinstance(m, nn.Linear)})
+        self._widths = _widths(adapter)
         model: Any = adapter.model
         self._logits = find_logits(model, self._body)
         self._head = self._logits.head
@@ -282,6 +282,13 @@ class Engine:
         sizes = deal(len(same), self._counts(length), self.pad_length(length), overhead(self._device))
         starts = itertools.accumulate(sizes, initial=0)
         return [same[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+
+
+def _widths(adapter: Adapter) -> list[int]:
+    """List the widths of activations, ascending, but for what A gives: that is scaled, which IEEE 754 rounds once."""
+    narrow = {id(site.a) for site in adapter.sites}
+    layers = [m for m in adapter.model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in narrow]
+    return sorted({layer.out_features for layer in layers})
 
 
 def _least_length(adapter: Adapter) -> int:

@@ -1,4 +1,4 @@
-"""What decides the bits that a process computes, besides the model and the job: processor, threads, libraries."""
+"""What decides the bits that a process computes, besides the model and the job: processor, threads, libraries, code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+_ROOMS = ("models", "train")
 _SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
 
 
 def machine_digest(device: torch.device) -> str:
-    """Digest what a proof of row counts holds for: SHA-256 (hex) of processor, threads, libraries and settings."""
+    """Digest what a proof of row counts holds for, SHA-256 (hex): processor, threads, libraries, code, settings."""
     found: dict[str, Any] = {
+        "code": _code(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "processor": [platform.machine(), *_processor()],
         "threads": torch.get_num_threads(),
@@ -29,6 +31,15 @@ def machine_digest(device: torch.device) -> str:
         card = torch.cuda.get_device_properties(device)
         found["gpu"] = [card.name, card.major, card.minor, card.multi_processor_count, torch.version.cuda]
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _code() -> str:
+    """Digest the modules that compute gradients, SHA-256 (hex): another version of them may compute other bits."""
+    found = hashlib.sha256()
+    for room in _ROOMS:
+        for path in sorted((Path(__file__).parents[1] / room).glob("*.py")):
+            found.update(f"{room}/{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _processor() -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -108,6 +108,13 @@ class AdapterSuspect:
         return scaled @ (a @ reference.v.double()), a.T @ (scaled.T @ reference.u.double())
 
 
+class Weights(Protocol):
+    """Weights by name, floating point, whatever they are packed in."""
+
+    def find(self, name: str) -> Tensor | None:
+        """Find the weight of this name, or None."""
+
+
 class Tensors:
     """The tensors of a model directory by name, read when they are asked for."""
 
@@ -147,7 +154,7 @@ class ModelSuspect:
       base: the tensors of the base model.
     """
 
-    def __init__(self, suspect: Tensors, base: Tensors) -> None:
+    def __init__(self, suspect: Weights, base: Weights) -> None:
         self._suspect, self._base = suspect, base
 
     def products(self, reference: Reference) -> tuple[Tensor, Tensor] | None:

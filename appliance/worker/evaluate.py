@@ -8,36 +8,35 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import IntegrityError
 from appliance.jobs.evaluate import EvaluateJob, EvaluateResult
 from appliance.jobs.plan import UnitKind
 from appliance.jobs.rundir import RunDir
+from appliance.jobs.variants import MARKED
 from appliance.privacy.evaluation import Statistic
 from appliance.store import container
 from appliance.store.agent import AgentClient
-from appliance.store.trees import tree_digest
 from appliance.values import decimal
 from appliance.worker import confinement
-from appliance.worker.opening import DecodedRecords, load_base
+from appliance.worker.opening import DecodedRecords
+from appliance.worker.variants import open_variants
 
 if TYPE_CHECKING:
     from appliance.evaluate.losses import Meter
-
-ADAPTER, MARKED = "adapter", "marked"
 
 JOB = EvaluateJob
 
 
 def run(job: EvaluateJob, run_dir: RunDir) -> EvaluateResult:
     """Measure the adapters of a run against their base on held-out records and on public text."""
-    sealed, adapters = job.dataset, _adapters(job)
+    sealed, adapters = job.dataset, job.adapters
     gpu = confinement.gpu_of(job.engine)
     client = AgentClient(Path(job.agent_socket))
     evidence = run_dir.evidence.read_bytes()
     key = client.release(evidence, sealed.dataset_id, sealed.wrapped_key, sealed.key_epoch)
     places = [Path(job.model_dir), Path(sealed.path), *(directory for directory, _ in adapters.values())]
     isolation = confinement.enter(job.isolation, run_dir, *places, gpu=gpu)
-    tokenizer, meter = _open(job, adapters)
+    opened = open_variants(job)
+    tokenizer, meter = opened.tokenizer, opened.meter()
     public = _public(job, tokenizer, meter, list(adapters)) if job.public_tokens else {}
     with container.open_records(Path(sealed.path), key, sealed.dataset_id, sealed.blake3) as records:
         released = _release(job, tokenizer, meter, DecodedRecords(records))
@@ -51,29 +50,6 @@ def run(job: EvaluateJob, run_dir: RunDir) -> EvaluateResult:
     )
 
 
-def _adapters(job: EvaluateJob) -> dict[str, tuple[Path, str]]:
-    found = {ADAPTER: (Path(job.adapter_dir), job.adapter_sha256)}
-    if job.released_dir is not None and job.released_sha256 is not None:
-        found[MARKED] = (Path(job.released_dir), job.released_sha256)
-    return found
-
-
-def _open(job: EvaluateJob, adapters: dict[str, tuple[Path, str]]) -> tuple[Any, Meter]:
-    from appliance.evaluate.losses import Meter
-    from appliance.evaluate.variants import Variants
-    from appliance.train.adapting import body
-    from appliance.train.logits import find_logits
-
-    model, tokenizer = load_base(job.model_dir, job.model_sha256, job.engine)
-    logits = find_logits(model, body(model))
-    variants = Variants(model)
-    for name, (directory, sha256) in adapters.items():
-        if tree_digest(directory)[0] != sha256:
-            raise IntegrityError("the adapter is not the one of the job", where=str(directory))
-        variants.attach(name, directory)
-    return tokenizer, Meter(variants, int(tokenizer.pad_token_id or 0), job.engine.physical_tokens, logits)
-
-
 def _release(job: EvaluateJob, tokenizer: Any, meter: Meter, records: DecodedRecords) -> tuple[int, ...]:
     from appliance.evaluate.release import noised_sum, record_losses
     from appliance.train.encode import Encoder
@@ -82,7 +58,7 @@ def _release(job: EvaluateJob, tokenizer: Any, meter: Meter, records: DecodedRec
     losses = record_losses(records, Encoder(tokenizer, job.train).encode, lambda part: meter.measure(part).numpy())
     single = job.unit.kind == UnitKind.RECORD
     units = [str(index) if single else records[index].unit for index in range(len(records))]
-    statistic = Statistic(comparisons=len(_adapters(job)), clip_nat=job.clip_nat)
+    statistic = Statistic(comparisons=len(job.adapters), clip_nat=job.clip_nat)
     noise = DiscreteGaussian(statistic.noise_variance(job.noise_multiplier))
     return noised_sum(losses, units, statistic, noise.draw)
 

@@ -31,6 +31,7 @@ def release_key(job: EmbedJob | DetectJob, run_dir: RunDir) -> bytes:
 
 def residual(job: EmbedJob | DetectJob, suspect: Path, references: Any) -> tuple[Residual, str]:
     """Find the residual of a suspect directory, and what it is: an adapter or a model."""
+    from appliance.models.packed_weights import open_weights
     from appliance.watermark.adapters import CONFIG, AdapterSuspect, ModelSuspect, open_tensors, read_adapter
     from appliance.watermark.detection import project
 
@@ -38,7 +39,7 @@ def residual(job: EmbedJob | DetectJob, suspect: Path, references: Any) -> tuple
         return project(AdapterSuspect(read_adapter(suspect)), references), "adapter"
     if tree_digest(Path(job.model_dir))[0] != job.model_sha256:
         raise IntegrityError("the base model is not the one of the job", where=job.model_dir)
-    with open_tensors(suspect) as theirs, open_tensors(Path(job.model_dir)) as base:
+    with open_weights(suspect, Path(job.model_dir)) as theirs, open_tensors(Path(job.model_dir)) as base:
         return project(ModelSuspect(theirs, base), references), "model"
 
 

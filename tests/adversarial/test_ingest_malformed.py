@@ -331,7 +331,7 @@ def test_the_deadline_follows_the_size_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "f"
     with file.open("wb") as grown:
         grown.truncate(1 << 30)
-    assert source._Deadline(file, file.stat().st_size)._seconds > 14 * 3600
+    assert source.Bounds(file, file.stat().st_size)._seconds > 14 * 3600
 
 
 def test_a_million_lines_that_are_alike_are_no_attack(tmp_path: Path) -> None:

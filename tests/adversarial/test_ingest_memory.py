@@ -60,4 +60,4 @@ def test_the_limit_follows_the_size_of_the_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(1 << 30)
-    assert flow._memory_for([tmp_path / "a", tmp_path / "b", tmp_path / "missing"]) == (2 << 30) + (128 << 30)
+    assert flow.memory_for([tmp_path / "a", tmp_path / "b", tmp_path / "missing"]) == (2 << 30) + (128 << 30)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from appliance.cli import app
 from appliance.errors import Busy, ConfigInvalid, UsageError
-from appliance.flows import acceptance, doctor, orphans
+from appliance.flows import acceptance, doctor, orphans, passing
+from appliance.flows.data import declaring
 from appliance.flows.data import ingest as ingest_flow
 from appliance.flows.home import Home, Operator
 from appliance.flows.model import import_model as import_flow
@@ -163,7 +164,7 @@ def test_ledgers_with_odd_names_stay_readable(opened: Opened, monkeypatch: pytes
     """As a release before this one wrote them: a dataset that is called a screen full of lies."""
     name = "notes\x1b[2J\r\n\u202eok"
     with monkeypatch.context() as before:
-        before.setattr(ingest_flow, "require_word", lambda text, what: text)
+        before.setattr(declaring, "require_word", lambda text, what: text)
         before.setattr("appliance.ledger.log.check_texts", lambda value, where: None)
         opened.ingest("--name", name)
     assert opened.json("data", "list")["datasets"][0]["name"] == name
@@ -258,18 +259,23 @@ def test_orphans_are_found_and_the_next_ingest_removes_them(opened: Opened) -> N
         directory.mkdir()
         (directory / "model.safetensors").touch()
     (home.objects / "README").write_text("not ours, and no digest")
-    assert orphans.find(home) == left
-    assert [(found.verdict, found.detail[:20]) for found in doctor._orphans(home.root)] == [
-        ("warning", "3 that no row owns; ")
+    assert orphans.find(home) == left[:2]
+    assert [(found.verdict, found.detail[:21]) for found in doctor._orphans(home.root)] == [
+        ("warning", "3 that nothing owns; ")
     ]
     with orphans.unswept(home.objects):  # somebody is between its object and its row
-        assert orphans.find(home) == left[1:]
+        assert orphans.find(home) == left[1:2]
         opened.ingest("--name", "second")
         assert left[0].exists()
     opened.ingest("--name", "third")
     assert not left[0].exists()
     orphans.remove(home, home.models)
-    assert orphans.find(home) == []
+    with passing.passing_directory(home, "import") as mine, passing.passing_directory(home, "import") as another:
+        assert not left[2].exists()
+        assert mine.path.exists()
+        assert another.path.exists()
+    assert not mine.path.exists()
+    assert orphans.find(home) == passing.find(home) == []
     assert (home.objects / "README").exists()
     assert files < opened.files
     opened("data", "verify")

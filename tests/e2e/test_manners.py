@@ -22,6 +22,9 @@ ELSEWHERE = {
     "demo": "tests/e2e/test_demo.py",
     "train join": "tests/e2e/test_nodes.py",
     "doctor": "tests/e2e/test_planes.py",
+    "serve start": "tests/e2e/test_serve_job.py",
+    "serve drill": "tests/e2e/test_serve_job.py",
+    "serve bench": "tests/e2e/test_serve_job.py",
 }
 """Verbs whose success is expensive or needs what is not here; their failures are below."""
 COLUMNS = ("--prompt", "question", "--completion", "answer")
@@ -52,6 +55,7 @@ FAILS: dict[str, tuple[str, int]] = {
     "data ingest": ("nowhere.csv --name x --units 600", 13),
     "data list": ("--home nowhere", 11),
     "data show": ("nothing", 11),
+    "data retire": ("nothing", 11),
     "data verify": ("nothing", 11),
     "model import": ("nowhere --name x", 11),
     "model list": ("--home nowhere", 11),
@@ -72,6 +76,14 @@ FAILS: dict[str, tuple[str, int]] = {
     "export bundle": ("nothing --out x", 11),
     "export verify": ("nowhere", 11),
     "audit selftest": ("nowhere.yaml", 11),
+    "serve start": ("nothing --primary llama.cpp:x", 11),
+    "serve drill": ("nothing --primary llama.cpp:x --fallback llama.cpp:x", 11),
+    "serve bench": ("nothing --primary llama.cpp:x", 11),
+    "serve client add": ("x --dry-run", 2),
+    "decide cost": ("nowhere.yaml", 11),
+    "decide score": ("nowhere.yaml", 11),
+    "serve client revoke": ("nobody", 11),
+    "serve client list": ("--home nowhere", 11),
     "budget show": ("nothing", 11),
     "report build": ("nothing --out x", 11),
     "report verify": ("nowhere", 11),
@@ -248,7 +260,7 @@ VERIFIED_BY_THE_VERIFIER = ("report verify", "export verify")
 def test_every_verb_prints_one_document_on_success(
     home: Appliance, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    succeeded = {"demo", "doctor", "train join"}
+    succeeded = set(ELSEWHERE)
 
     def ok(words: str, *more: str) -> dict[str, Any]:
         status = run([*words.split(), *more, "--json"])
@@ -292,6 +304,12 @@ def test_every_verb_prints_one_document_on_success(
         third = ok("train start third.yaml --again --detach")["run"]
         ok(f"train abort {third} --dry-run")
         ok(f"train abort {third}")
+        examples = Path(__file__).parents[2] / "docs" / "examples"
+        ok("decide cost", str(examples / "prices.yaml"))
+        ok("decide score", str(examples / "scores.yaml"))
+        ok("serve client add ward")
+        ok("serve client list")
+        ok("serve client revoke ward")
         ok("train status")
         ok("budget show")
         ok("watermark keygen")
@@ -307,6 +325,8 @@ def test_every_verb_prints_one_document_on_success(
         for words in ("log", "show 2", "prove 2", "verify", "sign", "export copy", "erase 2 --yes", "upgrade"):
             ok(f"ledger {words}")
         ok("ledger witness export --out request")
+        ok("data retire held --dry-run")
+        ok("data retire held --yes")
         ok("policy activate", str(policy))
     finally:
         ok("key lock")

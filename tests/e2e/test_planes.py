@@ -18,7 +18,7 @@ import appliance.cli
 import appliance.flows
 from tests.e2e.conftest import Appliance
 
-HEAVY = ("torch", "opacus", "transformers", "peft", "bitsandbytes")
+HEAVY = ("torch", "opacus", "transformers", "peft", "bitsandbytes", "pyarrow", "openpyxl", "pandas")
 
 
 def test_no_flow_loads_torch() -> None:

@@ -8,50 +8,12 @@ import re
 import shutil
 import sqlite3
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors.numpy import load_file
 
 from tests.e2e.conftest import Appliance
-
-
-@pytest.fixture(scope="module")
-def marked_home(
-    built_once: Callable[[str, Callable[[Path], None]], Path], template: Path, tiny_model_dir: Path
-) -> Path:
-    """A home with one finished and marked run, and another that was reserved before there was any key."""
-
-    def build(directory: Path) -> None:
-        for source in template.iterdir():
-            target = directory / source.name
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-        (directory / "home").chmod(0o700)
-        appliance = Appliance(directory / "home")
-        appliance("key", "unlock")
-        try:
-            plan = ("train", "plan", "notes", "tiny", "--epsilon", "2", "--steps", "3", "--batch", "60", "--rank", "8")
-            appliance(*plan, "--out", str(directory / "run.yaml"))
-            run = appliance.json("train", "start", str(directory / "run.yaml"))["run"]
-            embedded = appliance.json("watermark", "embed", run)
-            (directory / "embedded.json").write_text(json.dumps(embedded))
-        finally:
-            appliance("key", "lock")
-
-    return built_once("marked-home", build)
-
-
-@pytest.fixture
-def marked(marked_home: Path, tmp_path: Path) -> Any:
-    """An unsealed copy of the marked home, and what `watermark embed` said."""
-    shutil.copytree(marked_home, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "home").chmod(0o700)
-    appliance = Appliance(tmp_path / "home")
-    appliance("key", "unlock")
-    yield appliance, json.loads((tmp_path / "embedded.json").read_text())
-    appliance("key", "lock", expect=None)
 
 
 def released(appliance: Appliance, run: str) -> Path:

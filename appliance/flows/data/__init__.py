@@ -1,1 +1,1 @@
-"""Private data: `ingest`, `verify`."""
+"""Private data: `ingest`, `retire`, `verify`."""

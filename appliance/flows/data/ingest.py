@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,19 @@ import orjson
 
 from appliance.errors import DataInvalid, PolicyDenied, UsageError
 from appliance.events.data import DataRefused, DataSealed
-from appliance.events.states import CatalogState, Purpose
+from appliance.events.states import CatalogState
 from appliance.files import PARTIAL, commit, unswept
 from appliance.flows import catalog, orphans
+from appliance.flows.data.declaring import Declaration, Part, divide
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
 from appliance.ingest.fingerprints import overlap
-from appliance.ingest.ingestion import Ingestion
+from appliance.ingest.ingestion import Ingestion, Side
 from appliance.ingest.source import BadRow
 from appliance.ingest.spec import IngestSpec
 from appliance.isolation import process
 from appliance.ledger.rows import DatasetRow
-from appliance.names import require_word
 from appliance.policy import check
 from appliance.policy.policy import Policy
 from appliance.privacy.filter import best_order
@@ -44,28 +44,11 @@ _MEMORY = 2 << 30  # bytes
 _GROWTH = 64  # fingerprints of very short records take up to twenty times their size; files may be compressed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Declaration:
-    """What the data owner states about the data. All of it is public.
-
-    Raises:
-      UsageError: the name or the class is not a word.
-    """
-
-    name: str
-    units: int
-    class_name: str = "default"
-    purpose: Purpose = Purpose.TRAINING
-
-    def __post_init__(self) -> None:
-        require_word(self.name, "dataset")
-        require_word(self.class_name, "class of data")
-
-
 class _Material(NamedTuple):
     """What sealing made; `fingerprints` and `seal_key` are private."""
 
     dataset: DatasetRow
+    side: Side | None
     rejected: tuple[BadRow, ...]
     fingerprints: bytes
     seal_key: bytes
@@ -88,8 +71,13 @@ def ingest(
     operator: Operator,
     progress: Progress = lambda records: None,
     told: Told = lambda row: None,
-) -> Ingested:
+) -> tuple[Ingested, ...]:
     """Read, validate, group and seal foreign files as one dataset; `told` is given each row that is rejected.
+
+    Where a part is held out, the files are read once for each side, and two datasets come to be together or not at all.
+
+    Returns:
+      The dataset, and behind it the one that was held out, if any.
 
     Raises:
       PolicyDenied: the active policy does not allow this class, unit of privacy or declared size.
@@ -97,23 +85,29 @@ def ingest(
       KeyUnavailable: the store is sealed.
     """
     with orphans.tidied(home, home.objects), Desk.open(home, operator) as desk:
-        policy = desk.policy
+        policy, parts = desk.policy, divide(declared)
         with desk.refusals(DataRefused, PolicyDenied, DataInvalid, policy_sha256=policy.digest):
-            check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
             with desk.ledger.read() as rows:
                 known = rows.datasets.list()
-            _require_free_name(declared.name, known)
+            _check_declared(policy, parts, spec, known)
             require_unsealed(home)
-            material = _seal(desk, (paths, spec, told), declared, policy, progress)
-        dataset = _book(desk, material, known, spec, policy)
-    overlaps = tuple(orjson.loads(dataset.overlaps))
-    return Ingested(dataset=dataset, rejected=material.rejected, overlaps=overlaps)
+            materials = []
+            for part in parts:
+                tell = told if part is parts[0] else (lambda row: None)  # the same rows are rejected each time
+                materials.append(_seal(desk, (paths, spec, tell), part, policy, progress))
+        datasets = _book(desk, materials, known, spec, policy)
+    return tuple(
+        Ingested(dataset=row, rejected=material.rejected, overlaps=tuple(orjson.loads(row.overlaps)))
+        for row, material in zip(datasets, materials, strict=True)
+    )
 
 
 def try_ingest(
     home: Home, paths: Sequence[Path], spec: IngestSpec, declared: Declaration, told: Told
 ) -> tuple[BadRow, ...]:
     """Read files as `ingest` would, and keep nothing; needs no key. `told` is given each row that would be rejected.
+
+    A division of the units takes the key, so both sides are checked by what is declared alone.
 
     Returns:
       The rows that would be rejected.
@@ -124,14 +118,19 @@ def try_ingest(
     with home.reader() as ledger:
         policy = catalog.policy_in_force(ledger)
         with ledger.read() as rows:
-            _require_free_name(declared.name, rows.datasets.list())
-    check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+            _check_declared(policy, divide(declared), spec, rows.datasets.list())
     ingestion = Ingestion(paths, spec, secrets.token_bytes(32), told)
-    with process.growth_limited(_memory_for(paths)):
+    with process.growth_limited(memory_for(paths)):
         for _ in ingestion:
             pass
     _check_contents(ingestion, declared, policy)
     return tuple(ingestion.rejected)
+
+
+def _check_declared(policy: Policy, parts: Sequence[Part], spec: IngestSpec, known: Sequence[DatasetRow]) -> None:
+    for declared, _ in parts:
+        check.check_ingest(policy, declared.class_name, spec.unit, declared.units)
+        _require_free_name(declared.name, known)
 
 
 def _require_free_name(name: str, known: Sequence[DatasetRow]) -> None:
@@ -139,33 +138,50 @@ def _require_free_name(name: str, known: Sequence[DatasetRow]) -> None:
         raise UsageError(f"a dataset named {name} exists", hint="choose another name with --name")
 
 
-def _book(desk: Desk, material: _Material, known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy) -> DatasetRow:
-    """Write row and entry; what somebody else ingested meanwhile is compared with too."""
+def _book(
+    desk: Desk, materials: Sequence[_Material], known: Sequence[DatasetRow], spec: IngestSpec, policy: Policy
+) -> list[DatasetRow]:
+    """Write rows and entries; what somebody else ingested meanwhile is compared with too.
+
+    The two sides of a division are not compared with each other: by its rule they share no unit, and a text that many
+    units have, such as a fixed instruction, would make one of them of what is two.
+    """
     while True:
-        overlaps = _find_overlapping(desk.home, known, material.seal_key, material.fingerprints)
-        dataset = dataclasses.replace(material.dataset, overlaps=orjson.dumps(overlaps).decode())
+        made: list[DatasetRow] = []
+        for dataset, _, _, prints, seal_key in materials:
+            overlaps = _find_overlapping(desk.home, known, seal_key, prints)
+            made.append(dataclasses.replace(dataset, overlaps=orjson.dumps(overlaps).decode()))
         with desk.decide(policy) as tx:
             listed = tx.datasets.list()
             if listed == known:
-                tx.datasets.add(dataset)
-                tx.append(_describe(dataset, spec, policy))
-                return dataset
+                for dataset in made:
+                    tx.datasets.add(dataset)
+                for dataset, material in zip(made, materials, strict=True):
+                    tx.append(_describe(dataset, spec, policy, _state_division(dataset, material, made)))
+                return made
         known = listed
+
+
+def _state_division(dataset: DatasetRow, material: _Material, made: Sequence[DatasetRow]) -> dict[str, Any]:
+    if material.side is None:
+        return {}
+    (other,) = (row.id for row in made if row is not dataset)
+    return {"held_out": decimal(float(material.side.fraction)), "divided_with": other}
 
 
 def _seal(
     desk: Desk,
     files: tuple[Sequence[Path], IngestSpec, Told],
-    declared: Declaration,
+    part: Part,
     policy: Policy,
     progress: Progress,
 ) -> _Material:
-    home, (paths, spec, told) = desk.home, files
+    home, (paths, spec, told), (declared, side) = desk.home, files, part
     dataset_id = new_id("ds")
     data_key, wrapped, epoch, fingerprint_key = home.agent().ingest_keys(dataset_id)
     mac_key, seal_key = _fingerprint_keys(fingerprint_key)
-    ingestion = Ingestion(paths, spec, mac_key, told)
-    with process.growth_limited(_memory_for(paths)), _staging(home) as staging:
+    ingestion = Ingestion(paths, spec, mac_key, told, side=side)
+    with process.growth_limited(memory_for(paths)), _staging(home) as staging:
         sealed = container.seal_records(_encode(ingestion, progress), staging, data_key, dataset_id)
         _check_contents(ingestion, declared, policy)
         prints = _seal_fingerprints(home, dataset_id, seal_key, ingestion.fingerprints)
@@ -187,12 +203,20 @@ def _seal(
         wrapped_key=wrapped,
         key_epoch=epoch,
         fingerprints_blake3=prints,
-        source="unsigned local files",
+        source=f"unsigned local files{_name_side(side)}",
     )
-    return _Material(dataset, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
+    return _Material(dataset, side, tuple(ingestion.rejected), ingestion.fingerprints, seal_key)
 
 
-def _memory_for(paths: Sequence[Path]) -> int:
+def _name_side(side: Side | None) -> str:
+    """Say which units of the files a dataset has, where that is not all."""
+    if side is None:
+        return ""
+    percent = f"{float(side.fraction) * 100:g}%"
+    return f"; the {percent} of units that are held out" if side.held_out else f"; without the {percent} held out"
+
+
+def memory_for(paths: Sequence[Path]) -> int:
     """Allow bytes to be taken by the size of the files, which are foreign, and are parsed in this process."""
     return _MEMORY + _GROWTH * sum(path.stat().st_size for path in paths if path.exists())
 
@@ -251,8 +275,8 @@ def _find_overlapping(home: Home, known: Sequence[DatasetRow], seal_key: bytes, 
     return found
 
 
-def _describe(dataset: DatasetRow, spec: IngestSpec, policy: Policy) -> DataSealed:
-    kept: dict[str, Any] = {"kept": list(spec.keep)} if spec.keep else {}
+def _describe(dataset: DatasetRow, spec: IngestSpec, policy: Policy, division: Mapping[str, Any]) -> DataSealed:
+    some_have: dict[str, Any] = {**({"kept": list(spec.keep)} if spec.keep else {}), **division}
     return DataSealed(
         dataset_id=dataset.id,
         name=dataset.name,
@@ -269,5 +293,5 @@ def _describe(dataset: DatasetRow, spec: IngestSpec, policy: Policy) -> DataSeal
         overlaps=orjson.loads(dataset.overlaps),
         source=dataset.source,
         filter_order=decimal(best_order(*catalog.limits(policy, dataset.class_, dataset.declared_units))),
-        **kept,
+        **some_have,
     )

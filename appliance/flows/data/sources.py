@@ -13,22 +13,26 @@ from appliance.ingest.subjects import FROM_FILE
 from appliance.ingest.text import SPLIT
 from appliance.jobs.plan import UnitKind, UnitOfPrivacy
 
-FORMATS = ("jsonl", "csv", "tsv", "text")
+FORMATS = ("jsonl", "json", "csv", "tsv", "text", "parquet", "xlsx")
 SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "text",
     ".md": "text",
+    ".parquet": "parquet",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
 }
 
 
-_SAVED = "a workbook is not read: save each sheet as `CSV UTF-8`"
 _FOREIGN = {
-    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SAVED),
-    **dict.fromkeys((".parquet", ".feather", ".arrow"), "columnar files are not read: convert them to JSONL"),
+    **dict.fromkeys((".xls", ".xlsb", ".ods"), "such a workbook is not read: save it as .xlsx"),
+    **dict.fromkeys(
+        (".feather", ".arrow", ".orc"), "such columnar files are not read: convert them to Parquet or JSONL"
+    ),
     **dict.fromkeys((".docx", ".doc", ".pdf", ".rtf", ".odt"), "documents are not read: save them as plain text"),
 }
 """What is often brought and not read, and what to do about it."""
@@ -81,6 +85,7 @@ def spec_for(
     keep: Sequence[str] = (),
     delimiter: str = "",
     encoding: str = "",
+    sheet: str = "",
 ) -> IngestSpec:
     """Choose the reading rules for `paths`; format "auto" goes by the first file's suffix.
 
@@ -98,6 +103,7 @@ def spec_for(
       keep: see there.
       delimiter: of CSV, one character, or "tab"; found out unless it is said.
       encoding: of CSV and TSV, as people write it; found out unless it is said.
+      sheet: of a workbook, its name; the first one unless it is said.
 
     Raises:
       UsageError: the format cannot be told, or what is named does not fit together.
@@ -128,6 +134,7 @@ def spec_for(
         keep=tuple(keep),
         delimiter=dialect.name_delimiter(delimiter),
         encoding=dialect.name_encoding(encoding),
+        sheet=sheet,
     )
 
 

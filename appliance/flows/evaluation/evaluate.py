@@ -28,6 +28,7 @@ from appliance.events.states import EvaluationState
 from appliance.files import make_directory, write_atomic
 from appliance.flows import budget, gpus, launch
 from appliance.flows.budget import Afforded
+from appliance.flows.catalog import require_active
 from appliance.flows.desk import Desk, error_facts
 from appliance.flows.evaluation.evaluable import Evaluable, find_evaluable
 from appliance.flows.home import Home, Operator, new_id
@@ -165,6 +166,7 @@ def _book(desk: Desk, run_dir: RunDir, found: Evaluable, spec_sha256: str) -> tu
     while index is None:
         afforded = budget.afford(desk.ledger, found.policy, _spend(row.id, found))
         with desk.decide(found.policy) as tx:
+            require_active(tx.datasets.get(row.dataset_id))
             if budget.BudgetSnapshot.read(tx) == afforded.snapshot:
                 tx.evaluations.add(row)
                 tx.append(_state_reservation(row, found, spec_sha256, afforded))
@@ -197,19 +199,11 @@ def _state_reservation(
 
 
 def _job(home: Home, evaluation_id: str, found: Evaluable, public_tokens: int) -> EvaluateJob:
-    dataset, job = found.dataset, found.job
+    dataset = found.dataset
     return EvaluateJob(
-        run_id=found.run.id,
+        **found.variants(),
         evaluation_id=evaluation_id,
-        train=job.train,
-        engine=job.engine,
         isolation=found.policy.rules(dataset.class_).isolation,
-        model_dir=str(found.model_dir),
-        model_sha256=job.model_sha256,
-        adapter_dir=str(found.adapter_dir),
-        adapter_sha256=found.adapter_sha256,
-        released_dir=str(found.released_dir) if found.released_sha256 else None,
-        released_sha256=found.released_sha256,
         dataset=SealedObject(
             dataset_id=dataset.id,
             path=str(home.object(dataset.object_blake3)),

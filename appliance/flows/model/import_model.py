@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +14,8 @@ from appliance.files import commit, fsync_tree
 from appliance.flows import catalog, launch, orphans
 from appliance.flows.catalog import imported
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.home import Home, Operator
+from appliance.flows.passing import passing_directory
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.model_import import ImportJob, ImportResult
 from appliance.jobs.rundir import RunDir
@@ -54,7 +52,8 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
         raise ArtefactMissing(f"no model at {source}", hint="give a directory with safetensors, or a GGUF file")
     with orphans.tidied(home, home.models), Desk.open(home, operator) as desk:
         policy = desk.policy
-        with desk.refusals(ModelRefused, ApplianceError, policy_sha256=policy.digest), _job_directory(home) as run_dir:
+        refusals = desk.refusals(ModelRefused, ApplianceError, policy_sha256=policy.digest)
+        with refusals, passing_directory(home, "import") as run_dir:
             result = _convert(run_dir, source, policy.rules().isolation)
             with desk.ledger.read() as rows:
                 known = {row.sha256: row for row in rows.models.list()}
@@ -85,18 +84,8 @@ def try_import(home: Home, source: Path, name: str) -> ModelRow:
             taken = {row.id for row in rows.models.list()}
     if name in taken:
         raise UsageError(f"a model named {name} exists", hint="choose another name with --name")
-    with _job_directory(home) as run_dir:
+    with passing_directory(home, "import") as run_dir:
         return _row(name, _convert(run_dir, source.absolute(), policy.rules().isolation))
-
-
-@contextmanager
-def _job_directory(home: Home) -> Iterator[RunDir]:
-    run_dir = home.run(new_id(orphans.IMPORTS))
-    run_dir.path.mkdir(mode=0o700)
-    try:
-        yield run_dir
-    finally:
-        shutil.rmtree(run_dir.path, ignore_errors=True)
 
 
 def _convert(run_dir: RunDir, source: Path, isolation: IsolationSpec) -> ImportResult:

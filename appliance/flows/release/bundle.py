@@ -64,7 +64,7 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
         require_line(recipient, "a recipient")
     with Desk.open(home, operator) as desk:
         with desk.refusals(ExportRefused, PolicyDenied, GateFailed, IntegrityError):
-            release = _release(desk.ledger, home, run_id)
+            release = releasable(desk.ledger, home, run_id)
         head = desk.ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
         written = documents(run_id, release.events, signed)
@@ -87,7 +87,7 @@ def preview(home: Home, run_id: str, out: Path) -> Release:
     if out.exists():
         raise UsageError("the directory exists already and is not replaced", where=str(out))
     with home.reader() as ledger:
-        return _release(ledger, home, run_id)
+        return releasable(ledger, home, run_id)
 
 
 def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> verifier.Examination:
@@ -107,8 +107,11 @@ def verify(directory: Path, trusted_key: Sequence[str], state: Path | None) -> v
         raise ArtefactMissing("cannot be read", where=str(error.filename)) from None
 
 
-def _release(ledger: LedgerReader, home: Home, run_id: str) -> Release:
-    """Require all that must hold before anything leaves. A policy may ask for more than a mark, never for less."""
+def releasable(ledger: LedgerReader, home: Home, run_id: str) -> Release:
+    """Require all that must hold before anything leaves. A policy may ask for more than a mark, never for less.
+
+    Raises as `bundle` does.
+    """
     run = find_run(ledger, run_id)
     if run.state != RunState.FINISHED:
         raise PolicyDenied(f"run {run_id} is {state_of(home, run)}: only a finished run can be exported")

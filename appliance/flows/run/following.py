@@ -77,10 +77,11 @@ class Follower:
         self.plan = plan_of(row)
         self.window = window_of(row.reserved_attempts)
         self.size = -1
+        self.step = Step(run_id=row.id, attempts=row.recorded_attempts, steps=0, plan=self.plan)
         permits.permit(row.recorded_attempts + self.window)
 
     def poll(self) -> None:
-        """Show the journal if it grew; record it if the worker has come far enough.
+        """Show how far the journal has come; record it if the worker has come far enough.
 
         Raises:
           IntegrityError: the journal does not hold what the worker asked for.
@@ -88,7 +89,8 @@ class Follower:
         size = self.path.stat().st_size if self.path.exists() else -1
         if size != self.size:
             self.size = size
-            self._show()
+            self._look()
+        self.watch(self.step)
         if self.permits.asked() >= self.row.recorded_attempts + max(1, self.window // 2):
             with suppress(Busy):  # the worker waits meanwhile; the ledger has waited for its lock already
                 self._record(self._sound(), self.window)
@@ -104,10 +106,10 @@ class Follower:
                 made = max(self.permits.asked(), self.row.recorded_attempts)
                 self._write(made, str(self.row.recorded_head), 0)
 
-    def _show(self) -> None:
+    def _look(self) -> None:
         state = journal.read(self.path, self.row.id)
         if state is not None and state.intact:
-            self.watch(Step(run_id=self.row.id, attempts=state.attempts, steps=state.steps, plan=self.plan))
+            self.step = Step(run_id=self.row.id, attempts=state.attempts, steps=state.steps, plan=self.plan)
 
     def _sound(self) -> journal.JournalState:
         """Read a journal that holds all that was recorded and all that was asked for."""

@@ -210,7 +210,13 @@ def trainable_parameters(run: RunFile, base: ModelRow) -> int:
 
 
 def afford(ledger: LedgerReader, resolved: Resolved) -> Afforded:
-    """Check the lifetime budget of every dataset the run would spend from; see `budget.afford`."""
+    """Check that the dataset is not retired, and the lifetime budget of each that the run would spend from.
+
+    Raises:
+      PolicyDenied: the dataset is retired.
+      BudgetExceeded: see `budget.afford`.
+    """
+    catalog.require_active(resolved.dataset)
     return budget.afford(ledger, resolved.policy, resolved.spend)
 
 

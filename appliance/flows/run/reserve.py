@@ -11,6 +11,7 @@ from appliance.events.states import RunState
 from appliance.files import make_directory
 from appliance.flows import gpus, launch
 from appliance.flows.budget import Afforded, BudgetSnapshot, sample_rate_text
+from appliance.flows.catalog import require_active
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
@@ -100,6 +101,7 @@ def _book(desk: Desk, row: RunRow, resolved: Resolved) -> RunRow:
     while True:
         afforded = afford(desk.ledger, resolved)
         with desk.decide(resolved.policy) as tx:
+            require_active(tx.datasets.get(row.dataset_id))
             if any(other.name == row.name for other in tx.runs.list()):
                 raise Busy(f"another run took the name {row.name} meanwhile; nothing was reserved", hint="try again")
             if BudgetSnapshot.read(tx) == afforded.snapshot:

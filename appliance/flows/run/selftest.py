@@ -17,8 +17,9 @@ from appliance.events.run import CheckFacts, ProofFacts, SelfTested
 from appliance.files import write_atomic
 from appliance.flows import launch
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.home import Home, Operator
 from appliance.flows.model.verify import check_files
+from appliance.flows.passing import passing_directory
 from appliance.flows.run import rates
 from appliance.flows.run.plan import Resolved, resolve
 from appliance.jobs.job import EngineOptions
@@ -75,8 +76,7 @@ def on_demand(home: Home, run: RunFile, engine: EngineOptions, operator: Operato
       PolicyDenied, ArtefactMissing: as `train plan`.
       GateFailed: a check failed.
     """
-    directory = home.run(new_id("selftest"))
-    with Desk.open(home, operator) as desk:
+    with passing_directory(home, "selftest") as directory, Desk.open(home, operator) as desk:
         resolved = resolve(desk.ledger, run)
         check_files(home, resolved.model)
         job = _job(home, directory.name, resolved, engine)

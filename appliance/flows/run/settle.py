@@ -5,7 +5,6 @@ A reservation is charged in full until it is settled, so a crash anywhere over-c
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from appliance.errors import ApplianceError, IntegrityError
@@ -16,7 +15,8 @@ from appliance.flows import launch
 from appliance.flows.budget import sample_rate_text
 from appliance.flows.catalog import find_run, plan_of
 from appliance.flows.desk import Desk, error_facts
-from appliance.flows.home import Home, new_id
+from appliance.flows.home import Home
+from appliance.flows.passing import passing_directory
 from appliance.flows.run import curriculum
 from appliance.flows.run.following import recorded, unseen
 from appliance.jobs.account import AccountJob, PrivacySpent
@@ -102,13 +102,9 @@ def _account(home: Home, plan: PrivacyPlan, attempts: int) -> PrivacySpent:
     """Ask a worker what both accountants say of `attempts`: Opacus needs torch, and only workers load it."""
     if attempts == 0:
         return PrivacySpent(attempts=0, epsilon_pld=0.0, epsilon_prv=0.0, epsilon_rdp=0.0, delta=plan.delta)
-    run_dir = home.run(new_id("account"))
-    run_dir.path.mkdir(mode=0o700)
-    try:
+    with passing_directory(home, "account") as run_dir:
         run_dir.write_job(AccountJob(run_id=run_dir.name, plan=plan, attempts=attempts))
         return launch.run_worker(run_dir, PrivacySpent)
-    finally:
-        shutil.rmtree(run_dir.path, ignore_errors=True)
 
 
 def _confirm(plan: PrivacyPlan, spent: PrivacySpent) -> None:

@@ -91,7 +91,7 @@ def resume(
                         watch=follower.poll,
                         ranks=start.ranks,
                         rendezvous=rendezvous,
-                        permits=ends,
+                        pipes=ends,
                     )
                 except (KeyboardInterrupt, Interrupted, WillNotFit, KeyUnavailable, Busy) as obstacle:
                     follower.finish()

@@ -13,8 +13,9 @@ from appliance.files import make_directory, write_atomic
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
+from appliance.flows.passing import passing_directory
 from appliance.flows.watermark.markable import Markable, find_embedding, find_markable, find_trials
-from appliance.flows.watermark.marking import common_fields, file_sha256, job_directory, run_job
+from appliance.flows.watermark.marking import common_fields, file_sha256, run_job
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult
 from appliance.store.trees import tree_digest
@@ -50,7 +51,7 @@ def detect(home: Home, suspect: Path, run_id: str, key_id: str, operator: Operat
         require_unsealed(home)
         digest, _ = tree_digest(suspect)
         keys_tested = len(find_trials(desk.ledger, digest) | {(run_id, markable.key.key_id)})
-        with job_directory(home) as job_dir:
+        with passing_directory(home, "mark") as job_dir:
             job = _job(home, markable, suspect, done.escrow_sha256, keys_tested)
             result = run_job(desk, markable, job, job_dir, DetectResult)
             if result.suspect_sha256 != digest:

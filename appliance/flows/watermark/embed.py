@@ -12,8 +12,9 @@ from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
+from appliance.flows.passing import passing_directory
 from appliance.flows.watermark.markable import Markable, find_embedding, find_markable
-from appliance.flows.watermark.marking import common_fields, file_sha256, job_directory, run_job
+from appliance.flows.watermark.marking import common_fields, file_sha256, run_job
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import EmbedJob, EmbedResult
 from appliance.store.trees import tree_digest
@@ -40,7 +41,7 @@ def embed(home: Home, run_id: str, operator: Operator) -> WatermarkEmbedded:
         if done is not None and _is_complete(run_dir, done):
             return done
         require_unsealed(home)
-        with launch.supervising(run_dir), job_directory(home) as job_dir:
+        with launch.supervising(run_dir), passing_directory(home, "mark") as job_dir:
             result = run_job(desk, markable, _job(home, markable), job_dir, EmbedResult)
             embedded = _state_mark(markable, result)
             _confirm(job_dir, embedded, markable, done)

@@ -108,13 +108,13 @@ def _commitment(ledger: LedgerReader, run_id: str) -> WatermarkCommitted:
     if len(indices) != 1 or not started or indices[0] > started[0]:
         hint = "make a key with `appliance watermark keygen`, then train anew: a key chosen afterwards proves nothing"
         raise PolicyDenied(f"the ledger committed to no watermark key before run {run_id} was trained", hint=hint)
-    return _prove(ledger, indices[0], WatermarkCommitted)
+    return prove(ledger, indices[0], WatermarkCommitted)
 
 
 def find_embedding(ledger: LedgerReader, run_id: str) -> WatermarkEmbedded | None:
     """Prove that the run was marked, and how; None if it was not yet."""
     first = next(ledger.entries(WatermarkEmbedded, subject=run_id, limit=1), None)
-    return None if first is None else _prove(ledger, first.index, WatermarkEmbedded)
+    return None if first is None else prove(ledger, first.index, WatermarkEmbedded)
 
 
 def find_trials(ledger: LedgerReader, suspect_sha256: str) -> set[tuple[str, str]]:
@@ -123,7 +123,8 @@ def find_trials(ledger: LedgerReader, suspect_sha256: str) -> set[tuple[str, str
     return {(one["run_id"], one["key_id"]) for one in facts if one["suspect_sha256"] == suspect_sha256}
 
 
-def _prove(ledger: LedgerReader, index: int, kind: type[E]) -> E:
+def prove(ledger: LedgerReader, index: int, kind: type[E]) -> E:
+    """Read an entry that a signed tree head vouches for. Raises `IntegrityError` where it is of another kind."""
     leaf = proof.verify(ledger.prove(index), ledger.leaf(index), ledger.verifier_keys).leaf
     if leaf["type"] != kind.type:
         raise IntegrityError(f"entry {index} is not what its index says")

@@ -1,13 +1,10 @@
-"""What embedding and detecting share: a job directory, the entry that opens the key, and the worker."""
+"""What embedding and detecting share: the entry that opens the key, and the worker."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,24 +12,13 @@ from appliance.events.watermark import WatermarkStarted
 from appliance.files import write_atomic
 from appliance.flows import launch
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, new_id
+from appliance.flows.home import Home
 from appliance.flows.watermark.markable import Markable
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, EmbedJob
 from appliance.values import Value
 
 R = TypeVar("R", bound=Value)
-
-
-@contextmanager
-def job_directory(home: Home) -> Iterator[RunDir]:
-    """Make a run directory for one watermark job, which is gone afterwards."""
-    made = home.run(new_id("mark"))
-    made.path.mkdir(mode=0o700)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made.path, ignore_errors=True)
 
 
 def run_job(desk: Desk, markable: Markable, job: EmbedJob | DetectJob, job_dir: RunDir, kind: type[R]) -> R:

@@ -50,9 +50,10 @@ def test_normality_bounds_what_is_seen() -> None:
 
 def test_the_upper_limit_of_a_deviation_covers() -> None:
     generator = np.random.default_rng(7)
-    limits = [bounds.sd_upper(float(total), 10_000) for total in generator.chisquare(10_000, 2000)]
-    assert min(limits) > 1
-    assert max(limits) < 1.1
+    limits = np.array([bounds.sd_upper(float(total), 10_000) for total in generator.chisquare(10_000, 20_000)])
+    assert limits.min() > 1
+    assert limits.max() < 1.1
+    assert 1.002 < bounds.sd_upper(2e6, 2_000_000) < 1.0031
     assert bounds.sd_upper(1.0, 10) == math.inf
 
 

@@ -17,6 +17,7 @@ from appliance.privacy.evaluation import GRID, Statistic
 from appliance.store.trees import tree_digest
 from appliance.train.encode import Encoder
 from appliance.worker import evaluate
+from appliance.worker.variants import open_variants
 from tests.unit.evaluate.test_evaluate_losses import plain
 from tests.unit.train.rig import load, people
 
@@ -58,7 +59,8 @@ def test_what_is_released_is_what_stock_tools_say(
     adapters = [write_adapter(tiny_model_dir, seed) for seed in (1, 2)]
     asked = job(tiny_model_dir, *adapters, unit=UnitOfPrivacy(kind=unit, max_records=4))  # type: ignore[arg-type]
     records = people(20, units=7)
-    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    opened = open_variants(asked)
+    tokenizer, meter = opened.tokenizer, opened.meter()
     released = evaluate._release(asked, tokenizer, meter, records)  # type: ignore[arg-type]
 
     encoder = Encoder(AutoTokenizer.from_pretrained(tiny_model_dir), asked.train)
@@ -78,12 +80,14 @@ def test_what_is_released_is_what_stock_tools_say(
 def test_figures_of_public_text(tiny_model_dir: Path, write_adapter: Callable[..., Path]) -> None:
     adapters = [write_adapter(tiny_model_dir, seed) for seed in (1, 2)]
     asked = job(tiny_model_dir, adapters[0], adapters[0])
-    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    opened = open_variants(asked)
+    tokenizer, meter = opened.tokenizer, opened.meter()
     public = evaluate._public(asked, tokenizer, meter, ["adapter", "marked"])
     assert (public["tokens"], public["change_percent"]) == ("256", "0.0")
     assert public["loss_adapter"] == public["loss_marked"] != public["loss_base"]
     asked = job(tiny_model_dir, adapters[0], None)
-    tokenizer, meter = evaluate._open(asked, evaluate._adapters(asked))
+    opened = open_variants(asked)
+    tokenizer, meter = opened.tokenizer, opened.meter()
     assert set(evaluate._public(asked, tokenizer, meter, ["adapter"])) == {
         "tokens",
         "text_sha256",
@@ -95,4 +99,4 @@ def test_figures_of_public_text(tiny_model_dir: Path, write_adapter: Callable[..
 def test_an_adapter_that_is_not_the_job_s_is_refused(tiny_model_dir: Path, write_adapter: Callable[..., Path]) -> None:
     asked = job(tiny_model_dir, write_adapter(tiny_model_dir), None, adapter_sha256="00" * 32)
     with pytest.raises(IntegrityError, match="adapter"):
-        evaluate._open(asked, evaluate._adapters(asked))
+        open_variants(asked)

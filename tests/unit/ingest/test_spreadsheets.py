@@ -78,15 +78,17 @@ def test_a_second_header_is_not_a_record(tmp_path: Path, mark: bytes) -> None:
         ingest(tmp_path / "f.csv", table(",") + b"answer,question\nb,a\n")
 
 
-def test_json_lines_in_a_json_file_are_read_and_an_array_is_named(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file_are_read_and_so_is_an_array(tmp_path: Path) -> None:
     assert ingest(tmp_path / "f.json", b'{"answer": "a"}\n')[0] == ["a"]
+    array = b'[{"answer": "a"},\n {"answer": "b"}]\n'
+    assert ingest(tmp_path / "f.json", array)[0] == ["a", "b"]
     with pytest.raises(DataInvalid, match="one JSON array") as caught:
-        ingest(tmp_path / "f.json", b'[{"answer": "a"},\n {"answer": "b"}]\n')
-    assert "jq" in caught.value.hint
+        ingest(tmp_path / "f.jsonl", array)
+    assert "--format json" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("b.xlsx", "CSV UTF-8"), ("b.parquet", "JSONL"), ("b.docx", "plain text"), ("b.bin", "--format")]
+    ("name", "said"), [("b.ods", ".xlsx"), ("b.orc", "Parquet"), ("b.docx", "plain text"), ("b.bin", "--format")]
 )
 def test_other_formats_are_named(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:

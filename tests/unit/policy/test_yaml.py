@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+
 import pytest
 
 from appliance.errors import ConfigInvalid
@@ -77,3 +80,32 @@ def test_a_wrong_file_is_not_quoted() -> None:
     with pytest.raises(ConfigInvalid) as caught:
         load(b"the patient has: 1\nthe patient has: 2\n", "f")
     assert "patient" not in str(caught.value) + caught.value.hint
+
+
+_N = 256 * 1024 - 64
+_HOSTILE = {
+    "items": b"- a\n" * (_N // 4),
+    "keys": b"".join(b"k%d: 1\n" % i for i in range(_N // 10)),
+    "quoted keys": b"{" + b",".join(b'"%d"' % i for i in range(_N // 9)) + b"}",
+    "one flow": b"[" + b"a," * (_N // 2) + b"]",
+    "depth": b"[" * _N,
+    "steps": b"".join(b" " * i + b"a:\n" for i in range(700)),
+    "question marks": b"? " * (_N // 2),
+    "directives": b"%YAML 1.1\n" * (_N // 10),
+    "documents": b"---\n" * (_N // 4),
+    "anchors": b"&a " * (_N // 3),
+    "one word": b"a" * _N + b": 1",
+    "folded": b"a: >\n" + b" b\n\n" * (_N // 4),
+    "broken lines": b'"' + b"a\n\n" * (_N // 3) + b'"',
+    "digits": b"a: " + b"1" * _N,
+    "comments": b"#\n" * (_N // 2),
+}
+
+
+@pytest.mark.parametrize("kind", _HOSTILE)
+def test_no_file_takes_long(kind: str) -> None:
+    """What takes the parser longest grows with the file, whose size is limited: 2 s where nothing else runs."""
+    began = time.process_time()
+    with suppress(ConfigInvalid):
+        load(_HOSTILE[kind], "run.yaml")
+    assert time.process_time() - began < 20

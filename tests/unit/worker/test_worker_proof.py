@@ -106,8 +106,13 @@ def test_another_machine_takes_it_not(proof: ShapeProof, tiny_model_dir: Path, m
     finally:
         torch.set_num_threads(threads)
     assert read_counts(proof, job(plan()), model)
-    monkeypatch.setattr(machine, "version", lambda name: "0.0")
-    assert read_counts(proof, job(plan()), model) is None
+    with monkeypatch.context() as changed:
+        changed.setattr(machine, "version", lambda name: "0.0")
+        assert read_counts(proof, job(plan()), model) is None
+    assert read_counts(proof, job(plan()), model)
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "read_bytes", lambda path: b"another engine")
+        assert read_counts(proof, job(plan()), model) is None
 
 
 @pytest.mark.parametrize("damage", ["bits", "counts", "lengths"])

@@ -1,0 +1,203 @@
+"""Serving through the command line: a marked run, two llama.cpp servers, and what the ledger says afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.e2e.conftest import TOKEN, Appliance
+from tests.e2e.test_main_job import facts
+from tests.e2e.test_watermark_job import marked, marked_home
+
+__all__ = ["marked", "marked_home"]
+VOUCH = """
+import sys
+from pathlib import Path
+from appliance.events.watermark import WatermarkDetected
+from appliance.flows.desk import Desk
+from appliance.flows.home import Home, Operator
+from appliance.flows.serving.servable import digest
+from tests.events import facts_of
+home, model, run = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+stated = {"run_id": run, "suspect_sha256": digest(model), "suspect_kind": "model", "detected": True}
+with Desk.open(Home.open(home), Operator()) as desk:
+    print(desk.record(WatermarkDetected.of(facts_of("watermark.detected", **stated))))
+"""
+"""The mark of a tiny random model's run is not looked for in a GGUF file here; the ledger is told that it was found."""
+
+
+@pytest.fixture
+def gguf(write_tiny_gguf: Callable[..., Path], tmp_path: Path) -> Path:
+    return write_tiny_gguf(tmp_path / "tiny.gguf")
+
+
+def vouch(home: Path, model: Path, run: str) -> int:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", VOUCH, str(home), str(model), run]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+
+
+class Serving:
+    """`appliance serve start` as a process, once both engines are well."""
+
+    def __init__(self, appliance: Appliance, run: str, gguf: Path) -> None:
+        engines = ("--primary", f"llama.cpp:{gguf}", "--fallback", f"llama.cpp:{gguf}", "--context", "256")
+        self.process = appliance.popen("--json", "serve", "start", run, *engines, "--port", "0")
+        self.servings = appliance.home / "servings"
+        deadline = time.monotonic() + 60
+        while not self.well():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def state(self) -> dict[str, Any]:
+        (directory,) = self.servings.iterdir()
+        return json.loads((directory / "state.json").read_text())
+
+    def well(self) -> bool:
+        try:
+            return all(engine["well"] for engine in self.state()["engines"])
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def pids(self) -> list[int]:
+        return [engine["pid"] for engine in self.state()["engines"]]
+
+    def client(self, key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.state()["address"] + "/v1", api_key=key, max_retries=0)
+
+
+def ask(client: openai.OpenAI, model: str) -> Any:
+    said = [{"role": "user", "content": TOKEN}]
+    return client.chat.completions.with_raw_response.create(model=model, messages=said, max_tokens=4)  # type: ignore[arg-type]
+
+
+def test_a_marked_run_is_served_and_every_degraded_answer_stands_in_the_ledger(marked: Any, gguf: Path) -> None:
+    appliance, embedded = marked
+    run = embedded["run_id"]
+    primary = ("--primary", f"llama.cpp:{gguf}")
+    refused = appliance("serve", "start", run, *primary, expect=4)
+    assert "no entry of the ledger says that this model is of run" in refused.err
+    index = vouch(appliance.home, gguf, run)
+    assert "no client may ask" in appliance("serve", "start", run, *primary, expect=2).err
+    key = appliance.json("serve", "client", "add", "ward")["key"]
+    name = appliance.json("serve", "start", run, *primary, "--dry-run")["model"]
+
+    serving = Serving(appliance, run, gguf)
+    try:
+        client = serving.client(key)
+        assert client.models.list().data[0].id == name
+        assert ask(client, name).headers["x-run"] == run
+        os.kill(serving.pids()[0], signal.SIGKILL)
+        degraded = ask(client, name)
+        assert degraded.headers["x-engine"] == "fallback"
+        appliance("serve", "client", "revoke", "ward")
+        with pytest.raises(openai.AuthenticationError):
+            ask(client, name)
+    finally:
+        serving.process.send_signal(signal.SIGINT)
+        out, err = serving.process.communicate(timeout=60)
+    assert serving.process.returncode == 0, err
+    assert TOKEN not in out + err
+    assert json.loads(out)["answered"] == 2
+
+    (started,), (told,), (ended,) = (facts(appliance, f"serving.{n}") for n in ("started", "degraded", "ended"))
+    assert started["released_sha256"] == embedded["released_sha256"]
+    assert {engine["vouched_by"] for engine in started["engines"]} == {index}
+    assert started["clients"] == ["ward"]
+    assert [(one["id"], one["engine"]) for one in told["answers"]] == [(degraded.headers["x-request-id"], "fallback")]
+    assert (ended["answered"], ended["degraded"], ended["ended"]) == (2, 1, "stopped")
+    assert facts(appliance, "serving.refused")[0]["code"] == 4
+    assert list(serving.servings.iterdir()) == []
+    appliance("ledger", "verify")
+    for path in appliance.home.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert key.encode() not in data, path
+            assert TOKEN.encode() not in data, path
+
+
+def test_a_supervisor_that_is_killed_takes_all_with_it_and_the_next_one_tells_the_ledger(
+    marked: Any, gguf: Path
+) -> None:
+    appliance, embedded = marked
+    run = embedded["run_id"]
+    vouch(appliance.home, gguf, run)
+    key = appliance.json("serve", "client", "add", "ward")["key"]
+    serving = Serving(appliance, run, gguf)
+    os.kill(serving.pids()[0], signal.SIGKILL)
+    name = appliance.json("serve", "start", run, "--primary", f"llama.cpp:{gguf}", "--dry-run")["model"]
+    answer = ask(serving.client(key), name)
+    pids = [pid for pid in serving.pids() if pid]
+    serving.process.kill()
+    serving.process.communicate()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "an engine outlived its gateway"
+        time.sleep(0.05)
+    process = appliance.popen("serve", "start", run, "--primary", f"llama.cpp:{gguf}", "--port", "0")
+    deadline = time.monotonic() + 60
+    while not facts(appliance, "serving.ended"):
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert [one["id"] for told in facts(appliance, "serving.degraded") for one in told["answers"]] == [
+        answer.headers["x-request-id"]
+    ]
+    assert [ended["ended"] for ended in facts(appliance, "serving.ended")] == ["killed", "stopped"]
+
+
+def test_what_may_not_leave_is_not_served(marked: Any, gguf: Path) -> None:
+    appliance, embedded = marked
+    run, released = embedded["run_id"], appliance.home / "runs" / embedded["run_id"] / "released"
+    vouch(appliance.home, gguf, run)
+    appliance("serve", "client", "add", "ward")
+    primary = ("--primary", f"llama.cpp:{gguf}")
+    with gguf.open("ab") as file:
+        file.write(b"x")
+    assert "no entry of the ledger says" in appliance("serve", "start", run, *primary, expect=4).err
+    (released / "adapter_model.safetensors").write_bytes(b"another")
+    appliance("serve", "start", run, *primary, expect=8)
+    shutil.rmtree(released)
+    assert "is not here" in appliance("serve", "start", run, *primary, expect=4).err
+    assert [fact["code"] for fact in facts(appliance, "serving.refused")] == [4, 8, 4]
+    assert facts(appliance, "serving.started") == []
+
+
+def test_a_drill_loses_nothing_and_stands_in_the_ledger(
+    marked: Any, gguf: Path, stress_count: Callable[[int, int], int]
+) -> None:
+    """Bars: nothing lost before the first token, failover within 250 ms of the time that an engine is given."""
+    appliance, embedded = marked
+    run = embedded["run_id"]
+    vouch(appliance.home, gguf, run)
+    engine = ("--primary", f"llama.cpp:{gguf}", "--context", "256")
+    both = (*engine, "--fallback", f"llama.cpp:{gguf}", "--first-token", "0.5", "--next-token", "0.5")
+    assert "noticed" in appliance("serve", "drill", run, *both, "--requests", "10", expect=2).err
+    requests, rate = stress_count(300, 10_000), stress_count(14, 40)
+    drilled = appliance.json("serve", "drill", run, *both, "--requests", str(requests), "--rate", str(rate))
+    told = {one["fault"]: one for one in drilled["faults"]}
+    assert sum(one["requests"] for one in told.values()) == requests
+    assert sum(one["lost"] + one["unlabelled"] for one in told.values()) == 0
+    assert all(one["came_back"] for one in told.values())
+    for fault in ("kill", "stop", "stall", "garble", "half", "another", "cut"):
+        assert told[f"primary {fault}"]["degraded"] > 0, "the fault was not felt"
+    assert drilled["failover_p99_ms"] <= 250
+
+    measured = appliance.json("serve", "bench", run, *engine, "--rate", "4", "--seconds", "3", "--answer-tokens", "8")
+    assert measured["answered"] == measured["requests"] > 0
+    (entry,) = facts(appliance, "serving.drilled")
+    assert (entry["requests"], entry["lost"], entry["came_back"]) == (requests, 0, True)
+    assert facts(appliance, "serving.measured")[0]["requests"] == measured["requests"]
+    assert list((appliance.home / "servings").iterdir()) == []

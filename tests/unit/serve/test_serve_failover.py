@@ -1,0 +1,161 @@
+"""Two engines, one of which misbehaves: what the client sees, what is labelled, what is spooled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.unit.serve.conftest import ASK, DIGESTS, QUICK, Running, Starter
+
+FULL = "one two three four "
+BEFORE = {
+    "stall": "no first token",
+    "garbage": "garbled",
+    "half-chunk": "ended early",
+    "wrong-model": "wrong model",
+    "not-a-stream": "garbled",
+    "endless-event": "garbled",
+    "500": "http 500",
+    "503": "http 503",
+}
+AFTER = ("cut", "stall-later", "no-end")
+
+
+def events(running: Running, **changes: object) -> list[dict[str, object]]:
+    with running.client() as client:
+        text = client.post("/v1/chat/completions", json=ASK | {"stream": True} | changes).text
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    return [json.loads(line) for line in lines if line != "[DONE]"] + [{"done": "[DONE]" in lines}]
+
+
+def text_of(found: list[dict[str, object]]) -> str:
+    return "".join(one["choices"][0]["delta"].get("content", "") for one in found if one.get("choices"))
+
+
+def test_an_answer_names_engine_model_and_run(calm: Running) -> None:
+    running = calm
+    answer = running.ask()
+    assert answer.headers["x-engine"] == "primary"
+    about = {"engine": "primary", "model_sha256": DIGESTS["primary"], "run": "run_1", "serving": "serving_1"}
+    assert answer.json()["appliance"] == about
+    assert answer.json()["choices"][0]["message"]["content"] == FULL
+    first, *_, last = events(running)
+    assert first["appliance"] == about
+    assert last == {"done": True}
+    assert running.spool() == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("mode", BEFORE)
+def test_a_failure_before_the_first_token_is_answered_by_the_other(calm: Running, mode: str, stream: bool) -> None:
+    running = calm
+    running.set("primary", mode)
+    began = time.monotonic()
+    if stream:
+        found = events(running)
+        about, text = found[0]["appliance"], text_of(found)
+        assert found[-1] == {"done": True}
+    else:
+        answer = running.ask()
+        about, text = answer.json()["appliance"], answer.json()["choices"][0]["message"]["content"]
+        assert answer.headers["x-degraded"] == "retried"
+    took = time.monotonic() - began
+    assert text == FULL
+    assert (about["engine"], about["model_sha256"], about["degraded"]) == ("fallback", DIGESTS["fallback"], "retried")
+    (line,) = running.spool()
+    assert (line["reason"], line["engine"], line["failed"]) == ("retried", "fallback", [f"primary: {BEFORE[mode]}"])
+    assert took < (QUICK.first_token_s if mode == "stall" else 0) + 1.0
+
+
+@pytest.mark.parametrize("mode", AFTER)
+def test_a_failure_after_the_first_token_ends_a_stream_with_an_error_that_says_so(calm: Running, mode: str) -> None:
+    running = calm
+    running.set("primary", mode)
+    found = events(running)
+    assert found[-1] == {"done": False}
+    assert found[-2]["error"]["code"] == "answer_cut"
+    assert "incomplete" in found[-2]["error"]["message"]
+    assert text_of(found).startswith("one two ")
+    assert running.spool()[0]["reason"] == "cut"
+
+
+@pytest.mark.parametrize("mode", AFTER)
+def test_an_answer_that_is_not_a_stream_is_never_cut(calm: Running, mode: str) -> None:
+    running = calm
+    running.set("primary", mode)
+    answer = running.ask()
+    assert answer.json()["choices"][0]["message"]["content"] == FULL
+    assert answer.headers["x-engine"] == "fallback"
+
+
+def test_the_first_engine_is_taken_back_when_it_has_proved_itself(start: Starter) -> None:
+    running = start()
+    running.set("primary", "500")
+    running.wait(lambda: not running.engine("primary").well)
+    assert running.ask().headers["x-degraded"] == "fallback"
+    running.set("primary", "ok")
+    running.wait(lambda: running.engine("primary").well)
+    assert running.ask().headers["x-engine"] == "primary"
+    assert [line["reason"] for line in running.spool()] == ["fallback"]
+
+
+def test_an_engine_that_is_dead_inside_is_found_without_a_request(start: Starter) -> None:
+    running = start()
+    running.set("primary", "stall")
+    running.wait(lambda: not running.engine("primary").well)
+    assert running.said("primary") == []
+
+
+def test_a_killed_engine_is_started_again_and_a_stopped_one_too(start: Starter) -> None:
+    running = start(health=QUICK.model_copy(update={"restart_s": 1.0, "probe_s": 0.1}))
+    first = running.engine("primary").pid
+    os.kill(first, signal.SIGKILL)
+    running.wait(lambda: running.engine("primary").pid not in (0, first) and running.engine("primary").well)
+    second = running.engine("primary").pid
+    os.kill(second, signal.SIGSTOP)
+    running.wait(lambda: running.engine("primary").pid not in (0, second) and running.engine("primary").well)
+
+
+def test_while_no_engine_is_well_requests_wait_and_then_are_told(start: Starter) -> None:
+    running = start()
+    for name in DIGESTS:
+        running.set(name, "500")
+    running.wait(lambda: not any(engine.well for engine in running.state().engines))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(running.ask)
+        time.sleep(0.3)
+        running.set("fallback", "ok")
+        assert waiting.result().json()["choices"][0]["message"]["content"] == FULL
+    running.set("fallback", "500")
+    running.wait(lambda: not any(engine.well for engine in running.state().engines))
+    lost = running.ask()
+    assert lost.status_code == 503
+    assert lost.json()["error"]["code"] == "no_engine"
+    assert int(lost.headers["retry-after"]) > 0
+    assert running.spool()[-1]["reason"] == "lost"
+
+
+def test_engines_end_with_the_gateway(start: Starter) -> None:
+    running = start()
+    pids = [engine.pid for engine in running.state().engines]
+    running.process.kill()
+    running.process.wait()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_was_counted_is_the_result(start: Starter) -> None:
+    running = start()
+    running.ask()
+    running.set("primary", "cut")
+    events(running)
+    running.ask(model="other")
+    result = running.end()
+    assert (result["answered"], result["cut"], result["refused"], result["lost"]) == (2, 1, 1, 0)
