@@ -124,7 +124,7 @@ def _http(plan: Plan, port: str, script: str) -> bool:
 
 _URLLIB = "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('/'.join(sys.argv[1:]), timeout=1)"
 _REQUESTS = "import sys, requests as r; s = r.Session(); s.trust_env = False; s.get('/'.join(sys.argv[1:]), timeout=1)"
-_HUB = "import sys, huggingface_hub as h; h.hf_hub_download('some/model', sys.argv[2], local_dir='/nowhere', etag_timeout=1)"
+_HUB = "import sys, huggingface_hub as h; h.hf_hub_download('some/model', sys.argv[2], etag_timeout=1)"
 
 
 def _curl(plan: Plan) -> bool:

@@ -290,6 +290,17 @@ def serving(server: Machine) -> str:
     return server.ssh("readlink /opt/appliance/current").stdout.strip().removeprefix("releases/")
 
 
+def test_a_full_disk_stops_an_upgrade_before_anything_changes(server: Machine, bundles: dict[str, Path]) -> None:
+    staging = "/var/lib/appliance-release/staging"
+    server.ssh(f"mount -t tmpfs -o size=50m none {staging}")
+    played = server.play("upgrade", check=False, bundle_file=str(bundles["second"]))
+    server.ssh(f"umount {staging}")
+    assert played.status
+    assert "No space left" in played.said
+    assert serving(server).endswith("-1")
+    assert "unsealed" in server.ssh("cd / && appliance status").stdout
+
+
 def test_an_upgrade_serves_and_goes_back(server: Machine, bundles: dict[str, Path], figures: dict[str, float]) -> None:
     server.variables["bundle_file"] = str(bundles["second"])
     server.play("upgrade")
@@ -322,6 +333,16 @@ def test_an_upgrade_that_does_not_start_goes_back_by_itself(server: Machine) -> 
     assert "serves again" in done.stderr
     assert serving(server).endswith("-1")
     assert "unsealed" in server.ssh("cd / && appliance status").stdout
+
+
+def test_an_upgrade_whose_migration_fails_goes_back_by_itself(server: Machine) -> None:
+    server.ssh("cp -p /etc/appliance/pgpass /root/pgpass && sed -i 's/:[^:]*$/:wrong/' /etc/appliance/pgpass")
+    done = server.ssh("/opt/appliance/bin/flip upgrade $(basename /opt/appliance/releases/*-2)", check=False)
+    server.ssh("mv /root/pgpass /etc/appliance/pgpass")
+    assert done.returncode == 1
+    assert "serves again" in done.stderr
+    assert serving(server).endswith("-1")
+    assert attested(server) == (True, [])
 
 
 @pytest.mark.parametrize("after_s", [0.2, 1.5, 4.0])
@@ -364,6 +385,21 @@ def test_a_wipe_is_meant_or_does_nothing(server: Machine) -> None:
     )
     assert left.stdout == ""
     assert server.ssh("nft list table inet appliance_egress", check=False).returncode == 0
+
+
+def test_a_server_with_postgresql_and_rules_of_its_own_keeps_them(
+    server: Machine, bundles: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    """Installed anew after the wipe, beside a cluster of the customer's."""
+    if not request.config.getoption("--stress"):
+        pytest.skip("not run: --stress runs it")
+    server.ssh("pg_createcluster --start 15 main && runuser -u postgres -- createdb -p 5432 customer")
+    server.variables["bundle_file"] = str(bundles["first"])
+    server.play("site")
+    assert "customer" in server.ssh("runuser -u postgres -- psql -p 5432 -Atc 'select datname from pg_database'").stdout
+    assert server.ssh("pg_lsclusters -h | cut -d' ' -f1-4 | tr -s ' '").stdout.count("15") == 2
+    assert server.ssh("nft list table inet customer").returncode == 0
+    assert attested(server) == (True, [])
 
 
 def test_the_collection_holds_only_builtin_modules() -> None:
