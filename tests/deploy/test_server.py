@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import PASSPHRASE
-from tests.deploy.machine import ANSIBLE, CONTROLLER, ROOT, Machine
+from tests.deploy.machine import ANSIBLE, CONTROLLER, Machine
 from tests.e2e.conftest import TOKEN, write_notes
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
@@ -400,10 +400,3 @@ def test_a_server_with_postgresql_and_rules_of_its_own_keeps_them(
     assert server.ssh("pg_lsclusters -h | cut -d' ' -f1-4 | tr -s ' '").stdout.count("15") == 2
     assert server.ssh("nft list table inet customer").returncode == 0
     assert attested(server) == (True, [])
-
-
-def test_the_collection_holds_only_builtin_modules() -> None:
-    """Nothing is fetched at the customer: no other collection is named."""
-    for path in (ROOT / "deploy/ansible").rglob("*.yml"):
-        for word in path.read_text().split():
-            assert not word.startswith(("community.", "ansible.posix.")), path

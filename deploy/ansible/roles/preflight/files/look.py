@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def _entropy():
         return int(file.read())
 
 
+def _system():
+    with open("/etc/os-release") as file:
+        said = dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+    return " ".join(said.get(name, "").strip('"') for name in ("ID", "VERSION_ID")) + " " + platform.machine()
+
+
 def _memory():
     with open("/proc/meminfo") as file:
         return int(next(line for line in file if line.startswith("MemTotal:")).split()[1]) >> 10
@@ -37,6 +44,7 @@ def _free(path):
 print(
     json.dumps(
         {
+            "system": _system(),
             "systemd": _systemd(),
             "missing": [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None],
             "python": list(sys.version_info[:2]),
