@@ -28,6 +28,7 @@ ELSEWHERE = {
     "model chat": "tests/e2e/test_chat.py",
     "model merge": "tests/e2e/test_convert.py",
     "model quantize": "tests/e2e/test_convert.py",
+    "evaluate attention": "tests/e2e/test_attention.py",
     "evaluate compare": "not run anywhere yet: it takes two runs that were measured on one benchmark",
 }
 """Verbs whose success is expensive or needs what is not here; their failures are below."""
@@ -67,6 +68,7 @@ FAILS: dict[str, tuple[str, int]] = {
     "model chat": ("nothing --prompt x", 11),
     "model merge": ("nothing --out x", 11),
     "model quantize": ("nothing --out x --to int8", 11),
+    "evaluate attention": ("nothing --prompt x --out x", 11),
     "evaluate compare": ("nothing other --benchmark micro:2", 11),
     "train plan": ("notes nothing --epsilon 1", 11),
     "train start": ("nowhere.yaml", 11),
