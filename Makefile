@@ -100,8 +100,18 @@ $(DEPLOY)/.installed: deploy/constraints.txt
 deploy-lint: $(DEPLOY)/.installed
 	cd deploy/ansible && ../../$(DEPLOY)/bin/ansible-lint --offline --profile production
 
+# What the machines of deploy-test are made with; nothing that is installed here is started.
+.PHONY: deploy-tools
+deploy-tools:
+	@{ command -v mmdebstrap && command -v systemd-nspawn && command -v nft && command -v sshd && command -v ip; } >/dev/null 2>&1 || \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing mmdebstrap, systemd-container, nftables, openssh and iproute2 with apt-get, for deploy-test alone"; \
+	        { apt-get update -qq && RUNLEVEL=1 apt-get install -qq -y mmdebstrap systemd-container nftables \
+	            openssh-server openssh-client iproute2; } >/dev/null 2>&1 || true; \
+	    fi
+
 # Real systemd in systemd-nspawn, over SSH, through network namespaces. Needs root on Debian, and says so where it is not.
-deploy-test: $(STAMP) $(DEPLOY)/.installed
+deploy-test: $(STAMP) $(DEPLOY)/.installed deploy-tools
 	$(BIN)/python -m pytest -n 0 --durations 20 --deploy tests/deploy $(ARGS)
 
 clean:
