@@ -11,6 +11,7 @@ from appliance.events.evaluation import BenchmarkMeasured
 from appliance.flows.evaluation.benchmark import Asked, Planned, measure
 from appliance.flows.evaluation.comparison import Compared, compare_runs
 from appliance.jobs.benchmark import YES_OR_NO
+from appliance.significance.planning import DISCORDANT
 
 NOT_DISTINGUISHABLE = "not distinguishable: no difference was shown, which is not to say that there is none"
 
@@ -42,7 +43,8 @@ def compare(chosen: Settings, first: str, second: str, benchmark: str) -> None:
 def planned_line(planned: Planned) -> str:
     """Say what so many items could show."""
     if planned.metric in YES_OR_NO:
-        size = f"{planned.detectable * 100:.1f} percentage points (if models differ on a tenth of the items)"
+        differ = "if models differ on a tenth of the items" if planned.detectable < DISCORDANT else "all of it one way"
+        size = f"{planned.detectable * 100:.1f} percentage points ({differ})"
     else:
         size = f"{planned.detectable:.2f} standard deviations of the differences"
     return f"{planned.metric}, {planned.items} items: a difference of {size} is found four times in five"
