@@ -178,7 +178,8 @@ def test_vllm(start: Starter, smollm2_dir: Path, request: pytest.FixtureRequest)
     python = os.environ.get("APPLIANCE_VLLM")
     if not python or not request.config.getoption("--stress"):
         pytest.skip("no vLLM here: not run")
-    command = (python, "-m", "vllm.entrypoints.openai.api_server")
+    small = ("--gpu-memory-utilization", "0.2", "--enforce-eager")  # of the machine's memory, on a CPU
+    command = (python, "-m", "vllm.entrypoints.openai.api_server", *small)
     spec = EngineSpec(
         name="primary", kind="vllm", model=str(smollm2_dir), model_sha256="1" * 64, command=command, context=512
     )  # fmt: skip
