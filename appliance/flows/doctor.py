@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from appliance.isolation import interpreter
 from appliance.store.agent import AgentClient
 
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "cryptography", "sqlalchemy", "dp-accounting")
+_ENTROPY, _SKEW_S = 256, 5.0
 UNWANTED = ("kernels", "datasets")
 
 
@@ -81,7 +83,23 @@ def _resources(root: Path) -> Iterator[Check]:
     swap = len(Path("/proc/swaps").read_text().splitlines()) > 1
     detail = "on: private data in memory can reach a disk; turn it off or encrypt it" if swap else "off"
     yield Check(name="swap", verdict="warning" if swap else "ok", detail=detail)
+    entropy = int(Path("/proc/sys/kernel/random/entropy_avail").read_text())
+    detail = f"{entropy} bits" if entropy >= _ENTROPY else f"{entropy} bits: the kernel cannot make keys yet; wait"
+    yield Check(name="entropy", verdict="ok" if entropy >= _ENTROPY else "warning", detail=detail)
+    yield _clock(root)
     yield Check(name="processors", verdict="ok", detail=f"{len(os.sched_getaffinity(0))}")
+
+
+def _clock(root: Path) -> Check:
+    """Compare the clock with what was written before: evidence for a key is judged by its age."""
+    written = [
+        path.stat().st_mtime for path in (Path(__file__), root / "register", root / "home.json") if path.exists()
+    ]
+    behind = max(written) - time.time()
+    detail = (
+        f"behind what was written here before, by {behind:.0f} s" if behind > _SKEW_S else "not behind what is here"
+    )
+    return Check(name="clock", verdict="warning" if behind > _SKEW_S else "ok", detail=detail)
 
 
 def _libraries() -> Iterator[Check]:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,20 @@ def _python(plan: Plan) -> bool:
     return subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False).returncode == 0
 
 
+def _http(plan: Plan, port: str, script: str) -> bool:
+    """Ask for the token by a library that speaks HTTP, in a child. Nobody answers; what counts is what arrived."""
+    where = f"http://127.0.0.1:{plan[port]}"
+    command = interpreter.python("-c", script, where, plan["token"])
+    environment = os.environ | {"HF_ENDPOINT": where, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False, env=environment)
+    return False
+
+
+_URLLIB = "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('/'.join(sys.argv[1:]), timeout=1)"
+_REQUESTS = "import sys, requests as r; s = r.Session(); s.trust_env = False; s.get('/'.join(sys.argv[1:]), timeout=1)"
+_HUB = "import sys, huggingface_hub as h; h.hf_hub_download('some/model', sys.argv[2], etag_timeout=1)"
+
+
 def _curl(plan: Plan) -> bool:
     command = ["curl", "-s", "--noproxy", "*", "-m", "2", f"http://127.0.0.1:{plan['curl']}/{plan['token']}"]
     subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False)
@@ -187,6 +202,9 @@ LEAKERS: dict[str, Callable[[Plan], bool]] = {
     "socketpair": _socketpair,
     "io-uring": _io_uring,
     "python-child": _python,
+    "urllib": lambda plan: _http(plan, "urllib", _URLLIB),
+    **({"requests": lambda plan: _http(plan, "requests", _REQUESTS)} if find_spec("requests") else {}),
+    **({"hub": lambda plan: _http(plan, "hub", _HUB)} if find_spec("huggingface_hub") else {}),
     "write-outside": _write_outside,
     "read-outside": _read_outside,
     "borrow-descriptor": _borrow_descriptor,

@@ -20,6 +20,7 @@ ALWAYS_POSSIBLE = {
     "any-family",
     "socketpair",
     "python-child",
+    "urllib",
     "write-outside",
     "read-outside",
     "device",
@@ -40,11 +41,19 @@ ALWAYS_POSSIBLE = {
     "openness",
     "survival",
 }
-"""The others depend on the machine: IPv6, root, io_uring, ptrace rules, 32-bit emulation, curl."""
+"""The others depend on the machine: IPv6, root, io_uring, ptrace rules, 32-bit emulation, curl, libraries."""
 FILES = {"write-outside", "read-outside", "device", "shared-memory", "other-process"}
 BY_LANDLOCK = {"hard-link", "signal", "read-memory"}  # of a job on a GPU
 CALLS = ALWAYS_POSSIBLE - FILES - BY_LANDLOCK
-CALLS -= {"tcp4", "unix", "any-family", "python-child", "planted-link", "planted-pipe"}  # refused in more than one way
+CALLS -= {
+    "tcp4",
+    "unix",
+    "any-family",
+    "python-child",
+    "urllib",
+    "planted-link",
+    "planted-pipe",
+}  # refused in more than one way
 
 
 @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])

@@ -61,3 +61,33 @@ def test_what_is_no_acceptance_of_this_software_is_refused(
 def test_a_record_needs_a_file_and_cannot_be_rehearsed(sealed: Appliance, tmp_path: Path) -> None:
     sealed("doctor", "--record", str(tmp_path / "nothing.json"), expect=11)
     sealed("--dry-run", "doctor", "--record", str(document(tmp_path / "accept.json")), expect=2)
+
+
+def attestation(path: Path, **changes: Any) -> Path:
+    """A document of the deployment's attest.py."""
+    checks = [
+        {"name": "server: tcp4", "state": "passed", "detail": "blocked"},
+        {"name": "swap is off", "state": "passed", "detail": ""},
+    ]
+    made = {
+        "schema": "appliance.attest/1", "attested": True, "host": "server1", "machine": "ab" * 16, "release": "0.1.0-1",
+        "date": "2026-11-26T10:00:00Z", "baseline_sha256": "cd" * 32, "checks": checks,
+    }  # fmt: skip
+    path.write_text(json.dumps(made | changes))
+    return path
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_an_attestation_is_signed_into_the_ledger(sealed: Appliance, tmp_path: Path, well: bool) -> None:
+    open_ = [{"name": "run: tcp4", "state": "failed", "detail": "open"}]
+    path = attestation(tmp_path / "a.json", **({} if well else {"attested": False, "checks": open_}))
+    done = sealed.json("doctor", "--record", str(path))
+    (entry,) = facts(sealed, "machine.attested")
+    assert entry["attested"] is done["attested"] is well
+    assert (entry["passed"], entry["failed"]) == ((2, []) if well else (0, ["run: tcp4"]))
+    assert entry["document_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_attestation_that_contradicts_itself_is_refused(sealed: Appliance, tmp_path: Path) -> None:
+    sealed("doctor", "--record", str(attestation(tmp_path / "a.json", attested=False)), expect=6)
+    assert facts(sealed, "machine.attested") == []

@@ -157,8 +157,8 @@ def examine():
     yield from _release()
     yield from _closed()
     yield from _host()
-    for unit in UNITS:
-        for name, said in _probe_inside(unit).items():
+    for unit, probes in _probe_inside().items():
+        for name, said in probes.items():
             yield "%s: %s" % (unit.partition(".")[0].rstrip("@"), name), not said.startswith("open"), said
     yield from _probe_outside()
 
@@ -237,36 +237,45 @@ def _strangers():
             continue
 
 
-def _probe_inside(unit):
-    """Probe from inside a unit that is this one with another program: same file, same drop-ins."""
-    name = "appliance-probe-" + re.sub("[^a-z]", "", unit.partition(".")[0]) + ".service"
-    said = dict(
-        line.split("=", 1)
-        for line in _run("systemctl", "show", unit.replace("@.", "@probe."), "--property=FragmentPath,DropInPaths")[
-            1
-        ].splitlines()
-    )
+def _probe_inside():
+    """Probe from inside each unit, in a copy of it with another program: same file, same drop-ins."""
+    copies = {unit: "appliance-probe-%s.service" % re.sub("[^a-z]", "", unit.partition(".")[0]) for unit in UNITS}
+    os.makedirs(RUN, exist_ok=True)
+    try:
+        for unit, name in copies.items():
+            with open(os.path.join(RUN, name), "w") as file:
+                file.write(_copy(unit, "/run/%s.json" % name))
+        _run("systemctl", "daemon-reload")
+        _run("systemctl", "start", *copies.values())
+        return {unit: _said("/run/%s.json" % name) for unit, name in copies.items()}
+    finally:
+        for name in copies.values():
+            for path in (os.path.join(RUN, name), "/run/%s.json" % name):
+                if os.path.exists(path):
+                    os.unlink(path)
+        _run("systemctl", "reset-failed", *copies.values())
+        _run("systemctl", "daemon-reload")
+
+
+def _copy(unit, out):
+    """Write the text of a unit, drop-ins included, that probes instead of working."""
+    properties = ("systemctl", "show", unit.replace("@.", "@probe."), "--property=FragmentPath,DropInPaths")
+    said = dict(line.split("=", 1) for line in _run(*properties)[1].splitlines())
     text = "\n".join(_read(path).decode() for path in [said["FragmentPath"], *said["DropInPaths"].split()] if path)
-    out = "/run/appliance-probe.json"
     dropped = (
         r"^(Exec\w+|Type|Requires|After|Wants|BindsTo|Condition\w+|LoadCredential\w*|WantedBy|Standard\w+|Restart)=.*$"
     )
     kept = re.sub(dropped, "", re.sub(r"^\[Install\]$", "[Unit]", text, flags=re.M), flags=re.M)
-    program = "\n[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I %s\nStandardOutput=truncate:%s\n" % (PROBE, out)
-    os.makedirs(RUN, exist_ok=True)
-    with open(os.path.join(RUN, name), "w") as file:
-        file.write(kept + program)
+    program = "\n[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I %s\nStandardOutput=truncate:%s\n"
+    return kept + program % (PROBE, out)
+
+
+def _said(path):
+    """Read what a probe said; one that could not be run has not been blocked."""
     try:
-        _run("systemctl", "daemon-reload")
-        code, _ = _run("systemctl", "start", name)
-        return json.loads(_read(out)) if code == 0 else {"probes ran": "open (the unit did not start)"}
+        return json.loads(_read(path))
     except (OSError, ValueError):
         return {"probes ran": "open (nothing was said)"}
-    finally:
-        for path in (os.path.join(RUN, name), out):
-            if os.path.exists(path):
-                os.unlink(path)
-        _run("systemctl", "daemon-reload")
 
 
 def _probe_outside():

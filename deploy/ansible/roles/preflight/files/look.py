@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,17 @@ def _entropy():
         return int(file.read())
 
 
+def _system():
+    with open("/etc/os-release") as file:
+        said = dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)
+    return " ".join(said.get(name, "").strip('"') for name in ("ID", "VERSION_ID")) + " " + platform.machine()
+
+
+def _memory():
+    with open("/proc/meminfo") as file:
+        return int(next(line for line in file if line.startswith("MemTotal:")).split()[1]) >> 10
+
+
 def _free(path):
     while not os.path.exists(path):
         path = os.path.dirname(path)
@@ -32,11 +44,13 @@ def _free(path):
 print(
     json.dumps(
         {
+            "system": _system(),
             "systemd": _systemd(),
             "missing": [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None],
             "python": list(sys.version_info[:2]),
             "landlock": ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, 1),
             "free_mib": min(_free("/opt/appliance"), _free("/srv/appliance")),
+            "memory_mib": _memory(),
             "time": int(time.time()),
             "entropy": _entropy(),
             "installed": os.path.exists("/opt/appliance/current"),

@@ -1,0 +1,1 @@
+"""The release bundle: locks, builder, list of parts."""
