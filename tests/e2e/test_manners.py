@@ -25,6 +25,11 @@ ELSEWHERE = {
     "serve start": "tests/e2e/test_serve_job.py",
     "serve drill": "tests/e2e/test_serve_job.py",
     "serve bench": "tests/e2e/test_serve_job.py",
+    "model chat": "tests/e2e/test_chat.py",
+    "model merge": "tests/e2e/test_convert.py",
+    "model quantize": "tests/e2e/test_convert.py",
+    "evaluate attention": "tests/e2e/test_attention.py",
+    "evaluate compare": "not run anywhere yet: it takes two runs that were measured on one benchmark",
 }
 """Verbs whose success is expensive or needs what is not here; their failures are below."""
 COLUMNS = ("--prompt", "question", "--completion", "answer")
@@ -60,6 +65,11 @@ FAILS: dict[str, tuple[str, int]] = {
     "model import": ("nowhere --name x", 11),
     "model list": ("--home nowhere", 11),
     "model verify": ("nothing", 11),
+    "model chat": ("nothing --prompt x", 11),
+    "model merge": ("nothing --out x", 11),
+    "model quantize": ("nothing --out x --to int8", 11),
+    "evaluate attention": ("nothing --prompt x --out x", 11),
+    "evaluate compare": ("nothing other --benchmark micro:2", 11),
     "train plan": ("notes nothing --epsilon 1", 11),
     "train start": ("nowhere.yaml", 11),
     "train resume": ("nothing", 11),
