@@ -34,7 +34,7 @@ Primary = Annotated[
     ),
 ]
 Fallback = Annotated[str, typer.Option(help="A second engine and model, which answers when the first one fails.")]
-Vllm = Annotated[str, typer.Option(help="How vLLM's server is started, without arguments; it has its own environment.")]
+Vllm = Annotated[str, typer.Option(help="How vLLM's server is started, in its own environment, with further options.")]
 Slots = Annotated[int, typer.Option(min=1, help="Answers that an engine writes at the same time.")]
 Context = Annotated[int, typer.Option("--context", min=64, help="Tokens of prompt and answer together.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of an engine on the processor.")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -77,8 +78,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process:
-            self._process.kill()
-            self._process.wait()
+            _end(self._process)
         await self.client.aclose()
 
     def speak(self) -> None:
@@ -111,6 +111,7 @@ class Engine:
             stderr=subprocess.DEVNULL,
             cwd=interpreter.DIRECTORY,
             env=commands.environment(self.spec, self._scratch),
+            start_new_session=True,
         )
         self._started, self._tries = self._started + 1, self._tries + 1
         self._spawned_at = asyncio.get_running_loop().time()
@@ -124,10 +125,10 @@ class Engine:
                 self._tries = 0
             if self._process is None or self._process.poll() is not None:
                 self.fail(gone=True)
+                _end(self._process)
                 await asyncio.sleep(PAUSES_S[min(self._tries, len(PAUSES_S) - 1)])
             elif now - max(self._token_at, self._spawned_at) > self._rules.restart_s and not self.breaker.well:
-                self._process.kill()
-                self._process.wait()
+                _end(self._process)
             else:
                 continue
             await self._renew()
@@ -156,3 +157,11 @@ class Engine:
         self.speak()
         if self.breaker.prove():
             self._changed()
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """End an engine with whatever it started: vLLM has several processes."""
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

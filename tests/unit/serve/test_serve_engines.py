@@ -173,14 +173,16 @@ def test_an_engine_keeps_the_network_only_where_that_is_allowed(start: Starter, 
     assert IsolationSpec().network == "required", "nothing is allowed unless somebody says so"
 
 
-def test_vllm(start: Starter, smollm2_dir: Path, request: pytest.FixtureRequest) -> None:
+def test_vllm(start: Starter, request: pytest.FixtureRequest) -> None:
     """vLLM takes 2.9 GB and minutes: only under --stress, where APPLIANCE_VLLM names the Python of its environment."""
     python = os.environ.get("APPLIANCE_VLLM")
     if not python or not request.config.getoption("--stress"):
         pytest.skip("no vLLM here: not run")
-    command = (python, "-m", "vllm.entrypoints.openai.api_server")
+    model = str(request.getfixturevalue("smollm2_dir"))
+    small = ("--gpu-memory-utilization", "0.2", "--enforce-eager")  # of the machine's memory, on a CPU
+    command = (python, "-m", "vllm.entrypoints.openai.api_server", *small)
     spec = EngineSpec(
-        name="primary", kind="vllm", model=str(smollm2_dir), model_sha256="1" * 64, command=command, context=512
+        name="primary", kind="vllm", model=model, model_sha256="1" * 64, command=command, context=512
     )  # fmt: skip
     running = start(spec, health=Health(first_token_s=60.0, restart_s=900.0), wait=False)
     running.wait(lambda: running.engine("primary").well, 600.0)
