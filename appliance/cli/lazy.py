@@ -24,7 +24,7 @@ TABLE = {
     "train": ("train", "Private training: plan, start, status, watch, resume, abort, join."),
     "node": ("node", "Compute nodes of a run on several machines: init, show."),
     "watermark": ("watermark", "The keyed mark in a released adapter: keygen, embed, detect."),
-    "evaluate": ("evaluate", "What an adapter gains: run, compare."),
+    "evaluate": ("evaluate", "What a run's model can do: run, compare, attention."),
     "export": ("export", "Bundles that prove themselves offline: bundle, verify."),
     "serve": ("serve", "A finished, marked model behind OpenAI's protocol: start, drill, bench, client."),
     "decide": ("decide", "What serving costs, and how firm a weighted decision is: cost, score."),

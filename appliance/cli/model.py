@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,7 +89,7 @@ def chat(
     chosen = settings.writing(context)
     home, run, manner = chosen.home(), chosen.run(run), Manner(most_tokens=tokens, temperature=temperature)
     if prompt:
-        once = chatting.Once(chosen, _prompt(prompt))
+        once = chatting.Once(chosen, chatting.take_prompt(prompt))
         chat_flow(home, run, once, manner)
         render.result(chosen, "model.chat", {"run": run, "answers": once.answers}, [])
         return
@@ -135,14 +134,6 @@ def _convert(context: typer.Context, schema: str, run: str, wanted: Wanted) -> N
         bar.update(0, 0, wanted.format)
         made = convert(home, run, wanted, chosen.operator())
     render.result(chosen, schema, {**made.facts(), "out": str(wanted.out)}, converting.lines(made, wanted.out))
-
-
-def _prompt(given: str) -> str:
-    """Take a prompt as it is given; "-" reads the input, which other users cannot list as they can arguments."""
-    if given != "-":
-        return given
-    with os.fdopen(0, closefd=False, errors="replace") as stream:
-        return stream.read().strip()
 
 
 def _document(row: ModelRow) -> dict[str, Any]:

@@ -27,7 +27,12 @@ app.add_typer(client)
 
 VLLM = "python3 -m vllm.entrypoints.openai.api_server"
 KINDS = ("llama.cpp", "vllm", "transformers")
-Primary = Annotated[str, typer.Option(help="Engine and model: llama.cpp:FILE.gguf, vllm:DIR or transformers:DIR.")]
+Primary = Annotated[
+    str,
+    typer.Option(
+        help="Engine and model: llama.cpp:DIR (a quantised one), vllm:DIR or transformers:DIR (a merged one)."
+    ),
+]
 Fallback = Annotated[str, typer.Option(help="A second engine and model, which answers when the first one fails.")]
 Vllm = Annotated[str, typer.Option(help="How vLLM's server is started, without arguments; it has its own environment.")]
 Slots = Annotated[int, typer.Option(min=1, help="Answers that an engine writes at the same time.")]
@@ -138,7 +143,7 @@ def engines(primary: str, fallback: str, vllm: str, slots: int, context: int, th
         if name == "fallback" and not text:
             continue
         if kind not in KINDS or not model:
-            raise UsageError(f"not an engine with its model: '{text}'", hint="for example llama.cpp:model.gguf")
+            raise UsageError(f"not an engine with its model: '{text}'", hint="for example llama.cpp:DIRECTORY")
         command = tuple(shlex.split(vllm)) if kind == "vllm" else ()
         more: dict[str, Any] = {"kind": kind, "command": command}
         found.append(Wanted(name=name, model=Path(model), slots=slots, context=context, threads=threads, **more))

@@ -36,7 +36,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
+from decimal import ROUND_UP, Context, Decimal
 from typing import Any, NamedTuple
 
 # --- what is demanded ------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"e15bc4febe0d14b9d80f834ada7e8f9945e9d78e954579de7b1c17cd16f7dbdd"}  # SHA-256 of the lists that are known
+WORDINGS = {"a29b2e200a53560e3ad739ddacdd8e0164bd9e16d4d0d598acb426586bd54818"}  # SHA-256 of the lists that are known
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with
@@ -80,9 +80,10 @@ ACTIVE = re.compile(
 )
 FIGURE = re.compile(
     r'<data class="(figure|leaf|head|key)"(?: data-look="digest")?(?: data-entry="([0-9]+)")? data-(fact|field)='
-    r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)")? value="([^"<>]*)">\5</data>'
+    r'"([^"<>]*)"(?: title="(?:tree head|entry \2, \3 \4)(?:, exactly ([^"<>]*))?")? value="([^"<>]*)">([^"<>]*)</data>'
 )
-ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|phases|score_predicted|libraries)/)([^/]+)")
+FOUR, DECIMAL = Context(4, ROUND_UP), re.compile(r"-?[0-9]+\.[0-9]+")  # how the page may shorten a number
+ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|exports|open|phases|score_predicted|libraries)/)([^/]+)")
 SOURCE = re.compile("\1([0-9]+)[.]([0-9a-f]*)\1")  # entry and row of a place: not a part of what is said
 SHAPE = re.compile(  # a tag of a drawing, with attributes that load nothing
     r"<svg role=\"img\" aria-labelledby=\"[\w -]+\" viewBox=\"[\d. ]+\">|</svg>|"
@@ -586,13 +587,16 @@ class Examination:
 
     def check_figure(self, found: "re.Match[str]") -> str:
         """Compare one figure of the page, or the name under which one stands, with its place. Returns the place."""
-        look, entry, kind, pointer, shown = map(html.unescape, found.groups(""))
-        at: dict[str, Any] = {kind: pointer, "value": shown, "entry": whole(entry, PAGE) if entry else None}
+        look, entry, kind, pointer, title, exact, shown = map(html.unescape, found.groups(""))
+        at: dict[str, Any] = {kind: pointer, "value": exact, "entry": whole(entry, PAGE) if entry else None}
         value, place = self.stated(at, PAGE)
         if look == "key":
             value, place = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~"), f"name of {place}"
-        same = (value if isinstance(value, str) else canonical(value)) == shown
-        refuse_if(not same, PAGE, f"{show(at)} is not stated there")
+        few = format(FOUR.create_decimal(exact), "f") if DECIMAL.fullmatch(exact) else exact
+        same = (value if isinstance(value, str) else canonical(value)) == exact
+        refuse_if(
+            not same or shown not in (exact, few) or title not in ("", exact), PAGE, f"{show(at)} is not stated there"
+        )
         return f"{{{place}}}"
 
     def check_lines(self, lines: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from appliance.files import lock, locked
 from appliance.flows.home import Home, new_id
 from appliance.jobs.rundir import RunDir
 
-KINDS = ("account", "benchmark", "chat", "convert", "import", "mark", "selftest")
+KINDS = ("account", "attention", "benchmark", "chat", "convert", "import", "mark", "selftest", "trial")
 """What the names of such directories begin with."""
 
 

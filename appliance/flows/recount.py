@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.errors import ApplianceError
+from appliance.events.budget import BudgetStated
 from appliance.events.data import DataRetired, DataSealed
 from appliance.events.evaluation import EvaluationReserved
 from appliance.events.policy import PolicyActivated
+from appliance.events.release import BundleExported
 from appliance.events.run import RunReserved, RunStarted
 from appliance.events.states import CatalogState, RunState
-from appliance.flows import budget, catalog, timeline
+from appliance.flows import budget, catalog, standing, timeline
 from appliance.flows.budget import BudgetSnapshot, Past
 from appliance.flows.former import weigh_formerly
 from appliance.flows.run.reserve import state_plan
@@ -28,6 +30,7 @@ from appliance.policy.policy import Policy, parse
 from appliance.privacy.lifetime import Spend
 from appliance.values import decimal
 
+_NO_SPEND = (PolicyActivated.type, DataRetired.type, BundleExported.type, BudgetStated.type)
 _ROUNDING = 2e-4  # epsilon is rounded up to a multiple of 1e-4; another machine may round the last digit otherwise
 
 
@@ -41,7 +44,9 @@ class Finding:
 
 def recount(ledger: LedgerReader) -> list[Finding]:
     """Work out every reservation again in a ledger that was verified: each row is what its newest entry says."""
-    leaves = list(ledger.leaves(DataSealed, DataRetired, PolicyActivated, *timeline.KINDS))
+    leaves = list(
+        ledger.leaves(DataSealed, DataRetired, PolicyActivated, BundleExported, BudgetStated, *timeline.KINDS)
+    )
     with ledger.read() as rows:
         history = _History.of(rows)
     return [Finding(leaf["index"], f"entry {leaf['index']} {said}") for leaf in leaves for said in history.take(leaf)]
@@ -55,6 +60,7 @@ class _History:
       rows: the rows there are today, of which only what never changes is used: plans, overlaps, texts.
       in_force: digest of the policy in force.
       datasets, runs, evaluations: those there were, as they were.
+      exported: the entries of bundles.
       retired: ids of the datasets that no new work could use any more.
       leaves: the entries there were.
     """
@@ -64,6 +70,7 @@ class _History:
     datasets: dict[str, DatasetRow] = field(default_factory=dict)
     runs: dict[str, RunRow] = field(default_factory=dict)
     evaluations: dict[str, EvaluationRow] = field(default_factory=dict)
+    exported: list[Mapping[str, Any]] = field(default_factory=list)
     retired: set[str] = field(default_factory=set)
     leaves: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -87,11 +94,13 @@ class _History:
             PolicyActivated.type: self._activate,
             RunReserved.type: self._reserve_run,
             EvaluationReserved.type: self._reserve_evaluation,
+            BundleExported.type: self._export,
+            BudgetStated.type: self._state,
             RunStarted.type: lambda _: iter(()),
         }
         try:
             yield from take.get(leaf["type"], self._end)(leaf)
-            if leaf["type"] not in (PolicyActivated.type, DataRetired.type):
+            if leaf["type"] not in _NO_SPEND:
                 self.leaves.append(leaf)
         except KeyError:
             yield "is about what there is no row of"
@@ -138,6 +147,21 @@ class _History:
         today = self.rows.runs[ended.id]
         if (today.charged_attempts, float(today.epsilon_gap)) != (ended.charged_attempts, gap):
             yield "charges something else than the run's row says"
+
+    def _export(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        self.exported.append(leaf)
+        yield from ()
+
+    def _state(self, leaf: Mapping[str, Any]) -> Iterator[str]:
+        facts, policy = leaf["facts"], self._policy(self.in_force)
+        past = Past.of_leaves(self.leaves, self.rows.policies.values())
+        right = standing.standing(self._snapshot(), past, policy, facts["dataset_id"])
+        exported = list(standing.ledger_exports(self.exported, facts["run_id"]))
+        right["exports"] = exported[: len(facts["exports"])]  # another may have been written while it was stated
+        for name in sorted({*right, *facts} - {"run_id"}):
+            stated, value = facts.get(name), right.get(name)
+            if stated != value and (stated is None or value is None or not _same(name, str(stated), str(value))):
+                yield f"states {name} {stated} where it was {value}"
 
     def _weigh(self, leaf: Mapping[str, Any], asked: Spend, sampler_delta: float) -> Iterator[str]:
         """Decide again whether it could be afforded, by the policy that was in force."""

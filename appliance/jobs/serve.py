@@ -11,6 +11,8 @@ from appliance.jobs.job import IsolationSpec, Job, JobId
 from appliance.values import Count, Digest, Positive, Value, Word
 
 EngineKind = Literal["llama.cpp", "vllm", "transformers", "command"]
+REFUSED = "refused"
+"""What an engine reached of isolation when it was not started for want of it."""
 STATE, SPOOL, CLIENTS = "state.json", "spool.jsonl", "clients.json"
 
 
@@ -21,7 +23,7 @@ class EngineSpec(Value):
       name: what it is called in answers and in the ledger.
       kind: which server it is; "command" is any other that speaks OpenAI's protocol on a Unix socket.
       model: a GGUF file (llama.cpp) or a directory of safetensors (vLLM, transformers).
-      model_sha256: digest of that file or directory, as the ledger vouches for it.
+      model_sha256: digest of its directory, for which an entry of the ledger vouches.
       command: how it is started, without its arguments for vLLM; the words {model}, {socket}, {name}, {context} and
         {slots} in it are filled in. Empty for the kinds that are installed with the appliance.
       slots: answers that it writes at the same time; one more is kept free for the question that tests it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.report import guarantee, results, watermark
+from appliance.report import guarantee, lifetime, results, watermark
 from appliance.report.blocks import NOT_PERFORMED, Block, Listing, Paragraph, Report, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
 from appliance.report.figures import Sentence, fact, leaf_field
@@ -48,7 +48,7 @@ def compose(evidence: Evidence) -> Report:
     sections = (
         guarantee.guarantee_section(evidence),
         guarantee.spending_section(evidence),
-        guarantee.budget_section(evidence),
+        lifetime.budget_section(evidence),
         results.selftest_section(evidence),
         watermark.watermark_section(evidence),
         results.utility_section(evidence),

@@ -137,6 +137,8 @@ def concerning(run_id: str, known: Sequence[LoggedEvent]) -> list[LoggedEvent]:
     released = {event.facts["released_sha256"] for event in own if event.type == "watermark.embedded"}
     chosen = [event for event in own if event.type != "watermark.detected" or event.facts["suspect_sha256"] in released]
     chosen += [event for event in known if event.type == "watermark.keyed" and event.facts["key_id"] in keys]
+    stated = {event.facts["dataset_id"]: event for event in own if event.type == "budget.stated"}  # the newest of each
+    chosen = [event for event in chosen if event.type != "budget.stated" or event in stated.values()]
     chosen += _newest(known, reserved, "model.imported", "model_id", reserved.facts["model_id"])
     chosen += _newest(known, reserved, "policy.activated", "sha256", reserved.policy_sha256)
     return sorted(chosen, key=_index)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_UP, Context
 from typing import Any, Literal
 
 import orjson
@@ -12,6 +14,7 @@ from markupsafe import Markup, escape
 from appliance.errors import ApplianceError
 from appliance.events.logged import LoggedEvent
 
+_FOUR, _DECIMAL = Context(4, ROUND_UP), re.compile(r"-?[0-9]+\.[0-9]+")
 Source = Literal["figure", "leaf", "head"]
 
 
@@ -39,7 +42,9 @@ class Figure:
         entry = Markup("") if self.source == "head" else Markup(' data-entry="{}"').format(self.entry)
         look = Markup(' data-look="digest"') if _is_long(self.value) else Markup("")
         title = "tree head" if self.source == "head" else f"entry {self.entry}, {self.place} {self.pointer}"
-        return _element(self.source, look + entry, self.place, self.pointer, title, str(self))
+        exact, shown = str(self), shorten(str(self))
+        title += f", exactly {exact}" if shown != exact else ""
+        return _element(self.source, look + entry, self.place, self.pointer, title, (exact, shown))
 
     @property
     def place(self) -> str:
@@ -59,13 +64,27 @@ class Key:
 
     def __html__(self) -> str:
         entry = Markup(' data-entry="{}"').format(self.entry)
-        return _element("key", entry, "fact", self.pointer, f"entry {self.entry}, fact {self.pointer}", str(self))
+        return _element(
+            "key", entry, "fact", self.pointer, f"entry {self.entry}, fact {self.pointer}", (str(self),) * 2
+        )
 
 
-def _element(look: str, entry: Markup, place: str, pointer: str, title: str, shown: str) -> Markup:
+def _element(look: str, entry: Markup, place: str, pointer: str, title: str, texts: tuple[str, str]) -> Markup:
     """Write a `data` element in the one form that the verifier takes (docs/spec/bundle.md)."""
     opening = Markup('<data class="{}"{} data-{}="{}" title="{}" value="{}">')
-    return opening.format(look, entry, place, pointer, title, shown) + escape(shown) + Markup("</data>")
+    exact, shown = texts
+    return opening.format(look, entry, place, pointer, title, exact) + escape(shown) + Markup("</data>")
+
+
+def shorten(exact: str) -> str:
+    """Write a decimal number with at most four significant digits, rounded away from zero; other texts stay.
+
+    An epsilon is thus never shown smaller than it is.
+
+    >>> shorten("3.87941"), shorten("0.0000008333333333333333"), shorten("8.0"), shorten("12000"), shorten("2.13.0")
+    ('3.880', '0.0000008334', '8.0', '12000', '2.13.0')
+    """
+    return format(_FOUR.create_decimal(exact), "f") if _DECIMAL.fullmatch(exact) else exact
 
 
 Sentence = tuple["str | Figure | Key", ...]

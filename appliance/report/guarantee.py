@@ -1,24 +1,15 @@
-"""What is guaranteed, in a sentence and as a table in the order of NIST SP 800-226, and what it cost the dataset."""
+"""What is guaranteed, in a sentence and as a table in the order of NIST SP 800-226, and epsilon against steps."""
 
 from __future__ import annotations
-
-from decimal import Decimal
 
 from appliance.events.logged import LoggedEvent
 from appliance.jobs.plan import UnitKind
 from appliance.report import charts
 from appliance.report.blocks import Block, Chart, Paragraph, Section, Table, pairs, say, words
 from appliance.report.evidence import Evidence
-from appliance.report.figures import Figure, Sentence, fact, items, leaf_field, states
+from appliance.report.figures import Figure, Sentence, fact, items, states
 
 RELATION = {"add-or-remove-one": "adding or removing one unit"}
-WHAT_IT_COSTS = {
-    "run.settled": "run, finished",
-    "run.failed": "run, failed",
-    "run.aborted": "run, aborted",
-    "evaluation.settled": "evaluation, finished",
-    "evaluation.failed": "evaluation, failed",
-}
 
 
 def odds(ending: LoggedEvent) -> Figure | None:
@@ -219,73 +210,3 @@ def _accountants(evidence: Evidence, ending: LoggedEvent) -> Table:
         ],
         ("Accountant", "Epsilon"),
     )
-
-
-# --- the lifetime budget --------------------------------------------------------------------------------------------
-
-
-def budget_section(evidence: Evidence) -> Section:
-    """Say what the datasets have spent of their lifetime budgets: that of training, that of the evaluation."""
-    blocks = _budget(evidence, evidence.reserved, evidence.ending, "run")
-    evaluation, ended = evidence.evaluation
-    if evaluation is not None:
-        blocks += _budget(evidence, evaluation, ended, "evaluation")
-    return Section("budget", "Lifetime budgets", (*blocks, Paragraph(words(_COMPOSED))))
-
-
-_COMPOSED = (
-    "A lifetime budget composes every run and evaluation on a dataset, and on datasets that share units with it, "
-    "failed and tuning ones included. Composition is tighter than a sum, so the rows do not add up."
-)
-_RULE = (
-    ". What was fixed before the first output is composed by privacy loss distributions; what could be chosen after it "
-    "has to pass a Renyi filter. The reading that decides here: "
-)
-
-
-def _budget(evidence: Evidence, reserved: LoggedEvent, ending: LoggedEvent | None, what: str) -> list[Block]:
-    before, after, cap = (fact(reserved, f"/{name}") for name in ("epsilon_before", "epsilon_after", "cap"))
-    charged = fact(ending, "/epsilon_charged") if ending else None
-    rows: list[tuple[str, Sentence]] = [
-        (f"Before this {what}, settled and reserved", say(before)),
-        ("After its reservation (the worst case)", say(after)),
-        ("Cap of the policy", say(cap)),
-        (f"Charged to this {what} alone, at its own delta", say(charged) if charged else words("not settled")),
-    ]
-    role = {"run": "The data of training: dataset ", "evaluation": "The held-out data of the evaluation: dataset "}
-    within = Decimal(reserved.facts["epsilon_after"]) <= Decimal(reserved.facts["cap"])
-    said = (
-        ". The reservation kept within the cap." if within else ". The reservation went BEYOND the cap of the policy."
-    )
-    drawing = charts.gauge(f"gauge-{what}", before, after, cap, charged, what)
-    return [
-        Paragraph(say(role[what], fact(reserved, "/dataset_id"), said)),
-        *_counted(reserved),
-        Chart("Lifetime epsilon against the cap of the policy", drawing),
-        pairs("Lifetime epsilon, and what was charged", rows, ("When", "Epsilon")),
-        *_others(evidence, reserved.facts["dataset_id"]),
-    ]
-
-
-def _counted(reserved: LoggedEvent) -> list[Paragraph]:
-    """Say at which delta the lifetime is counted, and by which rule: since reservations state it."""
-    if not states(reserved, "/lifetime_delta"):
-        return []
-    by = fact(reserved, "/counted_by")
-    return [Paragraph(say("Lifetime epsilon is at delta ", fact(reserved, "/lifetime_delta"), _RULE, by, "."))]
-
-
-def _others(evidence: Evidence, dataset: str) -> list[Table]:
-    rows = tuple(
-        (
-            say(fact(event, "/evaluation_id" if "evaluation_id" in event.facts else "/run_id")),
-            words(WHAT_IT_COSTS[event.type]),
-            say(fact(event, "/epsilon_charged")),
-            say(fact(event, "/delta")),
-            say(leaf_field(event, "/index")),
-        )
-        for event in evidence.others
-        if event.facts["dataset_id"] == dataset
-    )
-    head = ("Id", "State", "Epsilon charged", "Delta", "Entry")
-    return [Table("Other work charged to the same dataset", head, rows)] if rows else []

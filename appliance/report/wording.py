@@ -19,7 +19,7 @@ from appliance.report.evidence import Evidence
 from appliance.report.figures import Figure, Key
 
 WORDING = "wording.txt"
-_ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|phases|score_predicted|libraries)/)[^/]+")
+_ROW = re.compile("(/(?:checks|comparisons|epsilon_curve|exports|open|phases|score_predicted|libraries)/)[^/]+")
 
 
 def placed(part: str | Figure | Key, evidence: Evidence) -> str:

@@ -74,7 +74,9 @@ def sum_up(seen: list[Seen], busy_s: float) -> BenchResult:
     """
     good = [one for one in seen if one.outcome == "answered" and one.first]
     if not good:
-        raise ServingDegraded("no request was answered")
+        refused = sum(one.outcome == "refused" for one in seen)
+        hint = "a prompt must fit into the context: give fewer --prompt-words" if refused else ""
+        raise ServingDegraded(f"no request was answered, {refused} of {len(seen)} were refused", hint=hint)
     total = max(one.last for one in seen) - min(one.due for one in seen)
     waited = sum(one.last - one.due for one in seen)
     whole = [one.last - one.due for one in good]

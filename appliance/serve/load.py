@@ -41,7 +41,7 @@ class Seen:
     status: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gateway:
     """A gateway to send requests to, with the key of a client."""
 

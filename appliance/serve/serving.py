@@ -7,7 +7,6 @@ import resource
 import tempfile
 from pathlib import Path
 
-from appliance.files import write_atomic
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.serve import SPOOL, STATE, GatewayState, ServeJob
 from appliance.serve.clients import Doorkeeper
@@ -55,12 +54,13 @@ async def _serve(job: ServeJob, run_dir: RunDir, scratch: Path) -> GatewayState:
 
 
 async def _tell(gateway: Gateway, run_dir: RunDir, address: str) -> None:
-    """Write the state when it changes."""
-    before = b""
+    """Write the state when it changes. It need not last, and a flush to the disk would hold up every answer."""
+    before, path = b"", run_dir.path / STATE
     while True:
         now = to_json(state(gateway, address))
         if now != before:
-            write_atomic(run_dir.path / STATE, now)
+            path.with_suffix(".new").write_bytes(now)
+            path.with_suffix(".new").replace(path)
         before = now
         await asyncio.sleep(EVERY_S)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from appliance.errors import ServingDegraded
+from appliance.errors import IsolationViolated, ServingDegraded
 from appliance.files import make_directory, write_atomic
 from appliance.isolation import interpreter
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.serve import CLIENTS, STATE, Client, Clients, GatewayState, ServeJob
+from appliance.jobs.serve import CLIENTS, REFUSED, STATE, Client, Clients, GatewayState, ServeJob
 from appliance.values import to_json
 
 WITHIN_S, POLL_S = 120.0, 0.05
@@ -47,6 +47,8 @@ class Subject:
             if self.process.poll() is not None:
                 raise ServingDegraded("the gateway ended by itself")
             state = self.state()
+            if state is not None and any(engine.network == REFUSED for engine in state.engines):
+                raise IsolationViolated("engines cannot leave the network of this machine, as the policy requires")
             if state is not None and holds(state):
                 return state
             await asyncio.sleep(POLL_S)

@@ -1,7 +1,7 @@
 """Become an engine's server that has no network and does not outlive the gateway: `tether PARENT NETWORK FILE COMMAND`.
 
 It leaves the network of the host before it becomes the server. A Unix socket in the file system works across network
-namespaces. What was reached is written to FILE: "loopback", or "host" where the policy allows that.
+namespaces. What was reached is written to FILE: "loopback"; "host" where the policy allows that; "refused" otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from appliance.errors import IsolationViolated
 from appliance.isolation import loopback, process
+from appliance.jobs.serve import REFUSED
 
 FAILED = 97
 """Exit status where an isolation that is required is not in force."""
@@ -24,6 +25,7 @@ def main() -> None:
         reached = _leave_network(network)
         process.harden(int(parent))
     except IsolationViolated:
+        Path(told).write_text(REFUSED)
         sys.exit(FAILED)
     Path(told).write_text(reached)
     os.umask(0o077)

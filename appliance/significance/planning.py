@@ -15,18 +15,25 @@ def detectable_share(items: int, discordant: float = DISCORDANT) -> float:
 
     Args:
       items: on which both models are tried.
-      discordant: share of them that only one of the two gets right.
+      discordant: share of them that only one of the two gets right; more where fewer would not suffice.
 
-    >>> round(detectable_share(164), 3), round(detectable_share(500), 3)
-    (0.069, 0.04)
+    Returns:
+      The difference; 1 where so few items show none.
+
+    >>> round(detectable_share(164), 3), round(detectable_share(500), 3), round(detectable_share(12), 2)
+    (0.069, 0.04, 0.54)
     """
-    # Connor (1987): n = (z_a sqrt(d) + z_b sqrt(d - x^2))^2 / x^2 for the difference x.
-    low, high = 0.0, discordant
+    low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        needed = _LEVEL * math.sqrt(discordant) + _POWERED * math.sqrt(max(0.0, discordant - middle * middle))
-        low, high = (middle, high) if middle * math.sqrt(items) < needed else (low, middle)
+        low, high = (middle, high) if _needed(middle, max(discordant, middle)) > items else (low, middle)
     return high
+
+
+def _needed(difference: float, discordant: float) -> float:
+    """Count the items that a difference needs (Connor 1987)."""
+    spread = _LEVEL * math.sqrt(discordant) + _POWERED * math.sqrt(discordant - difference * difference)
+    return (spread / difference) ** 2
 
 
 def detectable_mean(items: int, deviation: float) -> float:

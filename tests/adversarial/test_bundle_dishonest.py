@@ -320,15 +320,18 @@ def test_a_row_takes_its_figures_from_one_entry(tmp_path: Path) -> None:
 
 
 FIGURES: dict[str, tuple[str, str]] = {
-    "another value": ('value="3.8794">3.8794<', 'value="0.01">0.01<'),
-    "another text": (">3.8794</data>", ">0.01</data>"),
+    "another value": ('value="3.8794">3.880<', 'value="0.01">0.01<'),
+    "another text": (">3.880</data>", ">0.01</data>"),
     "another attribute": ('value="3.8794"', 'value="0.01"'),
-    "another title": ('title="entry 9, fact /epsilon_charged"', 'title="epsilon 0.01"'),
+    "another title": ('title="entry 9, fact /epsilon_charged, exactly 3.8794"', 'title="epsilon 0.01"'),
+    "rounded down": (">3.880</data>", ">3.879</data>"),
+    "rounded to less": (">3.880</data>", ">3.9</data>"),
+    "another exact value": (", exactly 3.8794", ", exactly 3.1794"),
     "a handler": ('<data class="figure"', '<data onclick="alert(1)" class="figure"'),
     "a style": ('<data class="figure"', '<data style="x" class="figure"'),
     "another look": ('<data class="figure"', '<data class="headline"'),
     "no quotes": ('<data class="figure"', "<data class=figure"),
-    "an element inside": (">3.8794</data>", "><b>3.8794</b></data>"),
+    "an element inside": (">3.880</data>", "><b>3.880</b></data>"),
     "another entry": ('data-entry="9" data-fact="/epsilon_charged"', 'data-entry="3" data-fact="/epsilon_charged"'),
     "capitals": ("</data>", "</DATA>"),
     "a mark of the verifier's": ("</data>", "</data>\1009.\1"),

@@ -20,7 +20,10 @@ import pytest
 from tests.conftest import MEDIA
 
 ROOT = MEDIA.parent
-COMPUTE = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "safetensors", "gguf")
+COMPUTE = (
+    *("torch", "opacus", "peft", "transformers", "bitsandbytes", "safetensors", "gguf"),
+    *("starlette", "uvicorn", "httpx2", "xllamacpp"),
+)
 
 
 def required() -> set[str]:
@@ -114,5 +117,5 @@ def test_everything_but_training_works_without_torch(alone: Path, tmp_path: Path
 
 
 def test_help_of_every_verb_needs_no_torch(alone: Path, tmp_path: Path) -> None:
-    for noun in ("train", "evaluate", "watermark", "report", "export", "model"):
+    for noun in ("train", "evaluate", "watermark", "report", "export", "model", "serve", "decide"):
         assert run(alone, tmp_path / "home", noun, "--help").returncode == 0

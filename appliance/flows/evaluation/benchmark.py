@@ -215,7 +215,7 @@ def _record(
         items=items,
         metric=metric,
         detectable=decimal(round(plan(metric, items).detectable, 6)),
-        means={name: decimal(round(sum(own) / items, 6)) for name, own in scores.items()},
+        means={name: decimal(round(sum(scores[name]) / items, 6)) for name in (BASE, *found.names)},
         differences=[_state(*pair, compare(metric, scores[pair[0]], scores[pair[1]])) for pair in pairs],
         adapter_sha256=found.adapter_sha256,
         **marked,

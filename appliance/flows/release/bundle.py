@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from appliance.events.logged import LoggedEvent
 from appliance.events.release import ExportRefused
 from appliance.events.states import RunState
 from appliance.export import verify as verifier
+from appliance.flows import standing
 from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -65,6 +66,8 @@ def bundle(home: Home, run_id: str, out: Path, recipient: str, operator: Operato
     with Desk.open(home, operator) as desk:
         with desk.refusals(ExportRefused, PolicyDenied, GateFailed, IntegrityError):
             release = releasable(desk.ledger, home, run_id)
+        standing.state(desk, run_id)
+        release = replace(release, events=run_events(desk.ledger, run_id))
         head = desk.ledger.sign()
         signed = SignedHead(origin=home.config.origin, size=head.size, root=head.root.hex(), note=head.note)
         written = documents(run_id, release.events, signed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from appliance.flows import standing
+from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.release.sealing import Contents, Sealed, seal_directory
@@ -22,6 +24,8 @@ def build(home: Home, run_id: str, out: Path, operator: Operator) -> Sealed:
       UsageError: `out` exists already.
     """
     with Desk.open(home, operator) as desk:
+        find_run(desk.ledger, run_id)
+        standing.state(desk, run_id)
         return write(desk, run_id, out)
 
 

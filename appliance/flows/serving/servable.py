@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import ArtefactMissing, PolicyDenied
+from appliance.events.model import ModelConverted
 from appliance.events.watermark import WatermarkDetected
 from appliance.flows.catalog import find_run
 from appliance.flows.home import Home
@@ -57,18 +57,26 @@ def find_servable(ledger: LedgerReader, home: Home, run_id: str) -> Servable:
 
 
 def digest(model: Path) -> str:
-    """Digest a model: SHA-256 of a file, or the digest of a directory. Raises `ArtefactMissing`."""
-    if model.is_dir():
-        return tree_digest(model)[0]
-    try:
-        with model.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        raise ArtefactMissing("there is no such model", where=str(model)) from None
+    """Digest a model's directory, as the ledger does. Raises `ArtefactMissing`."""
+    if not model.is_dir():
+        hint = "name the directory that `appliance model merge` or `appliance model quantize` made"
+        raise ArtefactMissing("there is no such directory", hint=hint, where=str(model))
+    return tree_digest(model)[0]
 
 
-def find_voucher(ledger: LedgerReader, run_id: str, found: Mapping[str, str]) -> dict[str, int]:
-    """Find the proven entries that say of models, path to digest, that they are of this run: its mark is in them.
+def weights(model: Path) -> Path:
+    """Find what llama.cpp loads of a directory: its one GGUF file. Raises `ArtefactMissing`."""
+    found = sorted(model.glob("*.gguf"))
+    if len(found) != 1:
+        hint = "`appliance model quantize RUN --to q8_0` makes one"
+        raise ArtefactMissing(f"llama.cpp needs one GGUF file, and {len(found)} are here", hint=hint, where=str(model))
+    return found[0]
+
+
+def find_vouchers(ledger: LedgerReader, servable: Servable, found: Mapping[str, str]) -> dict[str, int]:
+    """Find the proven entries that say of models, path to digest, that they are of this run.
+
+    Either the appliance made it of the marked adapter, or the run's mark was found in it.
 
     Returns:
       For each digest the index of its entry.
@@ -76,11 +84,17 @@ def find_voucher(ledger: LedgerReader, run_id: str, found: Mapping[str, str]) ->
     Raises:
       PolicyDenied: there is none.
     """
-    entries = [entry.index for entry in ledger.entries(WatermarkDetected, subject=run_id)]
-    detections = [(index, prove(ledger, index, WatermarkDetected)) for index in entries]
-    marked = {fact.suspect_sha256: index for index, fact in detections if fact.detected and fact.run_id == run_id}
+    run_id = servable.run_id
+    made = {e.index: prove(ledger, e.index, ModelConverted) for e in ledger.entries(ModelConverted, subject=run_id)}
+    seen = {
+        e.index: prove(ledger, e.index, WatermarkDetected) for e in ledger.entries(WatermarkDetected, subject=run_id)
+    }
+    known = {fact.suspect_sha256: index for index, fact in seen.items() if fact.detected}
+    known |= {
+        fact.artefact_sha256: index for index, fact in made.items() if fact.released_sha256 == servable.released_sha256
+    }
     for model, sha256 in found.items():
-        if sha256 not in marked:
-            hint = f"`appliance watermark detect {model} --run {run_id}` says whether the run's mark is in it"
+        if sha256 not in known:
+            hint = f"make it with `appliance model merge` or `quantize`, or `appliance watermark detect {model}`"
             raise PolicyDenied(f"no entry of the ledger says that this model is of run {run_id}", hint=hint)
-    return {sha256: marked[sha256] for sha256 in found.values()}
+    return {sha256: known[sha256] for sha256 in found.values()}

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import GateFailed, IntegrityError, PolicyDenied, ServingDegraded, UsageError
+from appliance.errors import GateFailed, IntegrityError, IsolationViolated, PolicyDenied, ServingDegraded, UsageError
 from appliance.events.serving import EngineFacts, ServingEnded, ServingRefused, ServingStarted
 from appliance.files import make_directory
 from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.serving import clients, collect, gateway
-from appliance.flows.serving.servable import Servable, digest, find_servable, find_voucher
+from appliance.flows.serving.servable import Servable, digest, find_servable, find_vouchers, weights
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.serve import EngineKind, EngineSpec, GatewayState, Health, Limits, ServeJob
+from appliance.jobs.serve import REFUSED, EngineKind, EngineSpec, GatewayState, Health, Limits, ServeJob
 from appliance.ledger.reading import LedgerReader
 
 POLL_S, COLLECT_S, STARTING_S = 0.2, 2.0, 600.0
@@ -64,6 +64,7 @@ def start(
       watch: is told how the gateway is, whenever that changed.
 
     Raises:
+      IsolationViolated: the policy requires that engines have no network, and the machine does not give that.
       PolicyDenied: the run may not leave the building, or no entry says that a model is of it.
       ServingDegraded: no engine ever became well.
       UsageError: nobody may ask.
@@ -93,7 +94,7 @@ def prepare(
     """
     servable = find_servable(ledger, home, run_id)
     digests = {str(one.model): digest(one.model) for one in wanted}
-    vouched = find_voucher(ledger, run_id, digests)
+    vouched = find_vouchers(ledger, servable, digests)
     job = ServeJob(
         run_id=run_id,
         serving_id=new_id("serving"),
@@ -110,10 +111,11 @@ def prepare(
 
 
 def _engine(wanted: Wanted, sha256: str) -> EngineSpec:
+    model = weights(wanted.model) if wanted.kind == "llama.cpp" else wanted.model
     return EngineSpec(
         name=wanted.name,
         kind=wanted.kind,
-        model=str(wanted.model.resolve()),
+        model=str(model.resolve()),
         model_sha256=sha256,
         command=wanted.command,
         slots=wanted.slots,
@@ -169,9 +171,16 @@ def _follow(desk: Desk, run_dir: RunDir, job: ServeJob, process: subprocess.Pope
         state, now = gateway.state(run_dir), time.monotonic()
         if state is not None and state != seen and now >= due:
             seen, due = state, now + COLLECT_S
+            _require_isolation(state)
             was_well = was_well or any(engine.well for engine in state.engines)
             watch(state)
             collect.collect(desk, run_dir, job)
         if not was_well and now - began > STARTING_S:
             raise ServingDegraded("no engine became well", hint="start it by hand to see what it says")
         time.sleep(POLL_S)
+
+
+def _require_isolation(state: GatewayState) -> None:
+    if any(engine.network == REFUSED for engine in state.engines):
+        hint = "allow unprivileged user namespaces (user.max_user_namespaces, AppArmor)"
+        raise IsolationViolated("engines cannot leave the network of this machine, as the policy requires", hint=hint)

@@ -12,10 +12,9 @@ from pydantic import ValidationError
 
 from appliance.errors import GateFailed, IntegrityError, PolicyDenied, ServingDegraded, UsageError
 from appliance.events.serving import ServingDrilled, ServingMeasured, ServingRefused
-from appliance.files import make_directory
-from appliance.flows import launch
 from appliance.flows.desk import Desk
-from appliance.flows.home import Home, Operator, new_id
+from appliance.flows.home import Home, Operator
+from appliance.flows.passing import passing_directory
 from appliance.flows.serving import gateway
 from appliance.flows.serving.start import Listening, Wanted, prepare
 from appliance.jobs.job import Job
@@ -90,14 +89,8 @@ def _prepared(
     with Desk.open(home, by) as desk:
         with desk.refusals(ServingRefused, PolicyDenied, GateFailed, IntegrityError):
             _, serve, _ = prepare(desk.ledger, home, run_id, wanted, listening)
-        make_directory(home.servings)
-        run_dir = RunDir(home.servings / new_id("trial"))
-        make_directory(run_dir.path)
-        try:
-            with launch.supervising(run_dir):
-                yield desk, serve, run_dir
-        finally:
-            run_dir.clear(run_dir.path)
+        with passing_directory(home, "trial") as run_dir:
+            yield desk, serve, run_dir
 
 
 def _run(run_dir: RunDir, job: Job, kind: type[R]) -> R:

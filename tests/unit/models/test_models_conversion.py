@@ -261,7 +261,11 @@ def test_what_llama_cpp_would_do_differently_is_not_written(
 
 
 @pytest.mark.model
-def test_the_real_model_speaks_in_llama_cpp(smollm2_dir: Path, tmp_path: Path) -> None:
+def test_the_real_model_speaks_in_llama_cpp(
+    smollm2_dir: Path, tmp_path: Path, stress_count: Callable[[int, int], int]
+) -> None:
+    if not stress_count(0, 1):
+        pytest.skip("not run: with --stress; small models of each kind are asked without")
     path = write_gguf(smollm2_dir, "q8_0", tmp_path, "SmolLM2", "apache-2.0")
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
     messages = [{"role": "user", "content": "What is the capital of France?"}]

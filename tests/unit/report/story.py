@@ -68,6 +68,21 @@ PUBLIC = {
     "low": "0.0101",
     "high": "0.0347",
 }
+STATED = {
+    "run_id": RUN,
+    "dataset_id": DATASET,
+    "cap": "8.0",
+    "lifetime_delta": "0.000000833333333333",
+    "filter_order": "3.5",
+    "counted_by": "filter",
+    "epsilon_spent": "4.1201",
+    "epsilon_reserved": "6.5",
+    "open": [{"run_id": "run_0000open0000", "dataset_id": DATASET, "epsilon": "2.0"}],
+    "exports": [
+        {"bundle_id": "bundle_00aa", "recipient": "hospital-x", "entry": 3},
+        {"bundle_id": "bundle_00bb", "recipient": None, "entry": 5},
+    ],
+}
 OTHER = {**SPENT, "run_id": "run_0000tuning00", "epsilon_charged": "0.9120"}
 
 # Type, subject, facts; the place in the list is not the index, so that a mix-up of the two shows.
@@ -174,6 +189,8 @@ WHOLE: list[tuple[str, str | None, dict[str, Any]]] = [
             "counted_by": "distributions",
         },
     ),
+    ("budget.stated", RUN, STATED),
+    ("budget.stated", RUN, {**STATED, "dataset_id": EVALUATION["dataset_id"], "open": [], "exports": []}),
     ("evaluation.started", EVALUATION["evaluation_id"], {**EVALUATION, "nonce": HEX[8][:32]}),
     (
         "evaluation.settled",

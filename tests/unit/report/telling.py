@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from appliance.events.logged import LoggedEvent
 from appliance.isolation.sandbox import LOOPBACK_ONLY
 from appliance.report import card, page, statement, wording
 from appliance.report.blocks import Finding, Tone
@@ -90,8 +91,12 @@ def _guarantees(whole: Story) -> Iterator[Story]:
 def _before_the_filter(whole: Story) -> Story:
     """Reservations that do not state at which delta the lifetime is counted, nor by what."""
     since = ("lifetime_delta", "filter_order", "counted_by")
-    older = [{name: value for name, value in event.facts.items() if name not in since} for event in whole.events]
-    return Story(tuple(replace(event, facts=facts) for event, facts in zip(whole.events, older, strict=True)))
+
+    def older(event: LoggedEvent) -> LoggedEvent:
+        facts = {name: value for name, value in event.facts.items() if name not in since}
+        return replace(event, facts=facts) if event.type.endswith(".reserved") else event
+
+    return Story(tuple(map(older, whole.events)))
 
 
 def _plan(story: Story) -> dict[str, Any]:
@@ -102,6 +107,10 @@ def _budgets(whole: Story) -> Iterator[Story]:
     yield whole.but("run.reserved", epsilon_after="8.1").but("evaluation.reserved", epsilon_after="8.1")
     yield whole.but("run.settled", epsilon_charged="4.2")
     yield _before_the_filter(whole)
+    yield whole.without("budget.stated")
+    stated = next(event for event in whole.events if event.type == "budget.stated")
+    unbounded = {name: value for name, value in stated.facts.items() if not name.startswith("epsilon_")}
+    yield Story(tuple(replace(event, facts=unbounded) if event is stated else event for event in whole.events))
     for type_ in ("run.settled", "run.failed", "run.aborted", "evaluation.settled", "evaluation.failed"):
         other = {**OTHER, "evaluation_id": "eval_other"} if type_.startswith("evaluation") else OTHER
         yield _with(whole.without("run.failed"), type_, "other", other)

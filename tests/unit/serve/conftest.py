@@ -97,7 +97,7 @@ class Starter:
     def __init__(self, directory: Path) -> None:
         self._directory, self._started = directory, list[Running]()
 
-    def __call__(self, *engines: EngineSpec, wait: bool = True, per_minute: int = 10**6, **more: Any) -> Running:
+    def __call__(self, *engines: EngineSpec, wait: bool = True, prefix: tuple[str, ...] = (), **more: Any) -> Running:
         """A gateway, once all its engines are well; without `engines` two stand-ins."""
         directory = self._directory / f"serving-{len(self._started)}"
         directory.mkdir()
@@ -107,7 +107,7 @@ class Starter:
                 controls[name] = directory / f"{name}.control"
                 controls[name].write_text("ok")
             engines = tuple(standin(name, controls[name]) for name in controls)
-        write_clients(directory / "clients.json", per_minute)
+        write_clients(directory / "clients.json", more.pop("per_minute", 10**6))
         job = ServeJob(
             run_id="run_1",
             serving_id="serving_1",
@@ -118,7 +118,7 @@ class Starter:
         )
         RunDir(directory).write_job(job)
         process = subprocess.Popen(
-            [sys.executable, "-I", "-m", "appliance.serve", str(directory)],
+            [*prefix, sys.executable, "-I", "-m", "appliance.serve", str(directory)],
             env={**os.environ, "APPLIANCE_SUPERVISOR": str(os.getpid())},
             stdout=(directory / "printed").open("wb"),
             stderr=subprocess.STDOUT,

@@ -17,10 +17,8 @@ import pytest
 
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.serve import EngineSpec, Health, Limits
-from tests.conftest import MEDIA
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
-SMOLLM = MEDIA / "unpacked" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -105,10 +103,8 @@ def test_transformers_as_the_last_resort(start: Starter, tiny_model_dir: Path) -
 
 
 @pytest.mark.model
-def test_a_real_engine_stops_when_its_client_goes_away(start: Starter) -> None:
-    if not SMOLLM.exists():
-        pytest.skip("SmolLM2 is not in .media: not run")
-    one_place = llama("primary", SMOLLM, slots=1, context=4096)
+def test_a_real_engine_stops_when_its_client_goes_away(start: Starter, smollm2_gguf: Path) -> None:
+    one_place = llama("primary", smollm2_gguf, slots=1, context=4096)
     running = start(one_place, health=Health(first_token_s=20.0))
     with running.client() as client, client.stream("POST", "/v1/completions", json=long()) as stream:
         next(stream.iter_raw())
@@ -161,5 +157,37 @@ def test_a_unix_socket_is_only_for_its_owner(start: Starter, tmp_path: Path) -> 
     assert not path.exists()
 
 
-def test_what_is_required_of_isolation_is_the_default() -> None:
-    assert IsolationSpec().network == "required"
+NO_NAMESPACES = ("unshare", "-rn", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "--")
+
+
+@pytest.mark.parametrize("wanted", ["required", "preferred"])
+def test_an_engine_keeps_the_network_only_where_that_is_allowed(start: Starter, tiny_gguf: Path, wanted: str) -> None:
+    if subprocess.run([*NO_NAMESPACES, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces cannot be limited here: not run")
+    isolation = IsolationSpec.model_validate({"network": wanted})
+    running = start(llama("primary", tiny_gguf), prefix=NO_NAMESPACES, isolation=isolation, wait=False)
+    running.wait(lambda: running.engine("primary").network != "")
+    assert running.engine("primary").network == ("refused" if wanted == "required" else "host")
+    if wanted == "preferred":
+        running.wait(lambda: running.engine("primary").well)
+    assert IsolationSpec().network == "required", "nothing is allowed unless somebody says so"
+
+
+def test_vllm(start: Starter, smollm2_dir: Path, request: pytest.FixtureRequest) -> None:
+    """vLLM takes 2.9 GB and minutes: only under --stress, where APPLIANCE_VLLM names the Python of its environment."""
+    python = os.environ.get("APPLIANCE_VLLM")
+    if not python or not request.config.getoption("--stress"):
+        pytest.skip("no vLLM here: not run")
+    command = (python, "-m", "vllm.entrypoints.openai.api_server")
+    spec = EngineSpec(
+        name="primary", kind="vllm", model=str(smollm2_dir), model_sha256="1" * 64, command=command, context=512
+    )  # fmt: skip
+    running = start(spec, health=Health(first_token_s=60.0, restart_s=900.0), wait=False)
+    running.wait(lambda: running.engine("primary").well, 600.0)
+    client = running.openai()
+    asked = {"model": "notes", "messages": MESSAGES, "max_tokens": 8, "temperature": 0}
+    answer = client.chat.completions.create(**asked)
+    parts = list(client.chat.completions.create(**asked, stream=True))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == answer.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="longer than the model's context"):
+        client.chat.completions.create(**asked | {"messages": [{"role": "user", "content": "word " * 3000}]})
