@@ -264,7 +264,9 @@ def test_clean_runs_raise_no_alarm(server: Machine, figures: dict[str, float], r
 
 def test_rules_that_lock_the_administrators_out_are_gone_after_a_while(server: Machine) -> None:
     server.ssh("sed 's/192.0.2.1/192.0.2.77/' /etc/appliance/egress.nft > /root/wrong.nft")
-    server.ssh("systemd-run -q --on-active=1 --timer-property=AccuracySec=100ms /opt/appliance/bin/egress try /root/wrong.nft 20")
+    server.ssh(
+        "systemd-run -q --on-active=1 --timer-property=AccuracySec=100ms /opt/appliance/bin/egress try /root/wrong.nft 20"
+    )
     time.sleep(3)
     locked = server.ssh("true", check=False).returncode
     time.sleep(22)
