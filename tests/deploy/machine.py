@@ -208,8 +208,17 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
+def _end_leftover(namespace: str) -> None:
+    """End the machine of an earlier run that was killed: its own init outlives systemd-nspawn."""
+    found = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    for process in found.stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(process), 9)
+
+
 def _make_network(name: str, undo: ExitStack) -> None:
     for namespace in (f"{name}-c", f"{name}-t"):
+        _end_leftover(namespace)
         subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
         _run("ip", "netns", "add", namespace)
         undo.callback(_run, "ip", "netns", "delete", namespace)
