@@ -72,11 +72,16 @@ def predict(body: Any, logits: Callable[[Tensor], Tensor], blocks: Sequence[Bloc
 
 
 def shift(before: Predictions, after: Predictions) -> Shift:
-    """Compare two models on the same blocks, paired; Student's t over blocks, whose tokens depend on each other."""
+    """Compare two models on the same blocks, paired; Student's t over blocks, whose tokens depend on each other.
+
+    The interval is never shorter than what n predictions that all agree still leave open, -ln(0.025) / n each way (the
+    "rule of three" for both ends): few predictions without a difference do not show that there is none.
+    """
     from scipy.stats import t
 
     each = (after.right.mean(axis=1) - before.right.mean(axis=1)) * 100
-    half = float(t.ppf(0.975, len(each) - 1)) * float(each.std(ddof=1)) / math.sqrt(len(each))
+    seen = float(t.ppf(0.975, len(each) - 1)) * float(each.std(ddof=1)) / math.sqrt(len(each))
+    half = max(seen, -math.log(0.025) / before.right.size * 100)
     points = float(each.mean())
     agreement = float((before.tokens == after.tokens).mean()) * 100
     return Shift(points=points, low=points - half, high=points + half, agreement=agreement)
