@@ -254,6 +254,7 @@ def test_being_told_to_end_is_an_interruption(home: Appliance, number: int) -> N
     code = (
         "import os, sys; from appliance.cli import app, streams; from appliance.flows.home import Home\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup, under which tests may run, ignores it
         "streams.heed_signals()\n"
         f"Home.open = lambda root: os.kill(os.getpid(), {int(number)})\n"
         "sys.exit(app.run(['key', 'status']))"
