@@ -65,7 +65,7 @@ def _neighbours() -> Iterator[None]:
 def _worked(directory: Path, spins: str | None) -> tuple[float, float]:
     """CPU seconds and seconds of a step in a process of its own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    environment |= {} if spins is None else {"GOMP_SPINCOUNT": spins}
+    environment |= {"HF_HUB_OFFLINE": "1"} | ({} if spins is None else {"GOMP_SPINCOUNT": spins})
     done = subprocess.run(
         [sys.executable, __file__, str(directory)], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
