@@ -72,6 +72,8 @@ class Exchange:
             return
 
     def _fill(self) -> bool:
+        if len(self._read) > _LENGTH + _LONGEST:
+            return False  # a whole message is here, or what is none: whoever says more has to wait
         try:
             piece = os.read(self._reads, _PIECE)
         except BlockingIOError:

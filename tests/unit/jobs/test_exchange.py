@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 
 import pytest
 
@@ -49,3 +51,25 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
         os.write(ends.inherited[1], data)
         with pytest.raises(IntegrityError, match="no message"):
             list(ends.said())
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_never_stops_talking_holds_nobody_up_and_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "_LONGEST", 1 << 20)
+    with exchange.opened() as ends:
+        talker = os.dup(ends.inherited[1])
+        ends.hand_over()
+        thread = threading.Thread(target=_talk, args=(talker,))
+        thread.start()
+        for _ in range(3):
+            ends.wait(1.0)
+            said = list(ends.said())
+            assert 0 < 6 * len(said) < (1 << 20) + (1 << 17)  # bytes that were held at once
+    thread.join()  # the supervisor's end is closed: whoever talks is told
+
+
+def _talk(descriptor: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        while True:
+            os.write(descriptor, b"\x00\x00\x00\x02{}" * 10_000)
+    os.close(descriptor)
