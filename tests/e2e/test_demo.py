@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.demonstration import FULL, QUICK, Size
+from appliance.cli.demonstration import FULL, PROMPT, QUICK, Size
 from appliance.flows import demo as demo_media
 from appliance.flows import policy
+from appliance.ingest.fingerprints import overlap
+from appliance.ingest.ingestion import Ingestion
+from appliance.ingest.spec import IngestSpec
 from tests.conftest import MEDIA
 from tests.e2e.conftest import Appliance
 from tests.e2e.test_main_job import facts
@@ -30,7 +33,7 @@ def test_the_policy_allows_what_either_demo_brings_in(size: Size) -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("size", [FULL, QUICK], ids=lambda size: str(size.name))
 def test_no_held_out_review_is_trained_on(size: Size) -> None:
-    """A patient's text is in both files of the full demo's source; the appliance would refuse to evaluate on it."""
+    """Patients' texts are in both files of the full demo's source; the appliance would refuse to evaluate on them."""
     if not (MEDIA / ".complete").exists():
         pytest.skip("no demo media in .media: `make demo` or `make test` downloads them")
     media = demo_media.unpack(MEDIA, size.training, size.held_out)
@@ -38,6 +41,15 @@ def test_no_held_out_review_is_trained_on(size: Size) -> None:
     assert len(trained) == size.training
     assert 0.99 * size.held_out <= len(held) <= size.held_out
     assert not set(trained) & set(held)
+    assert not overlap(_fingerprints(media.training), _fingerprints(media.held_out))
+
+
+def _fingerprints(path: Path) -> bytes:
+    """What `data ingest`, as the demo calls it, knows the reviews by."""
+    spec = IngestSpec(format="tsv", prompt=PROMPT, completion="{review}", unescape_html=True)
+    ingestion = Ingestion([path], spec, bytes(32))
+    assert list(ingestion)
+    return ingestion.fingerprints
 
 
 def _reviews(path: Path) -> list[str]:
