@@ -27,6 +27,7 @@ from figures import ROOT, Figure
 from safetensors.torch import save_file
 from torch import Tensor
 
+from appliance.flows.run.hardware import GRADIENT_SHARE
 from appliance.flows.run.plan import PlanRequest, settings
 from appliance.jobs.job import EngineOptions, IsolationSpec, SealedObject
 from appliance.jobs.lora import LoraSpec
@@ -252,13 +253,21 @@ def _label_chances(model: Any, prompts: list[tuple[int, ...]], tails: list[tuple
 
 def tuned(sweep: Any, task: Any, training: list[Record]) -> Trained | None:
     """The adapter of one case of a sweep; None for the base."""
-    options = EngineOptions(device=sweep.device, dtype="bfloat16", physical_tokens=sweep.tokens)
+    options = EngineOptions(device=sweep.device, dtype="bfloat16", physical_tokens=sweep.tokens, **on_gpu(sweep.device))
     directory = Path(sweep.model)
     if task.kind == "base":
         return None
     if task.kind == "plain":
         return plain(directory, training, task.lr, options=options, epochs=task.epochs)
     return private(directory, training, task.epsilon, engine=options, epochs=task.epochs)
+
+
+def on_gpu(device: str) -> dict[str, Any]:
+    """Engine options that `train start` chooses where a GPU's memory holds them."""
+    if device == "cpu":
+        return {}
+    room = int(torch.cuda.get_device_properties(0).total_memory) // GRADIENT_SHARE
+    return {"cuda_graphs": True, "gradient_bytes": room}
 
 
 def judged(

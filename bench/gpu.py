@@ -64,7 +64,7 @@ class Case:
     flops: float
     tokens: int
     times: list[tuple[float, float]]
-    peaks: tuple[Peak, Peak] | None = None
+    peaks: tuple[Peak, Peak, Peak] | None = None
 
     @property
     def ratios(self) -> list[float]:
@@ -154,6 +154,12 @@ def measured(bench: Bench, side: Any, batch: Any) -> Peak:
     return Peak(allocated, reserved)
 
 
+def recorded(bench: Bench, side: Ours, batch: Any, options: EngineOptions) -> Peak:
+    """The same with the CUDA graphs that `train start` takes where memory is known to hold them."""
+    side.options = options
+    return measured(bench, side, batch)
+
+
 def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | None = None, **mine: Any) -> list[Case]:
     """Our engine and a peer on the micro-batches of a shape, the large ones first."""
     built = bench.built(name)
@@ -170,9 +176,10 @@ def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | N
         supervised = sum(len(record.positions) for record in batch)
         case = Case(f"({rows}, {length})", built.flops(rows, length, supervised, RANK), rows * length, times)
         if bench.device == "cuda" and peer is Plain:
-            case.peaks = measured(bench, us, batch), measured(bench, them, batch)
+            graphs, us.options = us.options, us.options.model_copy(update={"cuda_graphs": False})
+            case.peaks = measured(bench, us, batch), measured(bench, them, batch), recorded(bench, us, batch, graphs)
         cases.append(case)
-        peaks = f", GiB {case.peaks[0]} and {case.peaks[1]}" if case.peaks else ""
+        peaks = f", GiB {case.peaks[0]}, PEFT {case.peaks[1]}, graphs {case.peaks[2]}" if case.peaks else ""
         said = f"{case.label} {median(case.ratios):.3f}, {case.tokens / case.seconds:.0f} tokens/s{peaks}"
         print(f"  {name} {peer.__name__} {targets}: {said}", file=sys.stderr, flush=True)
     return cases
@@ -202,13 +209,13 @@ def steps(bench: Bench, name: str, targets: str, **mine: Any) -> Iterator[Figure
     note += f"; of {bench.peak_flops / 1e12:.0f} TFLOP/s in one bfloat16 product; padding would count, there is none"
     yield Figure(name=f"bf16_share{kind}_{name}", value=max(shares.values()), unit="share", better="higher",
                  repeats=bench.repeats, note=note)  # fmt: skip
-    peaks = {c.label: [c.peaks[0].allocated / c.peaks[1].allocated] for c in cases if c.peaks}
+    peaks = {c.label: [c.peaks[0].reserved / c.peaks[1].reserved] for c in cases if c.peaks}
     name, bar = f"peak_memory_ratio_plain{kind}_{name}", 1.0 if mine else 1.1
     if not peaks:
         yield Figure(name=name, value=None, unit="ratio", bar=bar, note="not run: only on a GPU")
         return
-    note = "above the base's weights; GiB of both: "
-    note += ", ".join(f"{c.label} {c.peaks[0]} and {c.peaks[1]}" for c in cases if c.peaks)
+    note = "what the allocator held above the base's weights, without CUDA graphs; GiB ours, PEFT, ours with graphs: "
+    note += ", ".join(f"{c.label} {c.peaks[0]}, {c.peaks[1]}, {c.peaks[2]}" for c in cases if c.peaks)
     yield ratio_figure(name, peaks, bar=bar, peer=peer, note=note)
 
 

@@ -1,7 +1,8 @@
 """Does the DP adapter help? Only epsilon set: banking77 against plain LoRA (`banking.py`), and the demo's drug reviews.
 
-`python bench/utility.py [--quick] [--json] [--device cuda] [--model DIR] [--data DIR] [--budget SECONDS]`. On a GPU it
-is all of banking77 over several epsilons and epochs instead (`sweep.py`), with `--processes` of them at once.
+`python bench/utility.py [--quick] [--json] [--device cuda] [--model DIR] [--data DIR] [--budget SECONDS]
+[--epochs N,...]`. On a GPU it is all of banking77 over several epsilons and epochs instead (`sweep.py`), with
+`--processes` of them at once.
 
 The reviews: fresh demo runs with shipped defaults, judged on the held-out public reviews.
 
@@ -103,6 +104,8 @@ def swept(options: argparse.Namespace, work: Path) -> list[Figure]:
     """All of banking77 on the device; with --quick a few records of it."""
     model = Path(options.model) if options.model else media.model(work / "model")
     few: dict[str, Any] = {"units": 48, "held_out": 4, "epochs": (1,)} if options.quick else {}
+    if options.epochs:
+        few["epochs"] = tuple(int(count) for count in options.epochs.split(","))
     sweep = Sweep(
         model=str(model), data=str(banking.DATA), device=options.device, tokens=int(options.tokens or 16384), **few
     )
@@ -116,6 +119,7 @@ def main() -> None:
         data="directory with train.csv and test.csv of banking77",
         budget="seconds after which nothing new is begun; only on a GPU or with --processes",
         processes="so many share the device (4 on a GPU); on a CPU this asks for the figures of the GPU",
+        epochs="1, 3 or 10, with commas, the first ones first; only on a GPU or with --processes",
         tokens="padded tokens that each of them computes at once",
     )
     report = Report(bench="utility", quick=options.quick)

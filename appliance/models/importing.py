@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from appliance.models import directory
 from appliance.models.conversion import convert
 from appliance.models.loading import inspect
 from appliance.models.offline import NO_SPACE
+
+_WRITERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,8 @@ def _take_directory(source: Path, output: Path) -> tuple[str, str]:
     needed = sum((source / name).stat().st_size for name in names)
     if needed > shutil.disk_usage(output).free:
         raise WillNotFit(f"the model takes {needed} bytes, more than the disk has free", where=str(output))
-    rows = [_copy(source / name, output / name) for name in names]
+    with ThreadPoolExecutor(max_workers=_WRITERS) as pool:  # copying and hashing leave the interpreter alone
+        rows = list(pool.map(lambda name: _copy(source / name, output / name), names))
     # What counts is what was copied: the medium may have answered differently the second time.
     if directory.select_files(output) != names:
         raise DataInvalid("the source changed while it was copied", where=str(source))

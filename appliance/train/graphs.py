@@ -8,7 +8,9 @@ their own (`estimate.gpu_memory`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +102,22 @@ class Graphs:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         own = ids.clone()
-        with torch.cuda.graph(forward, pool=self._pool):
-            hidden = self._body(own)
-        gradient = torch.zeros_like(hidden)
-        with torch.cuda.graph(backward, pool=self._pool):
-            torch.autograd.backward(hidden, gradient)
+        with _uncollected():
+            with torch.cuda.graph(forward, pool=self._pool):
+                hidden = self._body(own)
+            gradient = torch.zeros_like(hidden)
+            with torch.cuda.graph(backward, pool=self._pool):
+                torch.autograd.backward(hidden, gradient)
         return _Recording(forward, backward, own, hidden.detach(), gradient)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector out: graphs of a former engine that it would free now would break the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
