@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import nn
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.models.foreign_json import read_object
 from appliance.models.offline import strict
+from appliance.models.unread import weights_unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,7 +117,7 @@ def inspect(directory: Path) -> Structure:
     Raises:
       DataInvalid: as `load`; also when the tokenizer makes tokens that the embedding does not have.
     """
-    model = _from_pretrained(directory, dtype="auto", device_map="meta")
+    model = _from_pretrained(directory, weights_unread, dtype="auto", device_map="meta")
     tokenizer = load_tokenizer(directory)
     rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
@@ -144,13 +145,15 @@ def _linear_layers(model: Any) -> dict[str, nn.Linear]:
     return {name: module for name, module in linear if id(module) in inside or module is head}
 
 
-def _from_pretrained(directory: Path, **options: Any) -> PreTrainedModel:
+def _from_pretrained(
+    directory: Path, reading: Callable[[], AbstractContextManager[None]] = nullcontext, **options: Any
+) -> PreTrainedModel:
     if not directory.is_dir():
         raise ArtefactMissing("there is no such model directory", where=str(directory))
     with strict("the model cannot be loaded", str(directory)):
         from transformers import AutoModelForCausalLM
 
-        with _nothing_ignored() as unused:
+        with _nothing_ignored() as unused, reading():
             model, info = AutoModelForCausalLM.from_pretrained(
                 directory, use_safetensors=True, output_loading_info=True, **HERE_ONLY, **options
             )

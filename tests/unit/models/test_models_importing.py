@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import rfc8785
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -294,3 +297,43 @@ def test_failures_of_a_library_become_refusals_without_its_words() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     with pytest.raises(WillNotFit), strict("x", "m"):
         raise MemoryError
+
+
+EXAMINE = """
+import sys
+from pathlib import Path
+from appliance.isolation import process
+from appliance.models.loading import inspect
+process.limit_memory(1 << 30)
+print(inspect(Path(sys.argv[1])).parameters)
+"""
+
+
+def test_a_model_is_examined_in_less_memory_than_its_files_are_large(copied_model: Path) -> None:
+    """A map of a file, as transformers makes it, is writable and counts: a model of 8 billion could not be imported."""
+    rows = 40_000_000
+    weights = next(copied_model.glob("*.safetensors"))
+    grow_embedding(weights, rows)
+    assert weights.stat().st_size > 2 << 30
+    config = json.loads((copied_model / "config.json").read_text())
+    (copied_model / "config.json").write_text(json.dumps(config | {"vocab_size": rows, "tie_word_embeddings": True}))
+    command = [sys.executable, "-c", EXAMINE, str(copied_model)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 36000 - 2 * 272 * 32 + rows * 32
+
+
+def grow_embedding(weights: Path, rows: int) -> None:
+    """Writes the file anew with an embedding of so many rows and no head of its own; sparse, so no disk is taken."""
+    with safe_open(weights, "pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys()) if name != "lm_head.weight"}
+    shapes["model.embed_tokens.weight"] = [rows, shapes["model.embed_tokens.weight"][1]]
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    with weights.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(written)) + written)
+        stream.truncate(8 + len(written) + end)
