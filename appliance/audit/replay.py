@@ -35,7 +35,7 @@ _CROWD = 8
 _PILE = 12  # units, at least, that add up to so much on a few coordinates
 _MOST = 4096
 _BEYOND = 2.0**26
-_PILED = 4
+_PILED = 36
 _COUPLED = 0.05  # in units of C: what records may move each other by where row counts are not proved
 
 

@@ -57,6 +57,8 @@ def _batch(tap: Tap, number: int, max_records: int, generator: Generator, pool: 
     records = [int(generator.choice(_RECORDS)) for _ in range(count)]
     if number % 4 < 3:
         records[0] = min(max_records, _MOST_RECORDS) if number % 2 else max(_RECORDS) + number
+    else:
+        records[-2:] = _RECORDS[-2:]  # beyond the group, not by chance alone
     low, high = np.log(_TIMES)
     norms = [[math.exp(generator.uniform(low, high)) * tap.clip_norm for _ in range(many)] for many in records]
     return [[pool.gradient(norm) for norm in unit] for unit in norms]

@@ -1,7 +1,7 @@
 """The only source of randomness in training: AES-256 in counter mode under a key from the operating system.
 
-A `Keystream` is made for one use (one sample, one noise vector) and dropped. Its key is never stored, returned or
-configurable, so neither a sample nor a noise vector can be replayed.
+A `Keystream` is made for one use (one sample, one thread's part of one noise vector) and dropped. Its key is never
+stored, returned or configurable, so neither a sample nor a noise vector can be replayed.
 """
 
 from __future__ import annotations

@@ -15,11 +15,13 @@ Three levels reach 10^10 grid units, so the total stays below 2^-96 (`appliance.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from appliance.train.keystream import Keystream, Words
@@ -29,6 +31,7 @@ Integers = NDArray[np.int64]
 _TAIL = 12
 _LARGEST = 5461  # 12 * 5461 <= 65535, so a table has at most 2^17 columns
 _CHUNK = 1 << 16
+_THREADS = 16
 _PRECISION = 256  # bits of the fixed-point densities from which a table is made
 
 
@@ -146,11 +149,20 @@ class DiscreteGaussian:
         return tuple(multiplier for multiplier, _ in self._levels)
 
     def draw(self, count: int) -> Integers:
-        """Draw `count` fresh values, int64 [count], under a new key for each call."""
-        keystream = Keystream()
+        """Draw `count` fresh values, int64 [count], under new keys for each call, one for each thread of torch's."""
         out = np.zeros(count, dtype=np.int64)
-        for start in range(0, count, _CHUNK):
-            part = out[start : start + _CHUNK]
+        chunks = [out[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
+        threads = max(1, min(torch.get_num_threads(), len(chunks), _THREADS))
+        if threads == 1:
+            self._fill(chunks)
+            return out
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            list(pool.map(self._fill, [chunks[first::threads] for first in range(threads)]))
+        return out
+
+    def _fill(self, chunks: list[Integers]) -> None:
+        """Add a draw to every value, under one key of its own."""
+        keystream = Keystream()
+        for part in chunks:
             for multiplier, table in self._levels:
                 part += multiplier * table.lookup(keystream.words(len(part)), keystream)
-        return out

@@ -111,7 +111,7 @@ def a_run_ends_early_where_gradients_are_small(patch: Patch, tap: ReleaseTap) ->
 
     def stop(self: Trainer) -> None:
         report(self)
-        if small[0] and self._step > 20:
+        if small[0] and self._step > 12:
             self._step = self._plan.steps
 
     patch.setattr(Engine, "accumulate", noted)
