@@ -91,7 +91,7 @@ bundle-lock: $(STAMP)                    ## resolve and hash every flavour anew;
 
 # Ansible lives in an environment of its own: the product does not need it, and its versions are its own.
 DEPLOY := .venv-deploy
-$(DEPLOY)/.installed: deploy/constraints.txt
+$(DEPLOY)/.installed: deploy/constraints.txt Makefile
 	$(PYTHON) -m venv $(DEPLOY)
 	$(DEPLOY)/bin/python -m pip install --quiet --constraint deploy/constraints.txt ansible-core ansible-lint molecule
 	touch $@
