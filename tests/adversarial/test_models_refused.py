@@ -87,7 +87,7 @@ def added_tokens(count: int) -> Damage:
     def damage(model: Path) -> None:
         fields = json.loads((model / "tokenizer.json").read_text())
         last = fields["added_tokens"][-1]
-        fields["added_tokens"] += [last | {"id": 261 + i, "content": f"<|new{i}|>"} for i in range(count)]
+        fields["added_tokens"] += [last | {"id": 262 + i, "content": f"<|new{i}|>"} for i in range(count)]
         (model / "tokenizer.json").write_text(json.dumps(fields))
 
     return damage
