@@ -110,7 +110,7 @@ def bench(
     run: RunArgument,
     primary: Primary,
     rate: Annotated[float, typer.Option(min=0.01, help="Requests in a second, on average.")] = 1.0,
-    seconds: Annotated[float, typer.Option(min=1, help="In which they come.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1, help="In which they come.")] = 120.0,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the times at which they come.")] = 0,

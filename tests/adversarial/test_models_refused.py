@@ -217,7 +217,7 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
     "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
-    "tokenizer beyond the embedding": (added_tokens(20), DataInvalid, "token 280"),
+    "tokenizer beyond the embedding": (added_tokens(19), DataInvalid, "token 280"),
 }
 
 
