@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -226,15 +227,19 @@ def _weights(model: Path) -> list[Path]:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
-    report = Report(bench="serve", quick=options.quick)
+    options = arguments(__doc__ or "", only="one part: drill, little, work, overhead or compare")
+    report, quick = Report(bench="serve", quick=options.quick), options.quick
     with tempfile.TemporaryDirectory() as scratch:
         gguf = media.gguf(Path(scratch) / "model.gguf")
-        drill(report, gguf, quick=options.quick)
-        little(report, quick=options.quick)
-        asyncio.run(work(report, quick=options.quick))
-        asyncio.run(overhead(report, gguf, quick=options.quick))
-        compare(report, gguf, quick=options.quick)
+        parts: dict[str, Callable[[], object]] = {
+            "drill": lambda: drill(report, gguf, quick=quick),
+            "little": lambda: little(report, quick=quick),
+            "work": lambda: asyncio.run(work(report, quick=quick)),
+            "overhead": lambda: asyncio.run(overhead(report, gguf, quick=quick)),
+            "compare": lambda: compare(report, gguf, quick=quick),
+        }
+        for name in [options.only] if options.only else parts:
+            parts[name]()
     for figure in report.figures:
         print(figure.line(), file=sys.stderr)
     report.print(as_json=options.json)
