@@ -71,7 +71,7 @@ async def _events(socket: str, asked: Asked) -> AsyncGenerator[list[bytes]]:
     """Read the data of the events of a stream, as many at once as have come. Raises as `answer` does."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket)
-    except (ConnectionRefusedError, FileNotFoundError):
+    except OSError:
         raise EngineFailed("refused") from None
     connection = h11.Connection(h11.CLIENT)
     try:
