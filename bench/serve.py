@@ -1,7 +1,8 @@
 """Serving: what a drill loses, what the gateway costs, whether the harness can be believed, tokens a second by engine.
 
-Both sides of the gateway's cost are one engine, asked in turns through the gateway and at its own socket. Engines are
-compared on one model and machine, each beside its ceiling: memory bandwidth over the bytes of the model, which one
+Both sides of the gateway's cost are one engine, asked in turns through the gateway and at its own socket; what it takes
+of a processor is counted beside an engine without a model, which a busy machine disturbs less than any clock. Engines
+are compared on one model and machine, each beside its ceiling: memory bandwidth over the bytes of the model, which one
 stream cannot exceed. vLLM runs where APPLIANCE_VLLM names the Python of its environment.
 """
 
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -76,13 +78,47 @@ def drill(report: Report, gguf: Path, *, quick: bool) -> None:
     report.figures.append(Figure(name="failover_p99_ms", value=value, unit="ms", bar=250, note=note))
 
 
-def little(report: Report, gguf: Path, *, quick: bool) -> None:
-    seconds, rate = (15.0, 0.7) if quick else (300.0, 0.7)
-    wanted = BenchJob(run_id="run_1", serve=job(engine("primary", gguf)), rate=rate, seconds=seconds, answer_tokens=48)
+def rapid(gap_s: float) -> EngineSpec:
+    """An engine that answers a token every `gap_s`: of requests there can be many in little time."""
+    script = str(Path(__file__).with_name("rapid.py"))
+    command = (sys.executable, "-I", script, "{socket}", "{name}", str(gap_s))
+    return engine("primary", Path("none"), kind="command", command=command, slots=64)
+
+
+def little(report: Report, *, quick: bool) -> None:
+    seconds, serve = (20.0 if quick else 120.0), job(rapid(0.005))
+    wanted = BenchJob(run_id="run_1", serve=serve, rate=10.0, seconds=seconds, answer_tokens=48)
     found = run(wanted)
-    note = f"{found['requests']} requests, {found['failed']} failed, TTFT p50 {found['first_token']['p50']:.0f} ms"
+    note = f"n = {found['requests']} requests, {found['failed']} failed, {found['in_flight']:.2f} open on average, "
+    note += f"median answer {found['whole']['p50']:.0f} ms; engine without a model, a token every 5 ms"
     for name, bar in (("littles_residual", 0.02), ("harness_overhead", 0.01)):
         report.figures.append(Figure(name=name, value=found[name], unit="fraction", bar=bar, note=note))
+
+
+async def work(report: Report, *, quick: bool) -> None:
+    """What the gateway takes of a processor for a request and for a token that comes alone."""
+    count, tokens = (20 if quick else 200), 200
+    with tempfile.TemporaryDirectory() as directory:
+        async with serving(job(rapid(0.002)), RunDir(Path(directory))) as subject:
+            state = subject.state()
+            assert state is not None
+            to, pid = Gateway(address=state.address, key=subject.key), subject.process.pid
+            used, began = processor_s(pid), time.monotonic()
+            await asyncio.sleep(3.0)
+            idle = (processor_s(pid) - used) / (time.monotonic() - began)
+            short = await _work(to, pid, 1, 10 * count, idle)
+            long = await _work(to, pid, 1 + tokens, count, idle)
+    token = (long - short) / tokens
+    note = f"{count} answers of {1 + tokens} tokens against {10 * count} of one, streams, one after the other"
+    for name, value in (("gateway_us_per_token", token), ("gateway_us_per_request", short - token)):
+        report.figures.append(Figure(name=name, value=1e6 * value, unit="us of processor", note=note, repeats=count))
+
+
+async def _work(to: Gateway, pid: int, tokens: int, count: int, idle: float) -> float:
+    used, began = processor_s(pid), time.monotonic()
+    for _ in range(count):
+        assert (await ask(to, ASKED | {"max_tokens": tokens}, time.monotonic())).outcome == "answered"
+    return (processor_s(pid) - used - idle * (time.monotonic() - began)) / count
 
 
 async def overhead(report: Report, gguf: Path, *, quick: bool) -> None:
@@ -117,8 +153,7 @@ async def overhead(report: Report, gguf: Path, *, quick: bool) -> None:
 
 def processor_s(pid: int) -> float:
     """Seconds of processor that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 async def tokens_per_s(spec: EngineSpec, streams: int, seconds: float) -> float:
@@ -192,14 +227,19 @@ def _weights(model: Path) -> list[Path]:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
-    report = Report(bench="serve", quick=options.quick)
+    options = arguments(__doc__ or "", only="one part: drill, little, work, overhead or compare")
+    report, quick = Report(bench="serve", quick=options.quick), options.quick
     with tempfile.TemporaryDirectory() as scratch:
         gguf = media.gguf(Path(scratch) / "model.gguf")
-        drill(report, gguf, quick=options.quick)
-        little(report, gguf, quick=options.quick)
-        asyncio.run(overhead(report, gguf, quick=options.quick))
-        compare(report, gguf, quick=options.quick)
+        parts: dict[str, Callable[[], object]] = {
+            "drill": lambda: drill(report, gguf, quick=quick),
+            "little": lambda: little(report, quick=quick),
+            "work": lambda: asyncio.run(work(report, quick=quick)),
+            "overhead": lambda: asyncio.run(overhead(report, gguf, quick=quick)),
+            "compare": lambda: compare(report, gguf, quick=quick),
+        }
+        for name in [options.only] if options.only else parts:
+            parts[name]()
     for figure in report.figures:
         print(figure.line(), file=sys.stderr)
     report.print(as_json=options.json)

@@ -75,14 +75,17 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte, plus the special tokens of a chat template."""
+    """One token per UTF-8 byte, plus the special tokens of a chat template.
+
+    llama.cpp loads no tokenizer without merges. The one here is of bytes that no text has.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet, "ÿÿ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("ÿ", "ÿ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(

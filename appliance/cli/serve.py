@@ -13,6 +13,8 @@ from appliance.cli import render, settings, trials
 from appliance.cli.options import RunArgument
 from appliance.cli.settings import Settings
 from appliance.errors import ServingDegraded, UsageError
+from appliance.events.serving import ServingEnded
+from appliance.flows.home import Home
 from appliance.flows.serving import clients as clients_flow
 from appliance.flows.serving.start import Listening, Wanted, prepare
 from appliance.flows.serving.start import start as start_flow
@@ -67,7 +69,8 @@ def start(
     if chosen.dry_run:
         _preview(chosen, run, wanted, listening)
         return
-    ended = start_flow(home, run, wanted, listening, chosen.operator(), _teller(chosen, len(wanted)))
+    watch, tell = _teller(chosen, len(wanted)), partial(_say_damaged, chosen, home)
+    ended = start_flow(home, run, wanted, listening, chosen.operator(), watch, tell)
     render.result(chosen, "serve.start", ended.facts(), render.fields(ended.facts().items()))
 
 
@@ -107,7 +110,7 @@ def bench(
     run: RunArgument,
     primary: Primary,
     rate: Annotated[float, typer.Option(min=0.01, help="Requests in a second, on average.")] = 1.0,
-    seconds: Annotated[float, typer.Option(min=1, help="In which they come.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1, help="In which they come.")] = 120.0,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of a prompt.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the times at which they come.")] = 0,
@@ -173,6 +176,14 @@ def _teller(chosen: Settings, engines: int) -> Any:
                 render.note(chosen, f"{engine.name} is {'well' if engine.well else 'out of service'}")
 
     return tell
+
+
+def _say_damaged(chosen: Settings, home: Home, ended: ServingEnded) -> None:
+    """Say where the damaged spool of an earlier serving is kept; nothing of one that is whole."""
+    if ended.damaged_sha256:
+        kept = home.set_aside / ended.serving_id
+        said = f"{ended.damaged_line} degraded answers before the damage are in the ledger, the rest is kept in {kept}"
+        render.note(chosen, f"the spool of {ended.serving_id}, which was killed, is damaged: {said}")
 
 
 @client.command("add")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from appliance.cli import render
 from appliance.jobs.trials import BenchResult, DrillResult
 
+ENOUGH = 100
+"""Requests from which Little's law says something."""
+
 
 def drilled(result: DrillResult) -> list[str]:
     """Say what became of requests during each fault, and how long failover took."""
@@ -36,6 +39,7 @@ def measured(result: BenchResult) -> list[str]:
             ("whole answer", result.whole),
         )
     ]
+    differ = f"gateway and clients differ by {100 * result.littles_residual:.2f} % over {result.requests} requests"
     return [
         *render.table(("milliseconds", "p50", "p95", "p99"), rows),
         *render.fields(
@@ -43,7 +47,7 @@ def measured(result: BenchResult) -> list[str]:
                 ("requests", f"{result.requests}, {result.failed} failed, {result.degraded} degraded"),
                 ("tokens per second", f"{result.tokens_per_s:g}"),
                 ("in flight", f"{result.in_flight:g} on average"),
-                ("Little's law", f"gateway and clients differ by {100 * result.littles_residual:.2f} %"),
+                ("Little's law", f"{differ}{'' if result.requests >= ENOUGH else '; too few to say much'}"),
                 ("sent late", f"{100 * result.harness_overhead:.2f} % of the median answer"),
             ]
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from appliance.events.event import Digest, Event, Facts, Id, Number, Refusal, Text, Time, Whole
+from appliance.events.event import Digest, Event, Facts, Id, Number, Refusal, Text, Time, Whole, optional
 
 
 class EngineFacts(Facts):
@@ -57,7 +57,11 @@ class ServingDegraded(Event):
 
 
 class ServingEnded(Event):
-    """A gateway ended. Of one that was killed with its supervisor, numbers are those that it told last."""
+    """A gateway ended. Of one that was killed with its supervisor, numbers are those that it told last.
+
+    Where its spool was damaged, `damaged_line` is the first line, counted from 0, that was not read and recorded, and
+    `damaged_sha256` is the spool's digest; it was set aside.
+    """
 
     type: ClassVar[str] = "serving.ended"
     about: ClassVar[str] = "serving_id"
@@ -71,6 +75,8 @@ class ServingEnded(Event):
     lost: Whole
     refused: Whole
     left: Whole
+    damaged_line: Whole = optional()
+    damaged_sha256: Digest = optional()
 
 
 class ServingRefused(Refusal):

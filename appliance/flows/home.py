@@ -11,6 +11,7 @@ HOME/objects/       sealed objects, named by the BLAKE3 of their ciphertext
 HOME/models/        base models, named by the SHA-256 of their file list
 HOME/runs/          one directory per job: job.json, journal, sealed snapshots, result.json, adapter/
 HOME/servings/      one directory per gateway that runs: job.json, state.json, spool.jsonl
+HOME/set-aside/     directories of gateways whose spool was damaged; nobody reads them again
 HOME/machine.json   this machine's rates of arithmetic: the CPU's by `train plan`, a GPU's by the self-test on it
 HOME/agent/         the key agent's socket while the store is unsealed
 """
@@ -172,6 +173,11 @@ class Home:
     def servings(self) -> Path:
         """Directory of gateways."""
         return self.root / "servings"
+
+    @property
+    def set_aside(self) -> Path:
+        """Directory of what gateways left damaged."""
+        return self.root / "set-aside"
 
     @property
     def clients(self) -> Path:

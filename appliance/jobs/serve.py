@@ -158,8 +158,8 @@ class Degraded(Value):
     """
 
     number: int
-    at: str
-    id: str
+    at: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$")]
+    id: Annotated[str, Field(pattern=r"^(chatcmpl|cmpl)-[0-9a-f]{24}$")]
     reason: Literal["fallback", "retried", "cut", "lost"]
     engine: str
     failed: tuple[str, ...]

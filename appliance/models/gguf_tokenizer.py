@@ -45,6 +45,8 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int, where: str) -> None:
     model = fields["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback") or fields.get("normalizer") not in _NORMALIZERS:
         raise DataInvalid("only byte-level BPE tokenizers are written to GGUF", where=where)
+    if not model["merges"]:
+        raise DataInvalid("llama.cpp loads no tokenizer without merges", where=where)
     tokens, kinds = _tokens(fields, rows)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_cut(fields.get("pre_tokenizer") or {}, where))

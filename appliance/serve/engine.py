@@ -14,8 +14,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx2
-
 from appliance.isolation import interpreter
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.serve import EngineSpec, EngineState, Health
@@ -47,9 +45,8 @@ class Engine:
         self.spec, self._rules, self._isolation, self._changed = spec, rules, isolation, changed
         self.breaker, self.gate = Breaker(rules), Gate(spec.slots)
         self.waiting: set[asyncio.Timeout] = set()
-        self._scratch, self._socket = scratch / spec.name, str(scratch / f"{spec.name}.sock")
+        self._scratch, self.socket = scratch / spec.name, str(scratch / f"{spec.name}.sock")
         self._told = scratch / f"{spec.name}.network"
-        self.client = upstream.connect(self._socket)
         self._process: subprocess.Popen[bytes] | None = None
         self._started, self._tries, self._spawned_at, self._token_at = 0, 0, 0.0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,7 +76,6 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._process:
             _end(self._process)
-        await self.client.aclose()
 
     def speak(self) -> None:
         """Note that a token came: it need not be asked for one."""
@@ -101,11 +97,11 @@ class Engine:
 
     def _spawn(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._socket)
+            os.unlink(self.socket)
         network = str(self._isolation.network)
         words = ("appliance.serve.tether", str(os.getpid()), network, str(self._told))
         self._process = subprocess.Popen(
-            interpreter.module(*words, *commands.command(self.spec, self._socket)),
+            interpreter.module(*words, *commands.command(self.spec, self.socket)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # servers print what they are asked
             stderr=subprocess.DEVNULL,
@@ -131,13 +127,7 @@ class Engine:
                 _end(self._process)
             else:
                 continue
-            await self._renew()
-
-    async def _renew(self) -> None:
-        old, self.client = self.client, upstream.connect(self._socket)
-        self._spawn()
-        await asyncio.sleep(STARTING_S)  # requests that were on it see the end of its process first
-        await old.aclose()
+            self._spawn()
 
     async def _probe(self) -> None:
         while True:
@@ -150,9 +140,9 @@ class Engine:
         body = {"model": self.spec.name, "prompt": "a", "max_tokens": 1, "stream": True}
         asked = Asked(endpoint="completions", body=body, stream=True, usage=False)
         try:
-            async for _ in upstream.answer(self.client, asked, self._rules, set()):
+            async for _ in upstream.answer(self.socket, asked, self._rules, set()):
                 pass
-        except (EngineFailed, Fault, httpx2.HTTPError, RuntimeError):  # the last: its client was closed meanwhile
+        except (EngineFailed, Fault):
             return self.fail()
         self.speak()
         if self.breaker.prove():

@@ -90,7 +90,7 @@ class Relay:
         mine = replace(asked, body=asked.body | {"model": engine.spec.name})
         held: list[dict[str, Any]] = []
         try:
-            async with aclosing(upstream.answer(engine.client, mine, self._rules, engine.waiting)) as answer:
+            async with aclosing(upstream.answer(engine.socket, mine, self._rules, engine.waiting)) as answer:
                 async for chunk in answer:
                     engine.speak()
                     held.append(chunk)

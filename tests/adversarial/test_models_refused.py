@@ -87,7 +87,7 @@ def added_tokens(count: int) -> Damage:
     def damage(model: Path) -> None:
         fields = json.loads((model / "tokenizer.json").read_text())
         last = fields["added_tokens"][-1]
-        fields["added_tokens"] += [last | {"id": 261 + i, "content": f"<|new{i}|>"} for i in range(count)]
+        fields["added_tokens"] += [last | {"id": 262 + i, "content": f"<|new{i}|>"} for i in range(count)]
         (model / "tokenizer.json").write_text(json.dumps(fields))
 
     return damage
@@ -217,7 +217,7 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
     "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
-    "tokenizer beyond the embedding": (added_tokens(20), DataInvalid, "token 280"),
+    "tokenizer beyond the embedding": (added_tokens(19), DataInvalid, "token 280"),
 }
 
 

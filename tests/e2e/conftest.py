@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,42 @@ def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], templ
     return built_once("marked-home", build)
 
 
+@pytest.fixture(scope="session")
+def quantised_home(built_once: Callable[[str, Callable[[Path], None]], Path], marked_home: Path) -> Path:
+    """The marked home, and beside it in `q8` its model as `model quantize` wrote it for llama.cpp."""
+
+    def build(directory: Path) -> None:
+        with unsealed(marked_home, directory) as appliance:
+            run = json.loads((directory / "embedded.json").read_text())["run_id"]
+            small = ("--predictions", "0", "--out", str(directory / "q8"))
+            made = appliance.json("model", "quantize", run, "--to", "q8_0", *small)
+            (directory / "quantised.json").write_text(json.dumps(made))
+
+    return built_once("quantised-home", build)
+
+
 @pytest.fixture
 def marked(marked_home: Path, tmp_path: Path) -> Any:
     """An unsealed copy of the marked home, and what `watermark embed` said."""
-    shutil.copytree(marked_home, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "home").chmod(0o700)
-    appliance = Appliance(tmp_path / "home")
+    with unsealed(marked_home, tmp_path) as appliance:
+        yield appliance, json.loads((tmp_path / "embedded.json").read_text())
+
+
+@pytest.fixture
+def quantised(quantised_home: Path, tmp_path: Path) -> Any:
+    """An unsealed copy of the quantised home, what `model quantize` said, and the directory that it wrote."""
+    with unsealed(quantised_home, tmp_path) as appliance:
+        yield appliance, json.loads((tmp_path / "quantised.json").read_text()), tmp_path / "q8"
+
+
+@contextmanager
+def unsealed(source: Path, directory: Path) -> Iterator[Appliance]:
+    """Copy a home with what lies beside it, and unseal it meanwhile."""
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    (directory / "home").chmod(0o700)
+    appliance = Appliance(directory / "home")
     appliance("key", "unlock")
-    yield appliance, json.loads((tmp_path / "embedded.json").read_text())
-    appliance("key", "lock", expect=None)
+    try:
+        yield appliance
+    finally:
+        appliance("key", "lock", expect=None)

@@ -22,7 +22,7 @@ from tests.conftest import MEDIA
 ROOT = MEDIA.parent
 COMPUTE = (
     *("torch", "opacus", "peft", "transformers", "bitsandbytes", "safetensors", "gguf"),
-    *("starlette", "uvicorn", "httpx2", "xllamacpp"),
+    *("starlette", "uvicorn", "h11", "xllamacpp"),
 )
 
 

@@ -47,8 +47,6 @@ def test_what_is_refused_leaves_nothing_but_an_entry(marked: Any, tmp_path: Path
     quantize = ("model", "quantize", run, "--out", str(out))
     appliance(*quantize, "--to", "int3", expect=2)
     appliance(*quantize, "--to", "int8", "--predictions", "0", "--max-loss", "1", expect=2)
-    refused = appliance(*quantize, "--to", "q8_0", "--predictions", "0", expect=6)
-    assert "cuts text" in refused.err  # the tiny model's tokenizer does not
     refused = appliance(*quantize, "--to", "nf4", "--predictions", "256", expect=6)
     assert "cannot be run" in refused.err  # bitsandbytes' product on the CPU wants larger layers
     refused = appliance(*quantize, "--to", "int8", "--predictions", "256", "--max-loss", "0", expect=10)

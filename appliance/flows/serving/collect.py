@@ -1,23 +1,28 @@
 """From the spool to the ledger: every degraded answer once, whatever was killed in between.
 
 The lines of a spool are numbered. The ledger's newest entry of a serving says up to which one it has them, so nothing
-else has to be remembered. A serving's directory is removed when its end is in the ledger.
+else has to be remembered. A serving's directory is removed when its end is in the ledger; where its spool is damaged,
+what stands before the damage is recorded, and the directory is set aside and stays.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from contextlib import suppress
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from appliance.errors import Busy, IntegrityError
-from appliance.events.serving import DegradedFacts, ServingDegraded, ServingEnded
+from appliance.events.serving import DegradedFacts, ServingDegraded, ServingEnded, ServingStarted
+from appliance.files import fsync_directory, make_directory
 from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.serve import SPOOL, STATE, Degraded, GatewayState, ServeJob
+from appliance.jobs.serve import SPOOL, STATE, Degraded, GatewayState
 from appliance.ledger.reading import LedgerReader
 
 AT_ONCE = 100
@@ -27,49 +32,85 @@ NOTHING = GatewayState(
 )  # fmt: skip
 
 
-def collect(desk: Desk, run_dir: RunDir, job: ServeJob) -> int:
-    """Record the lines of a spool that the ledger does not have; how many."""
-    new = _read(run_dir)[_collected(desk.ledger, job.serving_id) :]
-    if not new:
-        return 0
-    with desk.transact() as tx:
-        for begin in range(0, len(new), AT_ONCE):
-            lines = new[begin : begin + AT_ONCE]
-            answers = [_facts(line) for line in lines]
-            tx.append(
-                ServingDegraded(serving_id=job.serving_id, run_id=job.run_id, first=lines[0].number, answers=answers)
-            )
-    return len(new)
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """What a spool holds.
+
+    Attributes:
+      lines: from the first one, as long as they are what the gateway writes.
+      rest: what follows: while the gateway runs, perhaps the beginning of a line.
+      sha256: of the whole.
+    """
+
+    lines: list[Degraded]
+    rest: bytes
+    sha256: str
 
 
-def end(desk: Desk, run_dir: RunDir, job: ServeJob, ended: Literal["stopped", "failed", "killed"]) -> ServingEnded:
-    """Record what is left of a spool, and that the serving ended; its directory is removed."""
-    collect(desk, run_dir, job)
-    last = _last_state(run_dir)
-    numbers = last.model_dump(include={"answered", "degraded", "cut", "lost", "refused", "left"})
-    event = ServingEnded(serving_id=job.serving_id, run_id=job.run_id, ended=ended, **numbers)
+def collect(desk: Desk, run_dir: RunDir, run_id: str) -> None:
+    """Record the lines of the spool of a gateway that runs, as far as the ledger does not have them.
+
+    Raises:
+      IntegrityError: a line is not what the gateway writes; those before it are recorded.
+    """
+    spooled = _read(run_dir)
+    _record(desk, run_dir, run_id, spooled.lines)
+    if b"\n" in spooled.rest:
+        raise damaged(desk, run_dir)
+
+
+def damaged(desk: Desk, run_dir: RunDir) -> IntegrityError:
+    """Make the error of a damaged spool; it says where it is kept."""
+    return IntegrityError("the spool of degraded answers was altered", where=str(desk.home.set_aside / run_dir.name))
+
+
+def end(desk: Desk, run_dir: RunDir, run_id: str, ended: Literal["stopped", "failed", "killed"]) -> ServingEnded:
+    """Record what is left of a spool, and that the serving ended; its directory is removed, or set aside if damaged."""
+    spooled, last = _read(run_dir), _last_state(run_dir)
+    _record(desk, run_dir, run_id, spooled.lines)
+    stated: dict[str, Any] = last.model_dump(include={"answered", "degraded", "cut", "lost", "refused", "left"})
+    if spooled.rest:
+        stated |= {"damaged_line": len(spooled.lines), "damaged_sha256": spooled.sha256}
+    event = ServingEnded(serving_id=run_dir.name, run_id=run_id, ended=ended, **stated)
     desk.record(event)
-    shutil.rmtree(run_dir.path)
+    _set_aside(desk, run_dir) if spooled.rest else shutil.rmtree(run_dir.path)
     return event
 
 
 def settle(desk: Desk) -> list[ServingEnded]:
-    """End the servings whose supervisor is gone."""
+    """End the servings whose supervisor is gone. What else lies beside them is left alone."""
     found = []
-    for path in sorted(desk.home.servings.iterdir()) if desk.home.servings.is_dir() else ():
+    for path in sorted(desk.home.servings.glob("serving_*")):
         run_dir = RunDir(path)
-        with suppress(Busy), launch.supervising(run_dir):
+        with suppress(Busy, NotADirectoryError), launch.supervising(run_dir):
             found += _settle_one(desk, run_dir)
     return found
 
 
 def _settle_one(desk: Desk, run_dir: RunDir) -> list[ServingEnded]:
-    try:
-        job = ServeJob.model_validate_json(run_dir.job.read_bytes())
-    except (FileNotFoundError, ValidationError):  # killed before there was anything to serve
+    started = next(desk.ledger.entries(ServingStarted, subject=run_dir.name, limit=1), None)
+    if started is None:  # killed before there was anything to serve
         shutil.rmtree(run_dir.path)
         return []
-    return [end(desk, run_dir, job, "killed")]
+    return [end(desk, run_dir, ServingStarted.of(started.leaf["facts"]).run_id, "killed")]
+
+
+def _set_aside(desk: Desk, run_dir: RunDir) -> None:
+    make_directory(desk.home.set_aside)
+    os.rename(run_dir.path, desk.home.set_aside / run_dir.name)
+    fsync_directory(desk.home.set_aside)
+    fsync_directory(desk.home.servings)
+
+
+def _record(desk: Desk, run_dir: RunDir, run_id: str, lines: list[Degraded]) -> None:
+    new = lines[_collected(desk.ledger, run_dir.name) :]
+    if not new:
+        return
+    with desk.transact() as tx:
+        for begin in range(0, len(new), AT_ONCE):
+            some = new[begin : begin + AT_ONCE]
+            answers = [_facts(line) for line in some]
+            tx.append(ServingDegraded(serving_id=run_dir.name, run_id=run_id, first=some[0].number, answers=answers))
 
 
 def _collected(ledger: LedgerReader, serving_id: str) -> int:
@@ -81,19 +122,20 @@ def _collected(ledger: LedgerReader, serving_id: str) -> int:
     return fact.first + len(fact.answers)
 
 
-def _read(run_dir: RunDir) -> list[Degraded]:
-    """Read the whole lines of a spool. Raises `IntegrityError` where one is not what the gateway writes."""
+def _read(run_dir: RunDir) -> Spooled:
+    """Read a spool up to the first line that is not what the gateway writes. No spool is an empty one."""
     path = run_dir.path / SPOOL
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-        found = [Degraded.model_validate_json(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except ValidationError:
-        raise IntegrityError("the spool is damaged", where=str(path)) from None
-    if [line.number for line in found] != list(range(len(found))):
-        raise IntegrityError("lines of the spool are missing", where=str(path))
-    return found
+    data = path.read_bytes() if path.is_file() else b"\n" if os.path.lexists(path) else b""
+    *whole, part = data.split(b"\n")
+    lines: list[Degraded] = []
+    with suppress(ValidationError):
+        for text in whole:
+            line = Degraded.model_validate_json(text)
+            if line.number != len(lines):
+                break
+            lines.append(line)
+    rest = b"\n".join([*whole[len(lines) :], part])
+    return Spooled(lines, rest, hashlib.sha256(data).hexdigest())
 
 
 def _facts(line: Degraded) -> DegradedFacts:

@@ -25,6 +25,7 @@ from appliance.ledger.reading import LedgerReader
 
 POLL_S, COLLECT_S, STARTING_S = 0.2, 2.0, 600.0
 Watch = Callable[[GatewayState], None]
+Tell = Callable[[ServingEnded], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,13 @@ class Listening:
 
 
 def start(
-    home: Home, run_id: str, wanted: tuple[Wanted, ...], listening: Listening, operator: Operator, watch: Watch
+    home: Home,
+    run_id: str,
+    wanted: tuple[Wanted, ...],
+    listening: Listening,
+    operator: Operator,
+    watch: Watch,
+    tell: Tell,
 ) -> ServingEnded:
     """Serve until the user interrupts.
 
@@ -62,8 +69,10 @@ def start(
       listening: where.
       operator: who serves.
       watch: is told how the gateway is, whenever that changed.
+      tell: is told of each earlier serving whose supervisor was killed, once it is ended here.
 
     Raises:
+      IntegrityError: the model is not what the ledger says, or the spool was altered meanwhile.
       IsolationViolated: the policy requires that engines have no network, and the machine does not give that.
       PolicyDenied: the run may not leave the building, or no entry says that a model is of it.
       ServingDegraded: no engine ever became well.
@@ -71,7 +80,8 @@ def start(
     """
     gateway.require_gateway()
     with Desk.open(home, operator) as desk:
-        collect.settle(desk)
+        for earlier in collect.settle(desk):
+            tell(earlier)
         with desk.refusals(ServingRefused, PolicyDenied, GateFailed, IntegrityError):
             servable, job, vouched = prepare(desk.ledger, home, run_id, wanted, listening)
         if not clients.listed(home):
@@ -158,10 +168,13 @@ def _serve(desk: Desk, run_dir: RunDir, job: ServeJob, watch: Watch) -> ServingE
             _follow(desk, run_dir, job, process, watch)
         raise gateway.failure(run_dir) or ServingDegraded("the gateway ended by itself")
     except KeyboardInterrupt:
-        return collect.end(desk, run_dir, job, "stopped")
+        ended = collect.end(desk, run_dir, job.run_id, "stopped")
     except BaseException:
-        collect.end(desk, run_dir, job, "failed")
+        collect.end(desk, run_dir, job.run_id, "failed")
         raise
+    if ended.damaged_sha256:
+        raise collect.damaged(desk, run_dir)
+    return ended
 
 
 def _follow(desk: Desk, run_dir: RunDir, job: ServeJob, process: subprocess.Popen[bytes], watch: Watch) -> None:
@@ -174,7 +187,7 @@ def _follow(desk: Desk, run_dir: RunDir, job: ServeJob, process: subprocess.Pope
             _require_isolation(state)
             was_well = was_well or any(engine.well for engine in state.engines)
             watch(state)
-            collect.collect(desk, run_dir, job)
+            collect.collect(desk, run_dir, job.run_id)
         if not was_well and now - began > STARTING_S:
             raise ServingDegraded("no engine became well", hint="start it by hand to see what it says")
         time.sleep(POLL_S)

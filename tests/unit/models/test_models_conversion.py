@@ -239,10 +239,8 @@ def test_llama_cpp_cuts_text_as_the_tokenizer_does(pre: str, build: Callable[...
 
 
 def test_what_llama_cpp_would_do_differently_is_not_written(
-    build: Callable[..., Path], tiny_model_dir: Path, tiny_deepseek_dir: Path, tmp_path: Path
+    build: Callable[..., Path], tiny_deepseek_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataInvalid, match="cuts text"):  # its tokenizer does not cut at all
-        write_gguf(tiny_model_dir, "q8_0", tmp_path, "letters", "")
     with pytest.raises(ConfigInvalid, match="deepseek_v3"):
         write_gguf(tiny_deepseek_dir, "q8_0", tmp_path, "letters", "")
     directory = build()
@@ -257,6 +255,14 @@ def test_what_llama_cpp_would_do_differently_is_not_written(
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataInvalid, match="byte-level"):
+        write_gguf(directory, "q8_0", tmp_path, "letters", "")
+    fields |= {"normalizer": None, "model": fields["model"] | {"merges": []}}
+    (directory / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(DataInvalid, match="without merges"):
+        write_gguf(directory, "q8_0", tmp_path, "letters", "")
+    fields |= {"pre_tokenizer": BYTES, "model": fields["model"] | {"merges": MERGES}}  # does not cut at all
+    (directory / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(DataInvalid, match="cuts text"):
         write_gguf(directory, "q8_0", tmp_path, "letters", "")
 
 

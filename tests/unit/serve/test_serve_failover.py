@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from tests.unit.serve.conftest import ASK, DIGESTS, QUICK, Running, Starter
+from appliance.serve.load import Gateway, Seen, ask
+from tests.unit.serve.conftest import ASK, DIGESTS, KEY, QUICK, Running, Starter
 
 FULL = "one two three four "
 BEFORE = {
@@ -119,6 +122,43 @@ def test_a_killed_engine_is_started_again_and_a_stopped_one_too(start: Starter) 
     second = running.engine("primary").pid
     os.kill(second, signal.SIGSTOP)
     running.wait(lambda: running.engine("primary").pid not in (0, second) and running.engine("primary").well)
+
+
+def test_failover_of_a_killed_engine_takes_less_than_a_quarter_of_a_second(start: Starter) -> None:
+    """Bar: p99 of at most 250 ms beyond what an engine is given. A busy machine may spoil a round, not three."""
+    running = start(health=QUICK.model_copy(update={"probe_s": 0.1, "proofs": 1}))
+    p99s: list[float] = []
+    while not p99s or (min(p99s) > 250 and len(p99s) < 3):
+        seen = asyncio.run(ask_while_killing(running, kills=3))
+        assert {one.outcome for one in seen} <= {"answered", "cut"}, "a request was lost"
+        over = [one for one in seen if one.degraded and one.first]
+        assert len(over) >= 30
+        took = [one.first - one.sent - min(one.detected_s, QUICK.first_token_s) for one in over]
+        p99s.append(1000 * float(np.percentile(took, 99)))
+    assert min(p99s) <= 250
+
+
+async def ask_while_killing(running: Running, kills: int) -> list[Seen]:
+    """Four clients that ask again when they have their answer, until the primary was killed and came back so often."""
+    to, seen, asking = Gateway(address=running.address, key=KEY), list[Seen](), True
+
+    async def client() -> None:
+        body = {"model": "notes", "prompt": "x", "max_tokens": 4, "stream": True}
+        while asking:
+            seen.append(await ask(to, body, time.monotonic()))
+
+    clients = [asyncio.create_task(client()) for _ in range(4)]
+    for _ in range(kills):
+        await asyncio.sleep(0.2)
+        pid = running.engine("primary").pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.to_thread(
+            running.wait,
+            lambda pid=pid: running.engine("primary").pid not in (0, pid) and running.engine("primary").well,
+        )
+    asking = False
+    await asyncio.gather(*clients)
+    return seen
 
 
 def test_while_no_engine_is_well_requests_wait_and_then_are_told(start: Starter) -> None:
