@@ -93,7 +93,7 @@ bundle-lock: $(STAMP)                    ## resolve and hash every flavour anew;
 DEPLOY := .venv-deploy
 $(DEPLOY)/.installed: deploy/constraints.txt
 	$(PYTHON) -m venv $(DEPLOY)
-	$(DEPLOY)/bin/python -m pip install --quiet --constraint deploy/constraints.txt ansible-core ansible-lint
+	$(DEPLOY)/bin/python -m pip install --quiet --constraint deploy/constraints.txt ansible-core ansible-lint molecule
 	touch $@
 
 .PHONY: deploy-lint deploy-test
@@ -113,6 +113,11 @@ deploy-tools:
 # Real systemd in systemd-nspawn, over SSH, through network namespaces. Needs root on Debian, and says so where it is not.
 deploy-test: $(STAMP) $(DEPLOY)/.installed deploy-tools
 	$(BIN)/python -m pytest -n 0 --durations 20 --deploy tests/deploy $(ARGS)
+
+# Molecule over a bare server of the same kind: "converge", "verify", "test" (the default) ... in ARGS.
+.PHONY: deploy-molecule
+deploy-molecule: $(STAMP) $(DEPLOY)/.installed deploy-tools
+	$(BIN)/python -m tests.deploy.contributor $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(DEPLOY) $(MEDIA) $(HOME_DIR) $(HOME_DIR).out build dist

@@ -154,12 +154,6 @@ def measured(bench: Bench, side: Any, batch: Any) -> Peak:
     return Peak(allocated, reserved)
 
 
-def recorded(bench: Bench, side: Ours, batch: Any, options: EngineOptions) -> Peak:
-    """The same with the CUDA graphs that `train start` takes where memory is known to hold them."""
-    side.options = options
-    return measured(bench, side, batch)
-
-
 def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | None = None, **mine: Any) -> list[Case]:
     """Our engine and a peer on the micro-batches of a shape, the large ones first."""
     built = bench.built(name)
@@ -170,14 +164,19 @@ def beside(bench: Bench, name: str, peer: type[Any], targets: str, most: int | N
         if bench.late and cases:
             break
         batch = random_batch(rows, length, built.config.vocab_size)
+        # As a run that takes no more tokens at once than it does by itself; both sides share one card's memory here.
+        graphs = bench.device == "cuda" and rows * length <= DEFAULT_TOKENS["cuda"]
+        us.options = us.options.model_copy(update={"cuda_graphs": graphs})
         us.prepare(rows, rows * length)
         us.prove([batch[0].length])
         times = bench.alternated(partial(us.step, batch), partial(them.step, batch))
         supervised = sum(len(record.positions) for record in batch)
         case = Case(f"({rows}, {length})", built.flops(rows, length, supervised, RANK), rows * length, times)
         if bench.device == "cuda" and peer is Plain:
-            graphs, us.options = us.options, us.options.model_copy(update={"cuda_graphs": False})
-            case.peaks = measured(bench, us, batch), measured(bench, them, batch), recorded(bench, us, batch, graphs)
+            with_graphs, us.options = us.options, us.options.model_copy(update={"cuda_graphs": False})
+            ours, theirs = measured(bench, us, batch), measured(bench, them, batch)
+            us.options = with_graphs
+            case.peaks = ours, theirs, measured(bench, us, batch) if graphs else ours
         cases.append(case)
         peaks = f", GiB {case.peaks[0]}, PEFT {case.peaks[1]}, graphs {case.peaks[2]}" if case.peaks else ""
         said = f"{case.label} {median(case.ratios):.3f}, {case.tokens / case.seconds:.0f} tokens/s{peaks}"
@@ -235,7 +234,7 @@ def proof(bench: Bench, name: str) -> Iterator[Figure]:
     taken = bench.seconds(lambda: side.prove(lengths))
     counts = side.engine.counts.proved
     note = f"{len(lengths)} lengths, A frozen; rows proved at the shortest and longest: "
-    note += ", ".join(str(counts.get(side.engine.padded(length))) for length in (lengths[0], lengths[-1]))
+    note += ", ".join(str(counts.get(side.engine.pad_length(length))) for length in (lengths[0], lengths[-1]))
     yield Figure(name=f"proof_s_{name}", value=taken, unit="s", note=note)
 
 

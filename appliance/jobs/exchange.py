@@ -10,13 +10,14 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from appliance.errors import IntegrityError, Interrupted
+from appliance.jobs import pipes
 
 VARIABLE = "APPLIANCE_EXCHANGE"
 _LENGTH, _LONGEST = 4, 1 << 26
@@ -24,33 +25,14 @@ _PIECE = 1 << 16
 
 
 @dataclass(slots=True)
-class Exchange:
-    """The supervisor's ends.
-
-    Attributes:
-      inherited: the worker's ends, to be passed to it: where it reads, where it writes.
-    """
-
-    inherited: tuple[int, int]
-    _reads: int
-    _writes: int
-    _read: bytearray = field(default_factory=bytearray)
-
-    def environment(self) -> dict[str, str]:
-        """Say in the environment of a worker which of its descriptors the pipes are."""
-        return {VARIABLE: ",".join(map(str, self.inherited))}
-
-    def hand_over(self) -> None:
-        """Close the worker's ends here, once a worker has them."""
-        for descriptor in self.inherited:
-            os.close(descriptor)
-        self.inherited = (-1, -1)
+class Exchange(pipes.Pipes):
+    """The supervisor's ends."""
 
     def wait(self, seconds: float) -> None:
         """Wait until the worker says something or has ended, or so long."""
-        if not select.select([self._reads], [], [], seconds)[0]:
+        if not select.select([self.reads], [], [], seconds)[0]:
             return
-        if not self._fill():
+        if not self._take_in():
             time.sleep(min(seconds, 0.02))  # between the end of a worker's pipes and that of its process
 
     def said(self) -> Iterator[Any]:
@@ -59,45 +41,29 @@ class Exchange:
         Raises:
           IntegrityError: it is no message.
         """
-        while self._fill():
+        while self._take_in():
             pass
-        while taken := _take(self._read):
+        while taken := _take(self.unread):
             yield taken[0]
 
     def say(self, message: Any) -> None:
         """Tell the worker something; one that has ended is told nothing."""
         try:
-            _write(self._writes, message)
+            _write(self.writes, message)
         except BrokenPipeError:
             return
 
-    def _fill(self) -> bool:
-        if len(self._read) > _LENGTH + _LONGEST:
-            return False  # a whole message is here, or what is none: whoever says more has to wait
-        try:
-            piece = os.read(self._reads, _PIECE)
-        except BlockingIOError:
-            return False
-        self._read += piece
-        return bool(piece)
-
-    def _close(self) -> None:
-        for descriptor in (self._reads, self._writes, *self.inherited):
-            if descriptor >= 0:
-                os.close(descriptor)
+    def _take_in(self) -> bool:
+        """Take what there is, and tell whether there was any."""
+        before = len(self.unread)
+        if before <= _LENGTH + _LONGEST:  # else a whole message is here, or what is none: whoever says more has to wait
+            self.fill()
+        return len(self.unread) > before
 
 
-@contextmanager
-def opened() -> Iterator[Exchange]:
+def opened() -> AbstractContextManager[Exchange]:
     """Open the pipes for one worker."""
-    reads, writing = os.pipe()
-    reading, writes = os.pipe()
-    os.set_blocking(reads, False)
-    exchange = Exchange((reading, writing), reads, writes)
-    try:
-        yield exchange
-    finally:
-        exchange._close()
+    return pipes.opened(Exchange, VARIABLE)
 
 
 @dataclass(slots=True)
@@ -114,10 +80,10 @@ class Exchanged:
         Raises:
           Interrupted: there are none: nobody listens.
         """
-        reading, _, writing = os.environ.get(VARIABLE, "").partition(",")
-        if not (reading.isdigit() and writing.isdigit()):
+        ends = pipes.find_inherited(VARIABLE)
+        if ends is None:
             raise Interrupted("nobody talks to this worker")
-        return Exchanged(int(reading), int(writing))
+        return Exchanged(*ends)
 
     def say(self, message: Any) -> None:
         """Tell the supervisor something.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -75,8 +76,8 @@ def test_a_worker_whose_supervisor_is_gone_is_permitted_nothing() -> None:
     with opened() as permits, start(permits) as worker:
         permits.permit(3)
         wait_until_asked(permits, 4)
-        os.close(permits._answers)
-        permits._answers = -1
+        os.close(permits.writes)
+        permits.writes = -1
         assert worker.wait() == 1
         assert worker.stdout is not None
         assert worker.stdout.read().split() == [b"1", b"2", b"3"]
@@ -99,3 +100,25 @@ def test_waiting_ends_when_the_worker_stands(monkeypatch: pytest.MonkeyPatch) ->
         permits.wait(30)
         assert permits.asked() == 2
         assert 0.05 < time.monotonic() - began < 20
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_never_stops_asking_holds_nobody_up() -> None:
+    with opened() as permits:
+        talker = os.dup(permits.inherited[1])
+        permits.hand_over()
+        thread = threading.Thread(target=ask_without_end, args=(talker,))
+        thread.start()
+        for _ in range(3):
+            began = time.monotonic()
+            assert permits.asked() <= 7
+            assert time.monotonic() - began < 5
+            assert len(permits.unread) < 8
+    thread.join()  # the supervisor's end is closed: whoever asks is told
+
+
+def ask_without_end(descriptor: int) -> None:
+    with suppress(BrokenPipeError):
+        while True:
+            os.write(descriptor, (7).to_bytes(8, "big") * 8_000)
+    os.close(descriptor)
