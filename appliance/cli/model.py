@@ -25,7 +25,11 @@ PredictionsOption = Annotated[
 ]
 MaxLossOption = Annotated[
     float | None,
-    typer.Option(min=0, help="Gate: percentage points of accuracy it may lose, at the bad end of the interval."),
+    typer.Option(
+        min=0,
+        help="Gate: percentage points of accuracy it may lose, at the bad end of the interval. "
+        "The gate of the run file holds beside it.",
+    ),
 ]
 
 

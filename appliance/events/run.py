@@ -60,7 +60,10 @@ class PlanFacts(Facts):
 
 
 class RunReserved(Event):
-    """The worst case of a run was charged to its dataset, before anything was opened."""
+    """The worst case of a run was charged to its dataset, before anything was opened.
+
+    `max_loss` are the gates of its run file: what its model may lose in a format, in percentage points of accuracy.
+    """
 
     type: ClassVar[str] = "run.reserved"
     about: ClassVar[str] = "run_id"
@@ -77,6 +80,7 @@ class RunReserved(Event):
     lifetime_delta: Number = optional()
     filter_order: Number = optional()
     counted_by: Text = optional()
+    max_loss: dict[str, Number] = optional()
 
 
 class CheckFacts(Facts):

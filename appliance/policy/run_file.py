@@ -97,6 +97,27 @@ class EngineChoice(Value):
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class GateChoice(Value):
+    """What an artefact of one format has to hold, or it is not written."""
+
+    max_loss: Annotated[float, Field(ge=0, le=100)]
+
+
+class GatesChoice(Value):
+    """The gates, by the formats of `model merge` and `model quantize`; one that is not named has none."""
+
+    merged: GateChoice | None = None
+    int8: GateChoice | None = None
+    nf4: GateChoice | None = None
+    q8_0: GateChoice | None = None
+    q4_1: GateChoice | None = None
+    q4_0: GateChoice | None = None
+
+    def max_losses(self) -> dict[str, float]:
+        """List what each named format may lose, in percentage points of accuracy."""
+        return {name: gate.max_loss for name, gate in self if gate is not None}
+
+
 class RunFile(Value):
     """A whole run file."""
 
@@ -112,6 +133,7 @@ class RunFile(Value):
     train: TrainChoice
     privacy: PrivacyChoice
     engine: EngineChoice = EngineChoice()
+    gates: GatesChoice = GatesChoice()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -210,7 +232,13 @@ _EXPLAINED = {
     "engine.physical_tokens": "tokens computed at once; chosen to fit the memory of the machine that wrote this file",
     "engine.gradient_checkpointing": "true: layers are computed again in the backward pass; less memory, more time",
     "engine.gradient_dtype": "bfloat16: per-record gradients in half the memory, rounded before they are clipped",
+    "gates": "what `model merge` and `model quantize` must hold; fixed once the run is reserved, and in the ledger",
 }
+for _format in GatesChoice.model_fields:
+    _EXPLAINED[f"gates.{_format}"] = f"of {_format}; a format that is not named here has no gate"
+    _EXPLAINED[f"gates.{_format}.max_loss"] = (
+        "percentage points of accuracy on public text that it may lose, at the bad end of the 95 % interval"
+    )
 _HEADER = """\
 # A run file: what `appliance train start` is asked to do. Edit it freely; it must fit inside the active policy,
 # which is checked before any data are opened.
@@ -223,7 +251,7 @@ def render(run: RunFile) -> str:
     tree = run.model_dump(mode="json", by_alias=True, exclude_none=True)
     lines: list[str] = []
     for key, value in tree.items():
-        if value != []:
+        if value not in ([], {}):
             lines += ["", *_entry(key, value, key, "")]
     return _HEADER + "\n".join(lines) + "\n"
 

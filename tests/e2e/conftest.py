@@ -18,6 +18,7 @@ import pytest
 PASSPHRASE = "correct horse battery staple"
 TOKEN = "quokka-7391-zanzibar"  # in every record of the tiny dataset
 RECORDS = 600
+GATES = "gates: {int8: {max_loss: 1.0}}\n"  # of the marked run
 
 
 @dataclass
@@ -151,6 +152,8 @@ def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], templ
         try:
             plan = ("train", "plan", "notes", "tiny", "--epsilon", "2", "--steps", "3", "--batch", "60", "--rank", "8")
             appliance(*plan, "--out", str(directory / "run.yaml"))
+            with (directory / "run.yaml").open("a") as file:
+                file.write(GATES)
             run = appliance.json("train", "start", str(directory / "run.yaml"))["run"]
             embedded = appliance.json("watermark", "embed", run)
             (directory / "embedded.json").write_text(json.dumps(embedded))

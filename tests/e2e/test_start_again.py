@@ -45,6 +45,8 @@ def test_an_interrupted_start_goes_on_when_it_is_typed_again(appliance: Applianc
     other.write_text(path.read_text().replace("epsilon: 2.0", "epsilon: 3.0"))
     assert other.read_text() != path.read_text()
     assert "asks for another" in appliance("train", "start", str(other), expect=2).err
+    other.write_text(path.read_text() + "gates: {int8: {max_loss: 3.0}}\n")
+    assert "asks for another" in appliance("train", "start", str(other), expect=2).err
     assert "would go on with" in appliance("--dry-run", "train", "start", str(path)).out
     done = appliance("train", "start", str(path))
     assert "going on with" in done.err

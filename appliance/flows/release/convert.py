@@ -8,7 +8,7 @@ Only a marked adapter is merged, and what lost its mark on the way is not writte
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from appliance.events.model import Compared, ConversionRefused, ModelConverted
 from appliance.events.watermark import WatermarkDetected
 from appliance.files import staged_directory
 from appliance.flows import launch
+from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
+from appliance.flows.gates import find_gates
 from appliance.flows.home import Home, Operator
 from appliance.flows.key import require_unsealed
 from appliance.flows.passing import passing_directory
@@ -47,6 +49,7 @@ class Wanted:
       out: the directory to make.
       predictions: by which it is compared; 0 for none.
       max_loss: percentage points of accuracy that it may lose, counted at the bad end of the interval; None for any.
+        The run's own gate holds beside it.
     """
 
     format: Format
@@ -67,9 +70,9 @@ def convert(home: Home, run_id: str, wanted: Wanted, operator: Operator) -> Mode
     """
     if wanted.out.exists():
         raise UsageError("the directory exists already and is not replaced", where=str(wanted.out))
-    if wanted.max_loss is not None and not wanted.predictions:
-        raise UsageError("a gate needs predictions to measure by", where="--predictions")
+    _require_measured(wanted)
     require_unsealed(home)
+    wanted = _gated(home, run_id, wanted)
     try:
         with passing_directory(home, "convert") as run_dir:
             found = _find(home, run_id)
@@ -83,6 +86,22 @@ def convert(home: Home, run_id: str, wanted: Wanted, operator: Operator) -> Mode
     except (PolicyDenied, GateFailed, IntegrityError) as refusal:
         with Desk.open(home, operator) as desk, desk.refusals(ConversionRefused, type(refusal)):
             raise
+
+
+def _gated(home: Home, run_id: str, wanted: Wanted) -> Wanted:
+    """Take the gate of the run file where it has one for this format; what is asked for can only be stricter."""
+    with home.reader() as ledger:
+        own = find_gates(ledger, find_run(ledger, run_id).id).get(wanted.format.removeprefix("gguf-"))
+    if own is None:
+        return wanted
+    gated = replace(wanted, max_loss=own if wanted.max_loss is None else min(own, wanted.max_loss))
+    _require_measured(gated)
+    return gated
+
+
+def _require_measured(wanted: Wanted) -> None:
+    if wanted.max_loss is not None and not wanted.predictions:
+        raise UsageError("a gate needs predictions to measure by", where="--predictions")
 
 
 def _find(home: Home, run_id: str) -> Subject:

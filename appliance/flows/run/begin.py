@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from appliance.errors import Busy, UsageError
 from appliance.flows import catalog, launch
+from appliance.flows.gates import find_gates
 from appliance.flows.home import Home
 from appliance.flows.run.plan import resolve
 from appliance.jobs.train import TrainJob
@@ -51,7 +52,8 @@ def _require_same(home: Home, ledger: LedgerReader, row: RunRow, run: RunFile) -
     """Refuse to take an open run for that of a file that asks for something else."""
     job = home.run(row.id).reserved_job(TrainJob, row.spec_sha256)
     resolved = resolve(ledger, run)
-    reserved = (job.dataset.dataset_id, job.model_sha256, job.plan, job.lora, job.train)
-    if reserved != (resolved.dataset.id, run.base.sha256, resolved.plan, run.lora, run.train_spec):
+    gates = find_gates(ledger, row.id), run.gates.max_losses()
+    reserved = (job.dataset.dataset_id, job.model_sha256, job.plan, job.lora, job.train, gates[0])
+    if reserved != (resolved.dataset.id, run.base.sha256, resolved.plan, run.lora, run.train_spec, gates[1]):
         hint = f"change the name in the file, or go on with the other: `appliance train resume {row.id}`"
         raise UsageError(f"run {row.name} ({row.id}) is {row.state}, and this file asks for another", hint=hint)

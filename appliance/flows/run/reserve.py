@@ -13,6 +13,7 @@ from appliance.flows import gpus, launch
 from appliance.flows.budget import Afforded, BudgetSnapshot, sample_rate_text
 from appliance.flows.catalog import require_active
 from appliance.flows.desk import Desk
+from appliance.flows.gates import state_gates
 from appliance.flows.home import Home, Operator, new_id
 from appliance.flows.key import require_unsealed
 from appliance.flows.model.verify import check_files
@@ -120,6 +121,7 @@ def _state_reservation(row: RunRow, resolved: Resolved, afforded: Afforded) -> R
         spec_sha256=row.spec_sha256,
         plan=state_plan(resolved.plan),
         **afforded.facts(),
+        **state_gates(resolved.run),
     )
 
 

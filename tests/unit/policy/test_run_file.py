@@ -110,3 +110,37 @@ def test_a_curriculum_that_cannot_be(old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         run_file.parse(text.encode(), "run.yaml")
     assert message in caught.value.message
+
+
+GATES = """
+gates:
+  int8: {max_loss: 0.5}
+  q8_0: {max_loss: 0}
+"""
+
+
+def test_gates_are_read_explained_and_read_again() -> None:
+    assert "gates" not in run_file.render(RUN)
+    run = run_file.parse((run_file.render(RUN) + GATES).encode(), "run.yaml")
+    assert run.gates.max_losses() == {"int8": 0.5, "q8_0": 0.0}
+    again = run_file.render(run)
+    assert run_file.parse(again.encode(), "run.yaml") == run
+    assert "# of int8; a format that is not named here has no gate\n  int8:\n" in again
+    assert "# percentage points of accuracy" in again
+    assert max(map(len, again.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("int8:", "int4:", "unknown key 'int4'"),
+        ("max_loss: 0.5", "max_los: 0.5", "unknown key 'max_los'"),
+        ("max_loss: 0.5", "max_loss: -1", "greater than or equal to 0"),
+        ("max_loss: 0.5", "max_loss: .nan", ""),
+        ("{max_loss: 0.5}", "{}", "'max_loss'"),
+    ],
+)
+def test_gates_that_cannot_be(old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        run_file.parse((run_file.render(RUN) + GATES.replace(old, new, 1)).encode(), "run.yaml")
+    assert message in caught.value.message
