@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,12 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 TINY_VOCABULARY = 272  # 256 bytes + 5 special tokens, rounded up to a multiple of 16
+
+
+def pytest_configure() -> None:
+    """What a shell started in the background ignores Ctrl-C, and so would what the tests start and then interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

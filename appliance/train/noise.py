@@ -155,9 +155,9 @@ class DiscreteGaussian:
         threads = max(1, min(torch.get_num_threads(), len(chunks), _THREADS))
         if threads == 1:
             self._fill(chunks)
-            return out
-        with ThreadPoolExecutor(max_workers=threads) as pool:
-            list(pool.map(self._fill, [chunks[first::threads] for first in range(threads)]))
+        else:
+            with ThreadPoolExecutor(max_workers=threads) as pool:
+                list(pool.map(self._fill, [chunks[first::threads] for first in range(threads)]))
         return out
 
     def _fill(self, chunks: list[Integers]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from appliance.events.states import CatalogState
 from appliance.flows import budget
 from appliance.flows.recount import recount
 from appliance.flows.run import plan
+from appliance.policy.run_file import GatesChoice
 from appliance.privacy.lifetime import Spend
 from tests.adversarial.test_reservations_recounted import deceived, finish, scene
 from tests.adversarial.test_transient_edits import Scene, unguarded
@@ -107,7 +109,7 @@ def test_a_plan_is_refused_by_the_first_look(scene: Scene) -> None:
     with scene.desk.ledger.read() as rows:
         row = rows.datasets.get("trained")
     resolved = plan.Resolved(
-        run=None,  # type: ignore[arg-type]
+        run=cast(Any, SimpleNamespace(gates=GatesChoice())),  # the only part of it that is asked for
         dataset=row,
         model=None,  # type: ignore[arg-type]
         policy=scene.rules,

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -43,6 +44,7 @@ from appliance.ledger.rows import (
 )
 from appliance.ledger.schema import TABLE_OF
 from appliance.policy.policy import Policy
+from appliance.policy.run_file import GatesChoice
 from tests.builders import desk_at, model_row
 from tests.databases import Behind, attack
 from tests.events import facts_of
@@ -91,7 +93,7 @@ class Scene:
 
     def reserve(self) -> None:
         resolved = reserve.Resolved(
-            run=None,  # type: ignore[arg-type]
+            run=cast(Any, SimpleNamespace(gates=GatesChoice())),  # the only part of it that is asked for
             dataset=self.trained,
             model=MODEL,
             policy=self.rules,

@@ -79,7 +79,7 @@ def test_a_worker_that_goes_on_while_its_journal_is_read_has_altered_nothing(
     path = desk.home.run("r1").journal
     path.parent.mkdir(parents=True)
     with permits.opened() as ends, Journal.open(path, "r1", "ab" * 32) as kept:
-        racing = Racing(ends.inherited, ends._asks, ends._answers, journal=kept)
+        racing = Racing(ends.inherited, permits.VARIABLE, ends.reads, ends.writes, journal=kept)
         follower = Follower(desk, run_of(PLAN, id="r1"), lambda step: None, racing)
         for made in range(1, 20):
             assert follower._sound().attempts == made
