@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -252,3 +253,31 @@ def test_rate_one_takes_everyone_and_no_unit_is_fine() -> None:
 def test_two_samples_differ() -> None:
     sampler = PoissonSampler(300, Fraction(1, 2))
     assert sampler.draw().tolist() != sampler.draw().tolist()
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_fill_every_part_once_each_under_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(Keystream):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(noise, "Keystream", Counted)
+    deviation = 10**6
+    drawn = DiscreteGaussian(Fraction(deviation**2)).draw(7 * noise._CHUNK + 17)
+    assert len(made) == 3
+    parts = [drawn[start : start + noise._CHUNK] for start in range(0, len(drawn), noise._CHUNK)]
+    assert len({part[:17].tobytes() for part in parts}) == len(parts) == 8
+    for part in parts[:-1]:  # filled twice it would be wider by a factor of sqrt(2), never filled it is zero
+        assert abs(part.std() / deviation - 1) < 0.02
+    assert stats.kstest(drawn / deviation, "norm").pvalue > 1e-6

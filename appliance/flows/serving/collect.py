@@ -73,7 +73,7 @@ def end(desk: Desk, run_dir: RunDir, run_id: str, ended: Literal["stopped", "fai
         stated |= {"damaged_line": len(spooled.lines), "damaged_sha256": spooled.sha256}
     event = ServingEnded(serving_id=run_dir.name, run_id=run_id, ended=ended, **stated)
     desk.record(event)
-    _set_aside(desk, run_dir) if spooled.rest else shutil.rmtree(run_dir.path)
+    _clear(desk, run_dir, event)
     return event
 
 
@@ -92,10 +92,18 @@ def _settle_one(desk: Desk, run_dir: RunDir) -> list[ServingEnded]:
     if started is None:  # killed before there was anything to serve
         shutil.rmtree(run_dir.path)
         return []
+    ended = next(desk.ledger.entries(ServingEnded, subject=run_dir.name, limit=1), None)
+    if ended is not None:  # killed before its directory was cleared
+        _clear(desk, run_dir, ServingEnded.of(ended.leaf["facts"]))
+        return []
     return [end(desk, run_dir, ServingStarted.of(started.leaf["facts"]).run_id, "killed")]
 
 
-def _set_aside(desk: Desk, run_dir: RunDir) -> None:
+def _clear(desk: Desk, run_dir: RunDir, ended: ServingEnded) -> None:
+    """Remove the directory of a serving that ended, or set it aside."""
+    if not ended.damaged_sha256:
+        shutil.rmtree(run_dir.path)
+        return
     make_directory(desk.home.set_aside)
     os.rename(run_dir.path, desk.home.set_aside / run_dir.name)
     fsync_directory(desk.home.set_aside)

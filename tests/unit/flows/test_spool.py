@@ -132,3 +132,25 @@ def test_what_is_no_serving_is_left_alone(desk: Desk) -> None:
     assert ended.serving_id == SERVING
     assert told(desk) == IDS, "a damaged job takes no answers with it"
     assert sorted(path.name for path in servings.iterdir()) == ["mine", "serving_note"]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"number":6,"at'])
+def test_a_serving_ends_once_though_it_was_killed_before_its_directory_was_cleared(
+    desk: Desk, torn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = desk.home.servings / SERVING
+    with (directory / SPOOL).open("ab") as file:
+        file.write(torn)
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "_clear", killed)
+        with pytest.raises(InterruptedError):
+            collect.settle(desk)
+    assert directory.exists()
+    assert collect.settle(desk) == []
+    assert len(list(desk.ledger.entries(ServingEnded, subject=SERVING))) == 1
+    assert not directory.exists()
+    assert (desk.home.set_aside / SERVING).exists() == bool(torn)
+
+
+def killed(*_: object) -> None:
+    raise InterruptedError
