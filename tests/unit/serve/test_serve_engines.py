@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from appliance.jobs.job import IsolationSpec
-from appliance.jobs.serve import EngineSpec, Health, Limits
+from appliance.jobs.serve import EngineSpec, EngineState, Health, Limits
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -76,8 +76,13 @@ def test_the_fallback_takes_over_from_a_killed_engine_in_the_midst(llamas: Runni
     answers = [llamas.ask() for _ in range(5)]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].headers["x-engine"] == "fallback"
-    llamas.wait(lambda: llamas.engine("primary").well and llamas.engine("primary").pid != before)
+    llamas.wait(lambda: is_back(llamas.engine("primary"), before))
     assert llamas.ask().headers["x-engine"] == "primary"
+
+
+def is_back(engine: EngineState, before: int) -> bool:
+    """Of one reading: of two, one may be from before the kill was noticed."""
+    return engine.well and engine.pid not in (0, before)
 
 
 def test_engines_have_no_network_and_do_not_answer_others(llamas: Running) -> None:
