@@ -33,16 +33,10 @@ SEEN = [fault for fault in MUTANTS if not fault.unseen]
 UNSEEN = [fault for fault in MUTANTS if fault.unseen]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def made(tiny_model_dir: Path) -> Callable[[Mutant], ReleaseTap]:
-    """Make a mechanism for the plan of a mutant, once for each plan."""
-    kept: dict[str, ReleaseTap] = {}
-
-    def make(fault: Mutant) -> ReleaseTap:
-        plan = fault.plan
-        return kept.setdefault(plan.model_dump_json(), tap(tiny_model_dir, plan))
-
-    return make
+    """Make a mechanism for the plan of a mutant: a new one, since a fault may leave something behind in its own."""
+    return lambda fault: tap(tiny_model_dir, fault.plan)
 
 
 def judge(fault: Mutant, made: ReleaseTap) -> list[Check]:
