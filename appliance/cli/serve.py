@@ -51,6 +51,7 @@ def start(
     primary: Primary,
     fallback: Fallback = "",
     socket: Annotated[Path | None, typer.Option(help="Listen on this Unix socket instead of loopback.")] = None,
+    for_group: Annotated[bool, typer.Option("--for-group", help="Let the group of that socket connect too.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 takes a free one.")] = 8080,
     vllm: Vllm = VLLM,
     slots: Slots = 4,
@@ -62,9 +63,11 @@ def start(
 ) -> None:
     """Serve the model of a finished, marked run as OpenAI's API, until Ctrl-C; answers name engine, model and run."""
     chosen = settings.of(context)
+    if for_group and socket is None:
+        raise UsageError("--for-group is about a socket", hint="name one with --socket")
     wanted = engines(primary, fallback, vllm, slots, context_tokens, threads)
     limits, health = Limits(body_bytes=body_kib << 10), Health(first_token_s=first_token, next_token_s=next_token)
-    listening = Listening(socket=socket, port=port, limits=limits, health=health)
+    listening = Listening(socket=socket, for_group=for_group, port=port, limits=limits, health=health)
     home, run = chosen.home(), chosen.run(run)
     if chosen.dry_run:
         _preview(chosen, run, wanted, listening)

@@ -93,6 +93,7 @@ class ServeJob(Job):
     Attributes:
       model: the name under which clients ask for it.
       socket: Unix socket to listen on, or empty.
+      for_group: the socket's group may connect too; in a directory with the setgid bit, its group.
       port: port of loopback to listen on otherwise; 0 takes any.
       clients: file of the clients and the digests of their keys.
     """
@@ -102,6 +103,7 @@ class ServeJob(Job):
     model: Word
     engines: Annotated[tuple[EngineSpec, ...], Field(min_length=1, max_length=4)]
     socket: str = ""
+    for_group: bool = False
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     clients: str
     limits: Limits = Limits()

@@ -30,13 +30,13 @@ def open_socket(job: ServeJob) -> tuple[socket.socket, str]:
       UsageError: the path is too long for a Unix socket, or is something else.
     """
     try:
-        return _unix(job.socket) if job.socket else _loopback(job.port)
+        return _unix(job.socket, 0o660 if job.for_group else 0o600) if job.socket else _loopback(job.port)
     except OSError as error:
         where = job.socket or f"port {job.port}"
         raise Busy(f"cannot listen: {(error.strerror or str(error)).lower()}", where=where) from None
 
 
-def _unix(path: str) -> tuple[socket.socket, str]:
+def _unix(path: str, mode: int) -> tuple[socket.socket, str]:
     if len(os.fsencode(path)) > 107:
         raise UsageError("the path is too long for a Unix socket", where=path)
     if Path(path).is_socket():
@@ -45,7 +45,7 @@ def _unix(path: str) -> tuple[socket.socket, str]:
         raise UsageError("this is there and is no socket", where=path)
     found = socket.socket(socket.AF_UNIX)
     found.bind(path)
-    os.chmod(path, 0o600)
+    os.chmod(path, mode)
     found.listen(BACKLOG)
     return found, f"unix:{path}"
 

@@ -1,13 +1,16 @@
 """Become an engine's server that has no network and does not outlive the gateway: `tether PARENT NETWORK FILE COMMAND`.
 
 It leaves the network of the host before it becomes the server. A Unix socket in the file system works across network
-namespaces. What was reached is written to FILE: "loopback"; "host" where the policy allows that; "refused" otherwise.
+namespaces. What it reaches from then on is written to FILE: "none" where sockets of a network are refused already, as
+in the appliance's unit; "loopback"; "host" where the policy allows that; "refused" otherwise.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from appliance.errors import IsolationViolated
@@ -16,6 +19,7 @@ from appliance.jobs.serve import REFUSED
 
 FAILED = 97
 """Exit status where an isolation that is required is not in force."""
+NETWORKS = (socket.AF_INET, socket.AF_INET6, socket.AF_VSOCK)
 
 
 def main() -> None:
@@ -33,6 +37,8 @@ def main() -> None:
 
 
 def _leave_network(wanted: str) -> str:
+    if not any(map(_opens, NETWORKS)):
+        return "none"
     try:
         loopback.enter()
     except IsolationViolated:
@@ -40,6 +46,14 @@ def _leave_network(wanted: str) -> str:
             raise
         return "host"
     return "loopback"
+
+
+def _opens(family: int) -> bool:
+    """Tell whether this process can have sockets of a family. What it becomes can have no more: no filter is lifted."""
+    with suppress(OSError):
+        socket.socket(family, socket.SOCK_STREAM).close()
+        return True
+    return False
 
 
 if __name__ == "__main__":

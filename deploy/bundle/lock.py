@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKS = Path(__file__).resolve().parent / "locks"
 WANTED = {
     "control": ("",),
-    "cpu": ("[compute]", "torch==2.13.0"),
-    "cuda": ("[compute]", "torch==2.13.0"),
+    "cpu": ("[compute,serve]", "torch==2.13.0"),
+    "cuda": ("[compute,serve]", "torch==2.13.0"),
 }
 """Flavours: extras of the appliance's wheel, and what else is named. The control plane has no torch."""
 CONTROLLER = "controller"

@@ -40,6 +40,8 @@ NEEDED = {
 ALLOWED = "bpf mlock perf_event_open landlock_create_ruleset landlock_add_rule landlock_restrict_self keyctl add_key"
 """What systemd-nspawn denies and a server has: without `bpf` IPAddressDeny would do nothing, and say nothing."""
 CONTROLLER, TARGET, OUTSIDE = "192.0.2.1", "192.0.2.2", "198.51.100.1"
+NAME = f"a{hashlib.sha256(str(ROOT).encode()).hexdigest()[:5]}"
+"""Of machine and namespaces, other than those of another checkout, which may be tested at the same time."""
 CONTROLLER6, TARGET6 = "2001:db8::1", "2001:db8::2"
 
 
@@ -104,6 +106,13 @@ class Machine:
         return self.place / "root"
 
     @property
+    def inside(self) -> Path:
+        """The machine's file system as its own processes see it, with what is mounted there."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return Path(f"/proc/{children[0]}/root")
+
+    @property
     def key(self) -> Path:
         """The controller's SSH key."""
         return self.place / "id"
@@ -134,6 +143,52 @@ class Machine:
 
     def play(self, book: str, *options: str, check: bool = True, **variables: Any) -> Play:
         """Run a playbook of deploy/ansible from the controller, over SSH."""
+        command, environment = self._playing(book, variables)
+        began = time.monotonic()
+        done = self.controller(*command, *options, env=environment, cwd=ANSIBLE)
+        recap = re.search(r"ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", done.stdout)
+        played = Play(
+            done.returncode, done.stdout + done.stderr, int(recap[1]) if recap else -1, time.monotonic() - began
+        )
+        if check and played.status:
+            raise AssertionError(played.said)
+        return played
+
+    def cut(self, book: str, task: str, after_s: float | None = None) -> bool:
+        """Run a playbook, and kill the controller with all its processes at a task; whether there was such a task.
+
+        Args:
+          book: the playbook.
+          task: its name, or its number counted from 1.
+          after_s: so long after it began; if None, before it begins.
+        """
+        command, environment = self._playing(book, {})
+        hold = {} if after_s is not None else {"APPLIANCE_HOLD": task}
+        before = len(self.begun())
+        playing = subprocess.Popen(
+            ["ip", "netns", "exec", f"{self.name}-c", *command],
+            env=environment | hold, cwd=ANSIBLE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not (found := task in self._names(before)) and playing.poll() is None:
+            time.sleep(0.02)
+        time.sleep(after_s or 0)
+        _end_leftover(f"{self.name}-c")
+        playing.wait()
+        return found
+
+    def begun(self) -> list[tuple[float, str]]:
+        """List the tasks that began: when, and which."""
+        notes = self.place / "begun"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        return [(float(line.split("\t")[0]), line.split("\t")[1].rpartition(" : ")[2]) for line in lines]
+
+    def _names(self, before: int) -> set[str]:
+        """Names and numbers of the tasks that began after so many."""
+        names = [name for _, name in self.begun()[before:]]
+        return {*names, *map(str, range(1, len(names) + 1))}
+
+    def _playing(self, book: str, variables: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+        """Write the inventory; command and environment that run a playbook."""
         hosts = {self.name: {"ansible_host": TARGET, "ansible_user": "root"}}
         inventory = self.place / "inventory.json"
         inventory.write_text(json.dumps({"appliance": {"hosts": hosts, "vars": self.variables | variables}}))
@@ -145,18 +200,17 @@ class Machine:
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_LOG_PATH": str(self.place / "ansible.log"),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.place / "cp"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).with_name("callbacks")),
+            "ANSIBLE_CALLBACKS_ENABLED": "begun",
+            "APPLIANCE_BEGUN": str(self.place / "begun"),
             "LC_ALL": "C.UTF-8",
         }
-        command = [str(ROOT / ".venv-deploy/bin/ansible-playbook"), "-i", str(inventory), f"playbooks/{book}.yml"]
-        began = time.monotonic()
-        done = self.controller(*command, *options, env=environment, cwd=ANSIBLE)
-        recap = re.search(r"ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", done.stdout)
-        played = Play(
-            done.returncode, done.stdout + done.stderr, int(recap[1]) if recap else -1, time.monotonic() - began
-        )
-        if check and played.status:
-            raise AssertionError(played.said)
-        return played
+        return [
+            str(ROOT / ".venv-deploy/bin/ansible-playbook"),
+            "-i",
+            str(inventory),
+            f"playbooks/{book}.yml",
+        ], environment
 
     def boot(self) -> None:
         """Start the machine; returns when SSH answers."""
@@ -192,7 +246,7 @@ class Machine:
 
 
 @contextmanager
-def machine(place: Path, name: str = "appl") -> Iterator[Machine]:
+def machine(place: Path, name: str = NAME) -> Iterator[Machine]:
     """A fresh bare server that runs, and is gone afterwards."""
     require()
     made = Machine(name, place)

@@ -6,11 +6,14 @@ Real systemd, SSH, nftables and PostgreSQL. The tests stand in the order in whic
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +152,7 @@ files=/srv/appliance
 appliance watermark keygen
 appliance model import $files/import/model --name tiny
 appliance data ingest $files/import/notes.csv --name notes --units 600 --prompt question --completion answer
-appliance train plan notes tiny --epsilon 2 --out $files/export/first.yaml --steps 3 --batch 60 --max-tokens 64 --rank 2 \
+appliance train plan notes tiny --epsilon 2 --out $files/export/first.yaml --steps 3 --batch 60 --max-tokens 64 --rank 8 \
     --name first
 install -g appliance -m 640 $files/export/first.yaml $files/import/first.yaml
 systemctl start appliance-run@first
@@ -159,6 +162,94 @@ appliance watermark embed first
 appliance export bundle first --out $files/export/bundle --recipient hospital-x
 appliance ledger verify
 """
+
+
+def test_a_model_is_served_from_a_unit_without_a_network(server: Machine) -> None:
+    """Asked with curl by a socket, by who may and who may not; an engine is killed, then the whole gateway."""
+    key = json.loads(server.ssh(SERVE, timeout=200).stdout.splitlines()[-1])["key"]
+    wait_for_engines(server)
+    chat = {"model": "first", "messages": [{"role": "user", "content": TOKEN}], "max_tokens": 4}
+    said = json.loads(curl(server, key, "/v1/chat/completions", chat))
+    assert said["choices"][0]["message"]["role"] == "assistant"
+    assert said["appliance"]["engine"] == "primary"
+    stream = curl(server, key, "/v1/chat/completions", chat | {"stream": True}, "-N")
+    assert stream.startswith("data: {")
+    assert stream.rstrip().endswith("data: [DONE]")
+    assert "invalid_api_key" in curl(server, "sk-none", "/v1/models")
+    connect = "python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"/run/appliance/first.socket\")'"
+    assert server.ssh(f"runuser -u proxy -- {connect}", check=False).returncode == 0
+    assert "Permission denied" in server.ssh(f"runuser -u nobody -- {connect}", check=False).stderr
+    for process in served(server)["pids"]:
+        assert server.ssh(f"nsenter --net=/proc/{process}/ns/net ip -br link").stdout.split()[::4] == ["lo"]
+    assert served(server)["network"] == ["none", "none"]
+    assert attested(server) == (True, [])
+
+    server.ssh(f"kill -KILL {served(server)['pids'][1]}")
+    degraded = json.loads(curl(server, key, "/v1/chat/completions", chat))
+    assert degraded["appliance"]["engine"] == "fallback"
+    server.ssh("systemctl kill --kill-who=main --signal=KILL appliance-serve@first && sleep 5.5")
+    wait_for_engines(server)
+    server.ssh("systemctl stop appliance-serve@first")
+    assert server.ssh("systemctl show -p Result --value appliance-serve@first").stdout == "success\n"
+    assert server.ssh("ls /run/appliance; pgrep -u appliance -f appliance.serve", check=False).stdout == ""
+    facts = [entry["facts"] for entry in ledger(server, "serving.degraded")]
+    assert degraded["id"] in [answer["id"] for told in facts for answer in told["answers"]]
+    assert [entry["facts"]["ended"] for entry in ledger(server, "serving.ended")] == ["killed", "stopped"]
+    assert TOKEN not in server.ssh("journalctl --output=cat").stdout
+
+    server.ssh("systemctl start appliance-serve@nobody; sleep 6")
+    said_of_it = server.ssh("systemctl show -p ActiveState,NRestarts --value appliance-serve@nobody").stdout
+    assert set(said_of_it.split()) == {"failed", "0"}, "what is refused is not asked again"
+    server.ssh("systemctl reset-failed appliance-serve@nobody; cd / && appliance ledger verify")
+
+
+SERVE = """set -eu
+cd /
+useradd --system --groups appliance-clients proxy
+mkdir -p /etc/appliance/serve
+model=llama.cpp:/srv/appliance/export/first-q8
+echo "ENGINES=--primary $model --fallback $model --context 256" > /etc/appliance/serve/first
+appliance model quantize first --to q8_0 --predictions 0 --out /srv/appliance/export/first-q8
+appliance --json serve client add ward
+systemctl start appliance-serve@first
+"""
+
+
+def served(server: Machine) -> dict[str, Any]:
+    """What is said of the serving that goes on: its processes (supervisor, primary, fallback), what engines reach, if they are well."""
+    state = json.loads(server.ssh("cat /srv/appliance/home/servings/*/state.json").stdout)
+    main = int(server.ssh("systemctl show -p MainPID --value appliance-serve@first").stdout)
+    engines = state["engines"]
+    return {
+        "pids": [main, *(engine["pid"] for engine in engines)],
+        "network": [engine["network"] for engine in engines],
+        "well": [engine["well"] for engine in engines],
+    }
+
+
+def wait_for_engines(server: Machine, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(AssertionError, ValueError):
+            if served(server)["well"] == [True, True]:
+                return
+        assert time.monotonic() < deadline, server.ssh("journalctl -u appliance-serve@first --output=cat").stdout
+        time.sleep(0.5)
+
+
+def curl(server: Machine, key: str, path: str, body: object = None, *words: str) -> str:
+    """Ask the served model by its socket, which is reached through the machine's init."""
+    command = ["curl", "-sS", "--max-time", "60", "--unix-socket", f"{server.inside}/run/appliance/first.socket"]
+    command += ["-H", f"Authorization: Bearer {key}", *words, f"http://appliance{path}"]
+    command += ["-d", json.dumps(body)] if body else []
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def ledger(server: Machine, kind: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(server.ssh(f"cd / && appliance --json ledger log --type {kind}").stdout)[
+        "entries"
+    ]
+    return entries
 
 
 def test_an_attestation_is_signed_and_stands_in_the_ledger(server: Machine, tmp_path: Path) -> None:
@@ -303,16 +394,78 @@ def test_a_full_disk_stops_an_upgrade_before_anything_changes(server: Machine, b
     assert "unsealed" in server.ssh("cd / && appliance status").stdout
 
 
+INSTALL = "Install the release, in a network namespace without interfaces"
+FLIP = "Flip to the new release with its units, migrate, look, or flip back"
+
+
+def test_an_upgrade_whose_controller_is_killed_leaves_one_whole_release(
+    server: Machine, bundles: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    """Killed again and again, each time later on; under --stress at every task, and at every one anew.
+
+    The upgrade that comes through stands in the next test.
+    """
+    server.variables["bundle_file"] = str(bundles["second"])
+    chance = random.Random(20)
+    server.ssh("systemctl start appliance-serve@first")
+    if not request.config.getoption("--stress"):
+        cuts = [
+            (str(chance.randint(5, 14)), None),
+            (INSTALL, chance.uniform(2, 12)),
+            (str(chance.randint(16, 22)), None),
+        ]
+        cuts += [(FLIP, chance.uniform(0.5, 9)), ("Put units and programs of the release that serves in force", None)]
+        for task, after_s in cuts:
+            assert server.cut("upgrade", task, after_s), task
+            require_whole(server)
+        return
+    number, cut = 1, True
+    while cut:
+        for after_s in (None, chance.uniform(0, 4)):
+            new = require_whole(server).endswith("-2")
+            server.ssh("/opt/appliance/bin/flip rollback" if new else "true")
+            server.ssh(f"rm -rf /opt/appliance/releases/*-2; echo 1 > {STATE}/installed" if number < 16 else "true")
+            cut = server.cut("upgrade", str(number), after_s)
+            require_whole(server)
+        number += 1
+    assert number > 25, "there were that many tasks"
+
+
+STATE = "/var/lib/appliance-release"
+
+
+def require_whole(server: Machine) -> str:
+    """Require that one release serves with its own units, is well, and took up again what it did; its name."""
+    server.ssh(
+        f"flock {STATE}/install.lock flock {STATE}/lock true"
+    )  # what goes on without its controller comes to an end
+    now = serving(server)
+    said = server.ssh(WHOLE).stdout
+    assert said.count(f"/opt/appliance/releases/{now}/bin/python") == 2, said
+    return now
+
+
+WHOLE = """set -eu
+cd /opt/appliance/current/
+test "$(cat .complete)" = "$(sha256sum < manifest.json | cut -d' ' -f1)"
+test ! -e /var/lib/appliance-release/pending
+test -z "$(/opt/appliance/bin/flip differ)"
+for unit in keyagent serve@first; do tr '\\0' '\\n' < /proc/$(systemctl show -p MainPID --value appliance-$unit)/cmdline | head -1; done
+cd / && appliance serve client add c$(date +%s%N) > /dev/null 2>&1 && appliance ledger verify > /dev/null
+"""
+
+
 def test_an_upgrade_serves_and_goes_back(server: Machine, bundles: dict[str, Path], figures: dict[str, float]) -> None:
     server.variables["bundle_file"] = str(bundles["second"])
     server.play("upgrade")
-    assert serving(server).endswith("-2")
+    assert require_whole(server).endswith("-2")
     assert attested(server) == (True, [])
     began = time.monotonic()
     server.ssh("/opt/appliance/bin/flip rollback")
     figures["rollback_s"] = round(time.monotonic() - began, 1)
-    assert serving(server).endswith("-1")
+    assert require_whole(server).endswith("-1")
     assert "unsealed" in server.ssh("cd / && appliance status").stdout
+    server.ssh("systemctl stop appliance-serve@first")
 
 
 def test_an_older_bundle_needs_a_permission(server: Machine, bundles: dict[str, Path]) -> None:

@@ -43,10 +43,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
-    """Where the gateway listens, and its limits. Without a socket it is loopback."""
+    """Where the gateway listens, who may connect to its socket, and its limits. Without a socket it is loopback."""
 
     socket: Path | None
     port: int
+    for_group: bool = False
     limits: Limits
     health: Health
 
@@ -111,6 +112,7 @@ def prepare(
         model=servable.name,
         engines=tuple(_engine(one, digests[str(one.model)]) for one in wanted),
         socket=str(listening.socket.absolute()) if listening.socket else "",
+        for_group=listening.for_group,
         port=listening.port,
         clients=str(home.clients),
         limits=listening.limits,

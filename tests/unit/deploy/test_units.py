@@ -20,7 +20,12 @@ GIVEN = {
     "service_database": "postgresql",
     "service_gpu_devices": ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"],
 }
-SERVICES = ("appliance-keyagent.service", "appliance-run@.service", "appliance-check.service")
+SERVICES = (
+    "appliance-keyagent.service",
+    "appliance-run@.service",
+    "appliance-serve@.service",
+    "appliance-check.service",
+)
 
 
 def write(directory: Path, name: str, *, gpu: bool = False) -> Path:
@@ -58,8 +63,9 @@ def test_a_unit_is_little_exposed(tmp_path: Path, name: str) -> None:
         assert exposure(open_) > exposure(unit), lifted
 
 
-def test_the_unit_with_gpus_is_little_exposed(tmp_path: Path) -> None:
-    unit = write(tmp_path, "appliance-run@.service", gpu=True)
+@pytest.mark.parametrize("name", ["appliance-run@.service", "appliance-serve@.service"])
+def test_a_unit_with_gpus_is_little_exposed(tmp_path: Path, name: str) -> None:
+    unit = write(tmp_path, name, gpu=True)
     assert exposure(unit) <= 1.0
     allowed = re.findall(r"^DeviceAllow=(\S+) rw$", unit.read_text(), re.MULTILINE)
     assert allowed == GIVEN["service_gpu_devices"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +152,7 @@ def test_a_unix_socket_is_only_for_its_owner(start: Starter, tmp_path: Path) -> 
     path = tmp_path / "s"
     running = start(socket=str(path))
     assert running.address == f"unix:{path}"
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o600, "unless its group is named"
     command = ["curl", "-sS", "--unix-socket", str(path), "-H", f"Authorization: Bearer {KEY}", "http://x/v1/models"]
     assert '"id":"notes"' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (tmp_path / "second").mkdir()
@@ -160,6 +162,39 @@ def test_a_unix_socket_is_only_for_its_owner(start: Starter, tmp_path: Path) -> 
     second.end()
     running.end()
     assert not path.exists()
+
+
+FILTER = """
+import ctypes, os, struct, sys
+lines = [(32, 0, 0, 0), (21, 0, 3, 41), (32, 0, 0, 16), (21, 1, 0, 1), (6, 0, 0, 0x50061), (6, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 == libc.prctl(22, 2, program)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Refuse every socket but those of the file system, as RestrictAddressFamilies=AF_UNIX does (on x86-64)."""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is written for x86-64: not run")
+def test_an_engine_that_can_open_no_socket_of_a_network_needs_no_namespace(
+    start: Starter, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """As in the appliance's unit, which gives no namespaces either; the group of the socket's directory may connect."""
+    place = tmp_path / "run"
+    place.mkdir()
+    os.chown(place, -1, os.getgid())
+    place.chmod(0o2750)
+    filtered = (*NO_NAMESPACES, sys.executable, "-c", FILTER)
+    running = start(
+        llama("primary", tiny_gguf), prefix=filtered, isolation=IsolationSpec(network="required"),
+        socket=str(place / "s"), for_group=True,
+    )  # fmt: skip
+    assert running.engine("primary").network == "none"
+    assert (place / "s").stat().st_mode & 0o777 == 0o660
+    command = ["curl", "-sS", "--unix-socket", str(place / "s"), "-H", f"Authorization: Bearer {KEY}"]
+    asked = [*command, "http://x/v1/chat/completions", "-d", json.dumps(ASK)]
+    assert '"choices"' in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 NO_NAMESPACES = ("unshare", "-rn", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "--")

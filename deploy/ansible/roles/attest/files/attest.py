@@ -21,10 +21,16 @@ import time
 NAMESPACE = "appliance-attest@v1"
 BASELINE, KEY = "/etc/appliance/attest/baseline.json", "/etc/appliance/attest/key"
 PROBE, RUN = "/opt/appliance/bin/probe.py", "/run/systemd/system"
-UNITS = ("appliance-keyagent.service", "appliance-run@.service", "appliance-check.service")
+UNITS = (
+    "appliance-keyagent.service",
+    "appliance-run@.service",
+    "appliance-serve@.service",
+    "appliance-check.service",
+)
 WATCHED = (
     "/etc/systemd/system/appliance-*",
     "/etc/systemd/system.conf.d/*",
+    "/etc/tmpfiles.d/appliance.conf",
     "/etc/appliance/*.conf",
     "/etc/appliance/*.nft",
     "/etc/appliance/release.signers",
@@ -196,6 +202,7 @@ def _closed():
         ("/srv/appliance/home", home, 0o700),
         ("/srv/appliance", home, 0o750),
         ("/srv/appliance/import", 0, 0o750),
+        ("/run/appliance", home, 0o2750),
         ("/etc/appliance", 0, 0o755),
         ("/etc/appliance/pgpass", 0, 0o600),
         ("/etc/appliance/attest/key", 0, 0o600),
@@ -263,7 +270,8 @@ def _copy(unit, out):
     said = dict(line.split("=", 1) for line in _run(*properties)[1].splitlines())
     text = "\n".join(_read(path).decode() for path in [said["FragmentPath"], *said["DropInPaths"].split()] if path)
     dropped = (
-        r"^(Exec\w+|Type|Requires|After|Wants|BindsTo|Condition\w+|LoadCredential\w*|WantedBy|Standard\w+|Restart)=.*$"
+        r"^(Exec\w+|Type|Requires|After|Wants|BindsTo|Condition\w+|LoadCredential\w*|WantedBy|Standard\w+|Restart"
+        r"|EnvironmentFile)=.*$"
     )
     kept = re.sub(dropped, "", re.sub(r"^\[Install\]$", "[Unit]", text, flags=re.M), flags=re.M)
     program = "\n[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I %s\nStandardOutput=truncate:%s\n"
