@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WANTED = ("nftables", "postgresql-15")
+WANTED = ("nftables", "postgresql-15", "libgomp1")
+"""llama.cpp's wheel brings no libgomp of its own."""
 _THERE = ("openssh-server", "python3", "dbus", "systemd-sysv")
 
 

@@ -177,7 +177,7 @@ def test_a_model_is_served_from_a_unit_without_a_network(server: Machine) -> Non
     assert stream.rstrip().endswith("data: [DONE]")
     assert "invalid_api_key" in curl(server, "sk-none", "/v1/models")
     connect = "python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"/run/appliance/first.socket\")'"
-    assert server.ssh(f"runuser -u proxy -- {connect}", check=False).returncode == 0
+    assert server.ssh(f"runuser -u www-data -- {connect}", check=False).returncode == 0
     assert "Permission denied" in server.ssh(f"runuser -u nobody -- {connect}", check=False).stderr
     for process in served(server)["pids"]:
         assert server.ssh(f"nsenter --net=/proc/{process}/ns/net ip -br link").stdout.split()[::4] == ["lo"]
@@ -192,9 +192,9 @@ def test_a_model_is_served_from_a_unit_without_a_network(server: Machine) -> Non
     server.ssh("systemctl stop appliance-serve@first")
     assert server.ssh("systemctl show -p Result --value appliance-serve@first").stdout == "success\n"
     assert server.ssh("ls /run/appliance; pgrep -u appliance -f appliance.serve", check=False).stdout == ""
-    facts = [entry["facts"] for entry in ledger(server, "serving.degraded")]
+    facts = [entry["leaf"]["facts"] for entry in ledger(server, "serving.degraded")]
     assert degraded["id"] in [answer["id"] for told in facts for answer in told["answers"]]
-    assert [entry["facts"]["ended"] for entry in ledger(server, "serving.ended")] == ["killed", "stopped"]
+    assert [entry["leaf"]["facts"]["ended"] for entry in ledger(server, "serving.ended")] == ["killed", "stopped"]
     assert TOKEN not in server.ssh("journalctl --output=cat").stdout
 
     server.ssh("systemctl start appliance-serve@nobody; sleep 6")
@@ -205,7 +205,7 @@ def test_a_model_is_served_from_a_unit_without_a_network(server: Machine) -> Non
 
 SERVE = """set -eu
 cd /
-useradd --system --groups appliance-clients proxy
+usermod --append --groups appliance-clients www-data
 mkdir -p /etc/appliance/serve
 model=llama.cpp:/srv/appliance/export/first-q8
 echo "ENGINES=--primary $model --fallback $model --context 256" > /etc/appliance/serve/first
@@ -414,7 +414,7 @@ def test_an_upgrade_whose_controller_is_killed_leaves_one_whole_release(
             (INSTALL, chance.uniform(2, 12)),
             (str(chance.randint(16, 22)), None),
         ]
-        cuts += [(FLIP, chance.uniform(0.5, 9)), ("Put units and programs of the release that serves in force", None)]
+        cuts += [(FLIP, chance.uniform(0.5, 9)), ("Remember what is installed", None)]
         for task, after_s in cuts:
             assert server.cut("upgrade", task, after_s), task
             require_whole(server)
