@@ -18,6 +18,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -152,6 +153,12 @@ def gather(flavour: str, cache: Path, wheel: Path, epoch: int, *, packages: bool
 
 
 def _digest(path: Path) -> str:
+    said = path.stat()
+    return _digest_once(path, said.st_mtime_ns, said.st_size)
+
+
+@cache
+def _digest_once(path: Path, changed: int, size: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -276,6 +276,7 @@ def _make_network(name: str, undo: ExitStack) -> None:
         subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
         _run("ip", "netns", "add", namespace)
         undo.callback(_run, "ip", "netns", "delete", namespace)
+        undo.callback(_end_leftover, namespace)  # systemd-nspawn may be gone before its machine is
         _run("ip", "-n", namespace, "link", "set", "lo", "up")
     _run("ip", "link", "add", f"{name}c", "type", "veth", "peer", "name", f"{name}t")
     for interface, inside, namespace, addresses in (

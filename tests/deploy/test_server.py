@@ -356,12 +356,13 @@ def test_clean_runs_raise_no_alarm(server: Machine, figures: dict[str, float], r
 def test_rules_that_lock_the_administrators_out_are_gone_after_a_while(server: Machine) -> None:
     server.ssh("sed 's/192.0.2.1/192.0.2.77/' /etc/appliance/egress.nft > /root/wrong.nft")
     server.ssh(
-        "systemd-run -q --on-active=1 --timer-property=AccuracySec=100ms /opt/appliance/bin/egress try /root/wrong.nft 20"
+        "systemd-run -q --on-active=1 --timer-property=AccuracySec=100ms /opt/appliance/bin/egress try /root/wrong.nft 10"
     )
-    time.sleep(3)
-    locked = server.ssh("true", check=False).returncode
-    time.sleep(22)
-    assert (locked, server.ssh("true", check=False).returncode) == (255, 0)
+    time.sleep(2.5)
+    assert server.ssh("true", check=False).returncode == 255
+    deadline = time.monotonic() + 20
+    while server.ssh("true", check=False).returncode:
+        assert time.monotonic() < deadline
     assert attested(server)[0]
 
 
@@ -421,13 +422,13 @@ def test_an_upgrade_whose_controller_is_killed_leaves_one_whole_release(
         return
     number, cut = 1, True
     while cut:
-        for after_s in (None, chance.uniform(0, 4)):
-            new = require_whole(server).endswith("-2")
-            server.ssh("/opt/appliance/bin/flip rollback" if new else "true")
-            server.ssh(f"rm -rf /opt/appliance/releases/*-2; echo 1 > {STATE}/installed" if number < 16 else "true")
-            cut = server.cut("upgrade", str(number), after_s)
-            require_whole(server)
+        if require_whole(server).endswith("-2"):
+            server.ssh("/opt/appliance/bin/flip rollback")
+        if number < 16:  # tasks that carry and install
+            server.ssh(f"rm -rf /opt/appliance/releases/*-2; echo 1 > {STATE}/installed")
+        cut = server.cut("upgrade", str(number), chance.choice([None, chance.uniform(0, 4)]))
         number += 1
+    require_whole(server)
     assert number > 25, "there were that many tasks"
 
 
@@ -436,9 +437,7 @@ STATE = "/var/lib/appliance-release"
 
 def require_whole(server: Machine) -> str:
     """Require that one release serves with its own units, is well, and took up again what it did; its name."""
-    server.ssh(
-        f"flock {STATE}/install.lock flock {STATE}/lock true"
-    )  # what goes on without its controller comes to an end
+    server.ssh(f"flock {STATE}/install.lock flock {STATE}/lock true")  # what goes on alone comes to its end
     now = serving(server)
     said = server.ssh(WHOLE).stdout
     assert said.count(f"/opt/appliance/releases/{now}/bin/python") == 2, said
@@ -450,13 +449,14 @@ cd /opt/appliance/current/
 test "$(cat .complete)" = "$(sha256sum < manifest.json | cut -d' ' -f1)"
 test ! -e /var/lib/appliance-release/pending
 test -z "$(/opt/appliance/bin/flip differ)"
-for unit in keyagent serve@first; do tr '\\0' '\\n' < /proc/$(systemctl show -p MainPID --value appliance-$unit)/cmdline | head -1; done
+pgrep -u appliance -af 'm appliance.keyagent|serve start'
 cd / && appliance serve client add c$(date +%s%N) > /dev/null 2>&1 && appliance ledger verify > /dev/null
 """
 
 
 def test_an_upgrade_serves_and_goes_back(server: Machine, bundles: dict[str, Path], figures: dict[str, float]) -> None:
     server.variables["bundle_file"] = str(bundles["second"])
+    server.ssh("systemctl start appliance-serve@first")
     server.play("upgrade")
     assert require_whole(server).endswith("-2")
     assert attested(server) == (True, [])
