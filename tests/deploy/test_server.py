@@ -400,36 +400,48 @@ FLIP = "Flip to the new release with its units, migrate, look, or flip back"
 
 
 def test_an_upgrade_whose_controller_is_killed_leaves_one_whole_release(
-    server: Machine, bundles: dict[str, Path], request: pytest.FixtureRequest
+    server: Machine, bundles: dict[str, Path], figures: dict[str, float], request: pytest.FixtureRequest
 ) -> None:
-    """Killed again and again, each time later on; under --stress at every task, and at every one anew.
+    """Killed again and again, each time later on; under --stress at every task, and then anew.
 
     The upgrade that comes through stands in the next test.
     """
     server.variables["bundle_file"] = str(bundles["second"])
-    chance = random.Random(20)
     server.ssh("systemctl start appliance-serve@first")
-    if not request.config.getoption("--stress"):
-        cuts = [
-            (str(chance.randint(5, 14)), None),
-            (INSTALL, chance.uniform(2, 12)),
-            (str(chance.randint(16, 22)), None),
-        ]
-        cuts += [(FLIP, chance.uniform(0.5, 9)), ("Remember what is installed", None)]
-        for task, after_s in cuts:
-            assert server.cut("upgrade", task, after_s), task
-            require_whole(server)
-        return
-    number, cut = 1, True
+    figures["upgrade_mixed"] = 1
+    figures["upgrade_cuts"] = (cut_everywhere if request.config.getoption("--stress") else cut_here_and_there)(server)
+    figures["upgrade_mixed"] = 0
+    server.ssh("echo >> /etc/systemd/system/appliance-check.service")
+    with pytest.raises(AssertionError):
+        require_whole(server)
+    server.ssh("sed -i '$d' /etc/systemd/system/appliance-check.service")
+    require_whole(server)
+
+
+def cut_here_and_there(server: Machine) -> int:
+    """One upgrade, which is killed five times and goes on each time."""
+    chance = random.Random(20)
+    cuts: list[tuple[str, float | None]] = [(str(chance.randint(5, 14)), None), (INSTALL, chance.uniform(2, 12))]
+    cuts += [(str(chance.randint(16, 22)), None), (FLIP, chance.uniform(0.5, 9)), ("Remember what is installed", None)]
+    for task, after_s in cuts:
+        assert server.cut("upgrade", task, after_s), task
+        require_whole(server)
+    return len(cuts)
+
+
+def cut_everywhere(server: Machine) -> int:
+    """An upgrade for every task of an upgrade, killed before it or in it."""
+    chance, number, cut = random.Random(20), 0, True
     while cut:
         if require_whole(server).endswith("-2"):
             server.ssh("/opt/appliance/bin/flip rollback")
-        if number < 16:  # tasks that carry and install
+        if number < 15:  # tasks that carry and install
             server.ssh(f"rm -rf /opt/appliance/releases/*-2; echo 1 > {STATE}/installed")
-        cut = server.cut("upgrade", str(number), chance.choice([None, chance.uniform(0, 4)]))
         number += 1
+        cut = server.cut("upgrade", str(number), chance.choice([None, chance.uniform(0, 4)]))
     require_whole(server)
     assert number > 25, "there were that many tasks"
+    return number
 
 
 STATE = "/var/lib/appliance-release"
