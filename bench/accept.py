@@ -42,7 +42,7 @@ from appliance.train.adapting import adapt
 from appliance.train.encode import Encoded
 from appliance.train.engine import Engine
 from appliance.train.noise import DiscreteGaussian
-from appliance.train.optimizer import ExactDPOptimizer
+from appliance.train.optimizer import ExactDPOptimizer, Noise
 from appliance.train.proofs import prove
 from tests.unit.train.rig import encoded, plan
 
@@ -124,7 +124,7 @@ def noise(machine: Machine) -> str:
     drawn: list[Any] = []
     source = DiscreteGaussian(Fraction(10**9))
 
-    class Kept:
+    class Kept(Noise):
         def draw(self, count: int) -> Any:
             drawn.append(source.draw(count))
             return drawn[-1]

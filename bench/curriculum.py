@@ -52,6 +52,7 @@ from appliance.significance.planning import detectable_mean
 from appliance.train.encode import Encoder
 from appliance.train.loop import Trainer
 from appliance.train.mechanism import assemble
+from appliance.train.optimizer import Noise
 from appliance.train.proofs import prove
 from appliance.train.rows import RowCounts
 from appliance.train.trained import Trained
@@ -154,7 +155,7 @@ class SameBatches:
         return np.flatnonzero(coins < self._size.batch / self._size.units).astype(np.int64)
 
 
-class SameNoise:
+class SameNoise(Noise):
     """The noise of the n-th step is a function of seed and n; rounded normal numbers of the plan's variance."""
 
     def __init__(self, deviation: float, seed: int) -> None:

@@ -251,12 +251,14 @@ def noise(bench: Bench, name: str) -> Iterator[Figure]:
         optimizer = ExactDPOptimizer(side.adapter, side.engine.sum, source, made, 1e-6)
 
         def run() -> None:
+            optimizer.begin_noise()
             side.step(batch)
             optimizer.apply(optimizer.release())
 
         return run
 
-    drawn = DiscreteGaussian(noise_variance(1.0, 1.0, side.adapter.parameters))
+    variance = noise_variance(1.0, 1.0, side.adapter.parameters)
+    drawn = DiscreteGaussian(variance, ahead=bench.device == "cuda")
     times = bench.alternated(step(drawn), step(NoNoise()))
     shares = [1 - without / whole for whole, without in times]
     note = f"P = {side.adapter.parameters}, {rows} records of 128 tokens, bfloat16; seconds with and without: "

@@ -17,9 +17,10 @@ import numpy as np
 
 from appliance.audit.bounds import by_chance, check, frequency
 from appliance.audit.driven import Script, Truth, follows, in_units, is_a_step, match
+from appliance.audit.noise import deviation_of, judge_driven
 from appliance.audit.population import Population, shortened
 from appliance.audit.sampling import Batches
-from appliance.audit.tap import Floats, Integers, Moment, Seen, Taken, Tap
+from appliance.audit.tap import Floats, Integers, Life, Moment, Seen, Taken, Tap
 from appliance.jobs.plan import PrivacyPlan
 from appliance.jobs.selftest import Check
 
@@ -50,6 +51,7 @@ class Drives:
     def __init__(self, tap: Tap, plan: PrivacyPlan) -> None:
         self._plan, self._narrow, self._loop = plan, tap.narrowed(), tap.loop()
         self._short = shortened(plan, _STEPS, _SPARE)
+        self._deviation = deviation_of(tap)  # the narrow one draws from the same source
         self._batches: list[Batches] = []
         self._releases = [tap.draw(self._narrow.parameters) for _ in range(self._short.steps)]
 
@@ -69,6 +71,7 @@ class Drives:
         return [
             check("loop.releases", max(errors), 1.0, len(errors), passed=max(errors) <= 1),
             _states("loop.counts", self._counts(seen, truth.script), len(life.steps)),
+            *self._noise(life),
             _states("loop.weights", follows(life.start, life.steps, seen.weights), len(life.steps)),
         ]
 
@@ -134,6 +137,12 @@ class Drives:
             and told == claimed
             and life.history == script.history(1, count)
         )
+
+    def _noise(self, life: Life) -> list[Check]:
+        """Judge the noise that the steps drew. Where one had not one vector, their count has failed already."""
+        drawn = [vector for taken in life.steps for vector in taken.noise]
+        whole = drawn and all(vector.shape == (self._narrow.parameters,) for vector in drawn)
+        return [judge_driven(drawn, self._deviation)] if whole else []
 
     def _empty(self) -> Check:
         """Count the empty batches of few units: a step without records is a step, and nobody is put into it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +134,21 @@ def judge(sample: Sample) -> list[Check]:
         _between_tensors(values, sample.tensors),
         _shifts(values),
     ]
+
+
+def judge_driven(vectors: Sequence[Integers], deviation: float) -> Check:
+    """Test the noise of successive steps of a driven run: its variance, and that no two have any of it in common.
+
+    Args:
+      vectors: of each step, int64 [P].
+      deviation: the claimed standard deviation, in grid units.
+    """
+    values = np.stack(vectors) / deviation
+    gram = values @ values.T
+    pairs = np.abs(gram[np.triu_indices(len(values), 1)])
+    p = [float(variance(np.array([np.trace(gram)]), np.array([float(values.size)]))[0])]
+    p += [products(float(pairs.max()), values.shape[1])] if len(pairs) else []
+    return by_chance("loop.noise", min(p), 1 + len(pairs))
 
 
 def _variances(values: NDArray[np.float32], tensors: tuple[tuple[str, int, int], ...]) -> Check:

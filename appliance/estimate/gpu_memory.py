@@ -28,8 +28,8 @@ WORKSPACE = 570 * MIB
 HELD = 1.02
 """What is handed out, as a multiple of what is counted."""
 RECORDED = 0.69
-"""Memory of CUDA graphs, as a multiple of the activations: they compute in memory of their own. Routed experts, whose
-sizes follow the routing, leave about as much between them."""
+"""Memory of CUDA graphs, as a multiple of the activations: they compute in memory of their own. Layers whose
+experts are routed are allowed as much without graphs: sizes that follow the routing leave gaps (not measured)."""
 HOST_LIBRARIES = 3072 * MIB
 """Resident memory of a worker with CUDA builds of its libraries, a context, and no model."""
 
@@ -48,9 +48,7 @@ def footprint(workload: Workload) -> Footprint:
         weights=weight_bytes(workload),
         adapter=adapter_bytes(workload),
         gradients=gradient_bytes(workload),
-        activations=round(
-            (HELD + RECORDED * (workload.engine.cuda_graphs or workload.shape.experts is not None)) * kept
-        ),
+        activations=round((HELD + RECORDED * share_apart(workload)) * kept),
         working=round(HELD * working),
     )
 
@@ -66,6 +64,13 @@ def host_bytes(workload: Workload) -> int:
     largest = e * max(shape.vocabulary * shape.hidden, largest_linear(shape))
     loading = whole if workload.lora.quantize_base == "none" else min(whole, largest)
     return HOST_LIBRARIES + max(loading, HOST_VALUE * workload.parameters)
+
+
+def share_apart(workload: Workload) -> float:
+    """State the share of the layers that compute in memory of their own, or leave gaps."""
+    experts, layers = workload.shape.experts, workload.shape.layers
+    routed = max(0, layers - experts.dense_layers) if experts is not None else 0
+    return 1.0 if workload.engine.cuda_graphs else routed / layers
 
 
 def _layers(workload: Workload, tokens: int, length: int) -> list[float]:

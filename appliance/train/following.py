@@ -86,6 +86,9 @@ class FollowedSnapshots:
 class NotHere:
     """Sampler and noise of a rank that has neither."""
 
+    def begin(self, _: int) -> None:
+        """Begin nothing."""
+
     def draw(self, *_: int) -> NoReturn:
         """Refuse: a second sample or a second noise vector would belong to no accounted mechanism."""
         raise GateFailed("only the first rank samples and draws noise")

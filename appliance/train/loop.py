@@ -1,4 +1,7 @@
-"""The order of a DP-SGD step, once: attempt, sample, gradients, clip, sum, noise, release, apply, snapshot."""
+"""The order of a DP-SGD step, once: attempt, sample, gradients, clip, sum, noise, release, apply, snapshot.
+
+Where gradients are computed by another device, the noise is drawn by this processor meanwhile; it is added in its turn.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +110,7 @@ class Trainer:
         if phase != self._phase:
             self._enter(phase)
         self._journal.attempt(self._plan.schedule[phase].sample_rate, self._plan.noise_multiplier)
+        self._optimizer.begin_noise()
         members = self._units[phase]
         dealt = self._deal(phase)
         self._engine.accumulate([[self._encoder.encode(self._records[i]) for i in members[u]] for u in dealt])

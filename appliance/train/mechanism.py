@@ -64,5 +64,6 @@ def assemble(
     encoder = Encoder(tokenizer, train)
     engine = Engine(adapter, plan, options, encoder.pad)
     variance = noise_variance(plan.noise_multiplier, plan.max_grad_norm, adapter.parameters)
-    optimizer = ExactDPOptimizer(adapter, engine.sum, noise or DiscreteGaussian(variance), plan, train.lr)
+    source = noise or DiscreteGaussian(variance, ahead=options.device == "cuda")
+    optimizer = ExactDPOptimizer(adapter, engine.sum, source, plan, train.lr)
     return Assembled(adapter, encoder, engine, optimizer)

@@ -15,7 +15,7 @@ Three levels reach 10^10 grid units, so the total stays below 2^-96 (`appliance.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction
@@ -138,18 +138,31 @@ class DiscreteGaussian:
 
     Args:
       variance: the parameter t^2, exact; the law is proportional to exp(-k^2 / (2 t^2)).
+      ahead: whether `begin` draws at once, in another thread. It pays where this processor has nothing else to do.
     """
 
-    def __init__(self, variance: Fraction) -> None:
+    def __init__(self, variance: Fraction, *, ahead: bool = False) -> None:
         self._levels = [(multiplier, make_table(v)) for multiplier, v in levels(variance)]
+        self._ahead = ThreadPoolExecutor(max_workers=1) if ahead else None
+        self._begun: tuple[int, Future[Integers]] | None = None
 
     @property
     def multipliers(self) -> tuple[int, ...]:
         """By what the draws of each level are multiplied before they are added up; 1 for the finest."""
         return tuple(multiplier for multiplier, _ in self._levels)
 
+    def begin(self, count: int) -> None:
+        """Begin to draw what the next `draw` of as many values returns, in place of what was begun before."""
+        if self._ahead is not None:
+            self._begun = count, self._ahead.submit(self._draw, count)
+
     def draw(self, count: int) -> Integers:
-        """Draw `count` fresh values, int64 [count], under new keys for each call, one for each thread of torch's."""
+        """Draw `count` fresh values, int64 [count]: those that were begun, which are given away once, or others."""
+        begun, self._begun = self._begun, None
+        return begun[1].result() if begun is not None and begun[0] == count else self._draw(count)
+
+    def _draw(self, count: int) -> Integers:
+        """Draw under new keys for each call, one for each thread of torch's."""
         out = np.zeros(count, dtype=np.int64)
         chunks = [out[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
         threads = max(1, min(torch.get_num_threads(), len(chunks), _THREADS))

@@ -19,6 +19,10 @@ from appliance.train.lora import Adapter
 class Noise(Protocol):
     """Where integer noise comes from."""
 
+    def begin(self, count: int) -> None:
+        """Begin to draw what the next `draw` will return, where that saves time; a source need not."""
+        return
+
     def draw(self, count: int) -> NDArray[np.int64]:
         """Draw `count` independent values in grid units."""
         ...
@@ -62,6 +66,10 @@ class ExactDPOptimizer(DPOptimizer):  # type: ignore[misc]
     def accumulated_iterations(self) -> int:
         """One: the divisor must not follow how a logical batch was split."""
         return 1
+
+    def begin_noise(self) -> None:
+        """Let the noise of the step that follows be drawn while its gradients are computed."""
+        self._noise.begin(self._adapter.parameters)
 
     def clip_and_accumulate(self) -> None:
         """Take the sum of the clipped gradients, which an empty batch leaves at zero."""

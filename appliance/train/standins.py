@@ -52,7 +52,7 @@ def _write(target: Tensor, row: Row) -> None:
     target.copy_(torch.from_numpy(values))
 
 
-class Tape:
+class Tape(Noise):
     """The noise source that it is made of, and every vector that was drawn from it."""
 
     def __init__(self, source: Noise) -> None:
@@ -66,7 +66,7 @@ class Tape:
         return drawn
 
 
-class Replayed:
+class Replayed(Noise):
     """A noise source that repeats one vector."""
 
     def __init__(self, noise: Integers) -> None:
@@ -79,7 +79,7 @@ class Replayed:
         return self._noise.copy()
 
 
-class Forced:
+class Forced(Noise):
     """A noise source under which a step releases what it is told to, whatever its sum is.
 
     Args:

@@ -190,9 +190,12 @@ class Watch:
         return positions
 
 
-class _Noise:
+class _Noise(Noise):
     def __init__(self, source: Noise, watch: Watch) -> None:
         self._source, self._watch = source, watch
+
+    def begin(self, count: int) -> None:
+        self._source.begin(count)
 
     def draw(self, count: int) -> Integers:
         self._watch.note("noise")

@@ -20,7 +20,7 @@ from appliance.train import loop, mechanism, running
 from appliance.train.coupling import is_coupled, uncouple
 from appliance.train.loss import hidden_gradient
 from appliance.train.noise import DiscreteGaussian
-from appliance.train.optimizer import ExactDPOptimizer
+from appliance.train.optimizer import ExactDPOptimizer, Noise
 from appliance.train.proofs import prove_exact
 from tests.unit.train import rig
 from tests.unit.train.rig import clipped, encoded, engine, total
@@ -254,7 +254,7 @@ def test_empty_batch_is_noise_and_nothing_else(tiny_model_dir: Path) -> None:
     made = engine(tiny_model_dir)
     made.accumulate([])
 
-    class Known:
+    class Known(Noise):
         def draw(self, count: int) -> Any:
             return np.arange(count, dtype=np.int64)
 
@@ -280,7 +280,7 @@ def test_noise_reaches_the_optimizer_once_with_the_standard_deviation_of_the_pla
     source = DiscreteGaussian(noise_variance(1.3, 0.5, made.adapter.parameters))
     calls = []
 
-    class Counting:
+    class Counting(Noise):
         def draw(self, count: int) -> Any:
             calls.append(count)
             return source.draw(count)

@@ -150,6 +150,45 @@ def test_two_draws_differ_and_no_seed_exists() -> None:
         Keystream(7)  # type: ignore[call-arg]
 
 
+def test_what_was_begun_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = [], DiscreteGaussian._draw
+
+    def kept(self: DiscreteGaussian, count: int) -> noise.Integers:
+        made.append(plain(self, count))
+        return made[-1]
+
+    monkeypatch.setattr(DiscreteGaussian, "_draw", kept)
+    source = DiscreteGaussian(Fraction(10**6), ahead=True)
+    source.begin(64)
+    drawn = [source.draw(64), source.draw(64)]
+    assert [one is other for one, other in zip(made, drawn, strict=True)] == [True, True]
+    assert not np.array_equal(*drawn)
+    source.begin(64)
+    assert len(source.draw(65)) == 65
+    assert source.draw(64) is made[-1], "what was begun for another vector is given away"
+    source.begin(64)
+    source.begin(64)
+    assert source.draw(64) is made[-1]
+    assert len({values.tobytes() for values in made}) == len(made) == 7
+
+
+def test_begun_without_ahead_nothing_is_drawn_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DiscreteGaussian(Fraction(10**6))
+    monkeypatch.setattr(DiscreteGaussian, "_draw", lambda *_: pytest.fail("drawn"))
+    source.begin(64)
+
+
+def test_what_fails_in_the_other_thread_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: DiscreteGaussian, count: int) -> None:
+        raise MemoryError
+
+    source = DiscreteGaussian(Fraction(10**6), ahead=True)
+    monkeypatch.setattr(DiscreteGaussian, "_draw", fail)
+    source.begin(64)
+    with pytest.raises(MemoryError):
+        source.draw(64)
+
+
 def test_densities_are_gaussian() -> None:
     weights = densities(Fraction(100))
     assert weights[0] == 1 << 256

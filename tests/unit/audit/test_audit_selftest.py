@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from appliance.errors import GateFailed, WillNotFit
 from appliance.jobs.plan import Phase, PrivacyPlan, UnitKind, UnitOfPrivacy
 from appliance.jobs.selftest import Check
 from appliance.train.loop import Trainer
+from appliance.train.noise import DiscreteGaussian
 from tests.unit.audit.mutants.registry import PHASES
 from tests.unit.audit.rig_audit import claimed, tap
 
@@ -70,6 +72,35 @@ def test_a_clean_engine_passes_at_the_edges_of_plans(tiny_model_dir: Path, chang
 def test_a_clean_engine_in_bfloat16_passes(tiny_model_dir: Path) -> None:
     plan = claimed(clipping="normalised", unit=SUBJECTS)
     assert failed(examine(tap(tiny_model_dir, plan, torch.bfloat16), plan)) == []
+
+
+def test_noise_that_is_drawn_ahead_passes_and_is_seen_if_it_comes_twice(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where it is drawn while the gradients are computed."""
+    plan, begun = claimed(), []
+    made = tap(tiny_model_dir, plan)
+    source: Any = made._assembled.optimizer._noise
+    source._ahead = ThreadPoolExecutor(max_workers=1)
+    begin, draw = DiscreteGaussian.begin, DiscreteGaussian.draw
+
+    def counted(self: DiscreteGaussian, count: int) -> None:
+        begun.append(count)
+        begin(self, count)
+
+    monkeypatch.setattr(DiscreteGaussian, "begin", counted)
+    assert failed(examine(made, plan)) == []
+    assert begun, "the steps that the self-test drives begin none"
+
+    def kept(self: Any, count: int) -> noise.Integers:
+        before = self._begun
+        drawn = draw(self, count)
+        self._begun = before
+        return drawn
+
+    monkeypatch.setattr(DiscreteGaussian, "draw", kept)
+    monkeypatch.setattr(DiscreteGaussian, "begin", lambda self, count: None if self._begun else begin(self, count))
+    assert failed(dict(parts(made, plan))["loop"]()) != []
 
 
 def test_a_part_that_cannot_be_driven_has_not_passed(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from appliance.estimate import gpu_memory
 from appliance.estimate.activations import attends_plainly
-from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, RECORDED, WORKSPACE, host_bytes
+from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, RECORDED, WORKSPACE, host_bytes, share_apart
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import START_S, gpu_seconds
 from appliance.estimate.parts import Workload, buffer_rows, micro_batch
@@ -60,7 +60,7 @@ def counted(workload: Workload) -> float:
     found = footprint(workload)
     moments = 8 * workload.parameters
     packed = found.weights + found.adapter - moments + found.gradients
-    held = HELD + RECORDED * (workload.engine.cuda_graphs or workload.shape.experts is not None)
+    held = HELD + RECORDED * share_apart(workload)
     return packed + found.activations / held + found.working / HELD
 
 
@@ -89,6 +89,15 @@ def test_what_the_engine_allocates_is_counted_to_a_few_percent(
     model, workload = wanted(name, lora, max_tokens, **options)
     seen, said = allocated(model, workload, monkeypatch), counted(workload)
     assert said == pytest.approx(seen, rel=0.015)
+
+
+def test_room_is_left_for_graphs_and_for_layers_that_route_and_for_no_other() -> None:
+    workload = wanted("deepseek", FROZEN, 512)[1]
+    experts = workload.shape.experts
+    assert experts is not None
+    routing = replace(workload, shape=replace(workload.shape, experts=replace(experts, dense_layers=1)))
+    graphs = replace(workload, engine=workload.engine.model_copy(update={"cuda_graphs": True}))
+    assert [share_apart(one) for one in (workload, routing, graphs)] == [0.0, 0.75, 1.0]
 
 
 @pytest.mark.parametrize("term", ["layer_bytes", "_backward", "_inputs"])

@@ -199,7 +199,7 @@ class FixedSampler:
         return np.flatnonzero(generator.random(self._units) < 0.2).astype(np.int64)
 
 
-class NoNoise:
+class NoNoise(Noise):
     """Test only."""
 
     def draw(self, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -67,15 +67,16 @@ def test_order_of_a_step_and_what_is_kept(tiny_model_dir: Path, tokenizer: Any) 
     order: list[str] = []
     trainer = fixed(tiny_model_dir, tokenizer, journal, snapshots)
     for owner, name in (
-        (journal, "attempt"), (trainer._samplers[0], "draw"), (trainer._engine, "accumulate"),
-        (trainer._optimizer._noise, "draw"), (snapshots, "save"), (journal, "record_release"),
-        (trainer._optimizer, "apply"), (journal, "record_checkpoint"), (snapshots, "delete"),
+        (journal, "attempt"), (trainer._optimizer._noise, "begin"), (trainer._samplers[0], "draw"),
+        (trainer._engine, "accumulate"), (trainer._optimizer._noise, "draw"), (snapshots, "save"),
+        (journal, "record_release"), (trainer._optimizer, "apply"), (journal, "record_checkpoint"),
+        (snapshots, "delete"),
     ):  # fmt: skip
         record_calls(owner, name, order)
     trainer.run()
-    step = ["attempt", "draw", "accumulate", "draw", "save", "record_release", "apply"]
-    assert order[:7] == step
-    assert order[7 * SNAPSHOT_EVERY :][:2] == ["save", "record_checkpoint"]
+    step = ["attempt", "begin", "draw", "accumulate", "draw", "save", "record_release", "apply"]
+    assert order[:8] == step
+    assert order[8 * SNAPSHOT_EVERY :][:2] == ["save", "record_checkpoint"]
     assert set(snapshots.stored) == {"snapshot"}
 
 

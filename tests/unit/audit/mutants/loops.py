@@ -11,10 +11,11 @@ from torch import Tensor
 from appliance.train.engine import Engine
 from appliance.train.engines import Alone
 from appliance.train.loop import Trainer
+from appliance.train.noise import DiscreteGaussian
 from appliance.train.optimizer import ExactDPOptimizer
 from appliance.train.tap import ReleaseTap
 from tests.unit.audit.mutants.clip import accumulate
-from tests.unit.audit.mutants.noise import add_noise
+from tests.unit.audit.mutants.noise import add_noise, draw
 from tests.unit.audit.mutants.registry import Patch, mutant
 
 attempt, release, write, deal, report = (
@@ -36,6 +37,42 @@ def training(self: ExactDPOptimizer) -> bool:
 def unchecked(patch: Patch) -> None:
     """Takes away the loop's own check of its accountant: the self-test has to see the fault without it."""
     patch.setattr(Trainer, "_check_accounted", lambda self, before: None)
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+@mutant("loop.noise")
+def noise_that_is_begun_once_and_given_away_at_every_step(patch: Patch, tap: ReleaseTap) -> None:
+    """The fault of a source that draws ahead, as on a GPU; drawn without being begun its noise is right."""
+    kept: dict[int, Any] = {}
+    patch.setattr(DiscreteGaussian, "begin", lambda self, count: kept.setdefault(count, draw(self, count)))
+    patch.setattr(DiscreteGaussian, "draw", lambda self, count: kept[count] if count in kept else draw(self, count))
+
+
+@mutant("loop.noise")
+def noise_whose_second_half_was_begun_for_the_step_before(patch: Patch, tap: ReleaseTap) -> None:
+    kept: dict[int, Any] = {}
+
+    def begin(self: DiscreteGaussian, count: int) -> None:
+        fresh = draw(self, count)
+        if count in kept:
+            fresh[count // 2 :] = kept[count][count // 2 :]
+        kept[count] = fresh
+
+    patch.setattr(DiscreteGaussian, "begin", begin)
+    patch.setattr(DiscreteGaussian, "draw", lambda self, count: kept[count] if count in kept else draw(self, count))
+
+
+@mutant("loop.noise")
+def noise_that_is_smaller_where_it_is_begun(patch: Patch, tap: ReleaseTap) -> None:
+    begun: list[int] = []
+
+    def less(self: DiscreteGaussian, count: int) -> Any:
+        return draw(self, count) * 8 // 10 if begun and begun.pop() == count else draw(self, count)
+
+    patch.setattr(DiscreteGaussian, "begin", lambda self, count: begun.append(count))
+    patch.setattr(DiscreteGaussian, "draw", less)
 
 
 # --- releases -------------------------------------------------------------------------------------------------------

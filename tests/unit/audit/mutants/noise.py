@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from appliance.train.noise import DiscreteGaussian
-from appliance.train.optimizer import ExactDPOptimizer
+from appliance.train.optimizer import ExactDPOptimizer, Noise
 from appliance.train.tap import ReleaseTap
 from tests.unit.audit.mutants.registry import Patch, mutant
 
@@ -27,7 +27,7 @@ def noise(patch: Patch, change: Callable[[Vector], Vector]) -> None:
 def source(change: Callable[[Any, int], Vector], optimizer: ExactDPOptimizer) -> Any:
     """A noise source in place of the optimiser's: `change` gets the optimiser's and how many values are due."""
     kept = optimizer._noise
-    return type("Source", (), {"draw": lambda _, count: change(kept, count).astype(np.int64)})()
+    return type("Source", (Noise,), {"draw": lambda _, count: change(kept, count).astype(np.int64)})()
 
 
 def deviation(tap: ReleaseTap) -> float:
