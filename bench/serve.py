@@ -199,7 +199,14 @@ def compare(report: Report, gguf: Path, *, quick: bool) -> None:
         }
         vllm = os.environ.get("APPLIANCE_VLLM")
         if vllm:
-            words = (vllm, "-m", "vllm.entrypoints.openai.api_server", "--gpu-memory-utilization", "0.3")
+            words = (
+                vllm,
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                "--gpu-memory-utilization",
+                "0.2",
+                "--enforce-eager",
+            )
             peers["vllm"] = engine("primary", whole, kind="vllm", command=words, slots=8)
         for name, spec in peers.items():
             _compare_one(report, name, spec, speed, seconds, (1, 4) if quick else (1, 4, 8))

@@ -137,7 +137,7 @@ def judge(sample: Sample) -> list[Check]:
 
 
 def judge_driven(vectors: Sequence[Integers], deviation: float) -> Check:
-    """Test the noise of successive steps of a driven run: its variance, and that no two have any of it in common.
+    """Test the noise of successive steps of a driven run: variance, shape, and that no two have any of it in common.
 
     Args:
       vectors: of each step, int64 [P].
@@ -148,7 +148,8 @@ def judge_driven(vectors: Sequence[Integers], deviation: float) -> Check:
     pairs = np.abs(gram[np.triu_indices(len(values), 1)])
     p = [float(variance(np.array([np.trace(gram)]), np.array([float(values.size)]))[0])]
     p += [products(float(pairs.max()), values.shape[1])] if len(pairs) else []
-    return by_chance("loop.noise", min(p), 1 + len(pairs))
+    p += [normality(values.reshape(-1), 0.5 / deviation)]
+    return by_chance("loop.noise", min(p), 2 + len(pairs))
 
 
 def _variances(values: NDArray[np.float32], tensors: tuple[tuple[str, int, int], ...]) -> Check:

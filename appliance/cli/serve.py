@@ -41,6 +41,7 @@ Slots = Annotated[int, typer.Option(min=1, help="Answers that an engine writes a
 Context = Annotated[int, typer.Option("--context", min=64, help="Tokens of prompt and answer together.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of an engine on the processor.")]
 FirstToken = Annotated[float, typer.Option(min=0.1, help="Seconds after which an engine without a token has failed.")]
+Starting = Annotated[float, typer.Option(min=1, help="Seconds that an engine has from its start to its first token.")]
 NextToken = Annotated[float, typer.Option(min=0.1, help="Seconds between tokens after which it has failed.")]
 
 
@@ -58,13 +59,14 @@ def start(
     threads: Threads = 1,
     first_token: FirstToken = 30.0,
     next_token: NextToken = 15.0,
+    starting: Starting = 900.0,
     body_kib: Annotated[int, typer.Option(min=1, help="Size of a request, in KiB.")] = 1024,
 ) -> None:
     """Serve the model of a finished, marked run as OpenAI's API, until Ctrl-C; answers name engine, model and run."""
     chosen = settings.of(context)
     wanted = engines(primary, fallback, vllm, slots, context_tokens, threads)
-    limits, health = Limits(body_bytes=body_kib << 10), Health(first_token_s=first_token, next_token_s=next_token)
-    listening = Listening(socket=socket, port=port, limits=limits, health=health)
+    health = Health(first_token_s=first_token, next_token_s=next_token, start_s=starting)
+    listening = Listening(socket=socket, port=port, limits=Limits(body_bytes=body_kib << 10), health=health)
     home, run = chosen.home(), chosen.run(run)
     if chosen.dry_run:
         _preview(chosen, run, wanted, listening)
@@ -88,6 +90,7 @@ def drill(
     threads: Threads = 1,
     first_token: FirstToken = 5.0,
     next_token: NextToken = 5.0,
+    starting: Starting = 900.0,
 ) -> None:
     """Kill, stop, garble, slow and cut the engines under load, on a gateway of its own, and say what was lost.
 
@@ -96,7 +99,7 @@ def drill(
     """
     chosen = settings.writing(context)
     wanted = engines(primary, fallback, vllm, slots, context_tokens, threads)
-    listening = _unheard(first_token, next_token)
+    listening = _unheard(first_token, next_token, starting)
     result = drill_flow(chosen.home(), chosen.run(run), wanted, listening, (requests, rate), chosen.operator())
     render.result(chosen, "serve.drill", result.model_dump(exclude={"schema_"}), trials.drilled(result))
     failed = sum(fault.lost + fault.unlabelled + (not fault.came_back) for fault in result.faults)
@@ -118,6 +121,7 @@ def bench(
     slots: Slots = 4,
     context_tokens: Context = 2048,
     threads: Threads = 1,
+    starting: Starting = 900.0,
 ) -> None:
     """Measure TTFT, TPOT and latency of a model under requests that come at random, whatever answers come."""
     chosen = settings.writing(context)
@@ -127,14 +131,14 @@ def bench(
     )
     home, run = chosen.home(), chosen.run(run)
     result = bench_flow(
-        home, run, wanted, _unheard(120.0, 60.0), lambda job: load(run_id=run, serve=job), chosen.operator()
+        home, run, wanted, _unheard(120.0, 60.0, starting), lambda job: load(run_id=run, serve=job), chosen.operator()
     )
     render.result(chosen, "serve.bench", result.model_dump(exclude={"schema_"}), trials.measured(result))
 
 
-def _unheard(first_token: float, next_token: float) -> Listening:
+def _unheard(first_token: float, next_token: float, starting: float) -> Listening:
     """Say how a gateway is that nobody outside asks."""
-    health = Health(first_token_s=first_token, next_token_s=next_token)
+    health = Health(first_token_s=first_token, next_token_s=next_token, start_s=starting)
     return Listening(socket=None, port=0, limits=Limits(), health=health)
 
 

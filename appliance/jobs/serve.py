@@ -74,7 +74,9 @@ class Health(Value):
       failures: in a row, after which it gets no more requests.
       proofs: questions in a row that it must answer to be taken back; twice as many for each time that it failed.
       patience_s: how long a request waits while no engine is well.
-      restart_s: when it is out of service and no token came for so long, its process is started anew.
+      start_s: how long its process has from its start to its first token, before it is started anew. A large model is
+        read for minutes.
+      restart_s: when it is out of service and no token came for so long after the last, its process is started anew.
     """
 
     first_token_s: Positive = 30.0
@@ -84,6 +86,7 @@ class Health(Value):
     failures: Count = 2
     proofs: Count = 3
     patience_s: Positive = 30.0
+    start_s: Positive = 900.0
     restart_s: Positive = 60.0
 
 

@@ -123,11 +123,17 @@ class Engine:
                 self.fail(gone=True)
                 _end(self._process)
                 await asyncio.sleep(PAUSES_S[min(self._tries, len(PAUSES_S) - 1)])
-            elif now - max(self._token_at, self._spawned_at) > self._rules.restart_s and not self.breaker.well:
+            elif not self.breaker.well and self._silent(now):
                 _end(self._process)
             else:
                 continue
             self._spawn()
+
+    def _silent(self, now: float) -> bool:
+        """Whether no token came from its process for longer than it may take, to the first one or to another."""
+        if self._token_at > self._spawned_at:
+            return now - self._token_at > self._rules.restart_s
+        return now - self._spawned_at > self._rules.start_s
 
     async def _probe(self) -> None:
         while True:

@@ -75,7 +75,7 @@ async def serving(job: ServeJob, run_dir: RunDir) -> AsyncGenerator[Subject]:
     process = _spawn(directory.path)
     try:
         subject = Subject(directory, process, key)
-        if await subject.all_well() is None:
+        if await subject.all_well(job.health.start_s) is None:
             raise ServingDegraded("no engine became well", hint="start it by hand to see what it says")
         yield subject
     finally:

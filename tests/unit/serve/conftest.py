@@ -26,7 +26,9 @@ from appliance.values import to_json
 STANDIN = Path(__file__).with_name("standin.py")
 KEY = "sk-" + "k" * 43
 DIGESTS = {"primary": "1" * 64, "fallback": "2" * 64}
-QUICK = Health(first_token_s=0.5, next_token_s=0.5, answer_s=5.0, probe_s=0.2, patience_s=2.0, restart_s=3.0)
+QUICK = Health(
+    first_token_s=0.5, next_token_s=0.5, answer_s=5.0, probe_s=0.2, patience_s=2.0, start_s=3.0, restart_s=3.0
+)
 ASK = {"model": "notes", "messages": [{"role": "user", "content": "quokka-7391"}], "max_tokens": 8}
 
 

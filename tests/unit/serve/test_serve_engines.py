@@ -189,7 +189,7 @@ def test_vllm(start: Starter, request: pytest.FixtureRequest) -> None:
     spec = EngineSpec(
         name="primary", kind="vllm", model=model, model_sha256="1" * 64, command=command, context=512
     )  # fmt: skip
-    running = start(spec, health=Health(first_token_s=60.0, restart_s=900.0), wait=False)
+    running = start(spec, health=Health(first_token_s=60.0), wait=False)
     running.wait(lambda: running.engine("primary").well, 600.0)
     client = running.openai()
     asked = {"model": "notes", "messages": MESSAGES, "max_tokens": 8, "temperature": 0}

@@ -8,12 +8,13 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from appliance.serve.load import Gateway, Seen, ask
-from tests.unit.serve.conftest import ASK, DIGESTS, KEY, QUICK, Running, Starter
+from tests.unit.serve.conftest import ASK, DIGESTS, KEY, QUICK, Running, Starter, standin
 
 FULL = "one two three four "
 BEFORE = {
@@ -122,6 +123,27 @@ def test_a_killed_engine_is_started_again_and_a_stopped_one_too(start: Starter) 
     second = running.engine("primary").pid
     os.kill(second, signal.SIGSTOP)
     running.wait(lambda: running.engine("primary").pid not in (0, second) and running.engine("primary").well)
+
+
+def test_an_engine_that_reads_a_large_model_is_left_to_it(start: Starter, tmp_path: Path) -> None:
+    """Until its first token it has longer than between two: vLLM takes minutes, and was started anew for ever."""
+    control = tmp_path / "primary.control"
+    control.write_text("stall")
+    patient = QUICK.model_copy(update={"restart_s": 0.5, "start_s": 600.0})
+    slow = start(standin("primary", control), health=patient, wait=False)
+    slow.wait(lambda: slow.engine("primary").pid != 0)
+    first = slow.engine("primary").pid
+    time.sleep(3.0)
+    assert (slow.engine("primary").pid, slow.engine("primary").well) == (first, False)
+    control.write_text("ok")
+    slow.wait(lambda: slow.engine("primary").well)
+    assert slow.engine("primary").pid == first
+
+    control.write_text("stall")
+    hasty = start(standin("primary", control), health=patient.model_copy(update={"start_s": 1.0}), wait=False)
+    hasty.wait(lambda: hasty.engine("primary").pid != 0)
+    first = hasty.engine("primary").pid
+    hasty.wait(lambda: hasty.engine("primary").pid not in (0, first))
 
 
 def test_failover_of_a_killed_engine_takes_less_than_a_quarter_of_a_second(start: Starter) -> None:

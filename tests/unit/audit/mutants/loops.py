@@ -75,6 +75,20 @@ def noise_that_is_smaller_where_it_is_begun(patch: Patch, tap: ReleaseTap) -> No
     patch.setattr(DiscreteGaussian, "draw", less)
 
 
+@mutant("loop.noise")
+def noise_of_two_values_where_it_is_begun(patch: Patch, tap: ReleaseTap) -> None:
+    begun: list[int] = []
+
+    def flat(self: DiscreteGaussian, count: int) -> Any:
+        drawn = draw(self, count)
+        if not (begun and begun.pop() == count):
+            return drawn
+        return np.where(drawn < 0, -1, 1) * round(tap.noise_std / tap.grid)
+
+    patch.setattr(DiscreteGaussian, "begin", lambda self, count: begun.append(count))
+    patch.setattr(DiscreteGaussian, "draw", flat)
+
+
 # --- releases -------------------------------------------------------------------------------------------------------
 
 
