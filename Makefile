@@ -58,15 +58,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[compute,evaluate,serve,dev]'
 	touch $@
 
-# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own; both skip,
-# saying so, where strace or the server's programs are missing.
+# The leak test reads what every process writes, the ledger's tests start a PostgreSQL server of their own, that of several
+# machines links them by WireGuard in user space; they skip, saying so, where the programs for it are missing.
 .PHONY: tools
 tools:
-	@{ command -v strace && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || \
+	@{ command -v strace && command -v wireguard-go && command -v wg && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        echo "installing strace and postgresql with apt-get, for the tests alone"; \
-	        { apt-get update -qq && apt-get install -qq -y strace postgresql; } >/dev/null 2>&1 || true; \
-	    else echo "strace or PostgreSQL is missing: the tests that need them will be skipped, saying so"; fi
+	        echo "installing strace, postgresql and wireguard-go with apt-get, for the tests alone"; \
+	        { apt-get update -qq && apt-get install -qq -y --no-install-recommends strace postgresql \
+	            wireguard-go wireguard-tools iproute2; } >/dev/null 2>&1 || true; \
+	    else echo "strace, PostgreSQL or wireguard-go is missing: the tests that need them will be skipped, saying so"; fi
 
 # The "removable media" of the demo and of the tests: a model, real, public, patient-written reviews, and HumanEval's
 # tasks, which are read and never installed.

@@ -68,7 +68,10 @@ JSON = {
     "report.json": "appliance.report/",
     "privacy_statement.json": "appliance.privacy/",
 }  # and schemas, then a version
-WORDINGS = {"a29b2e200a53560e3ad739ddacdd8e0164bd9e16d4d0d598acb426586bd54818"}  # SHA-256 of the lists that are known
+WORDINGS = {  # SHA-256 of the lists that are known
+    "a29b2e200a53560e3ad739ddacdd8e0164bd9e16d4d0d598acb426586bd54818",
+    "eca400d404920b93195549f8e2b78b1e5792e27c8bedd2796d7e1b4d969d5e70",
+}
 FILES = {PAGE, CARD, CERTIFICATE, WORDING, "verify.py", *JSON}  # what the payload may hold besides the adapter
 ADAPTER = re.compile(r"adapter/(?!(?i:con|prn|aux|nul|com\d|lpt\d)\.)\w[\w.-]{0,99}\.(json|safetensors)", re.ASCII)
 ROTATION = b"appliance/ledger/rotation/v1\n"  # what the statement of a change of keys begins with

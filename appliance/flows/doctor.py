@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,15 +14,17 @@ from pathlib import Path
 
 import orjson
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, IsolationViolated
 from appliance.flows import gpus, orphans, passing
 from appliance.flows.home import Home
 from appliance.flows.run.hardware import available_memory, has_fast_bfloat16
-from appliance.isolation import interpreter
+from appliance.isolation import declaration, interpreter, loopback, tunnel
 from appliance.store.agent import AgentClient
 
 LIBRARIES = ("torch", "opacus", "peft", "transformers", "bitsandbytes", "cryptography", "sqlalchemy", "dp-accounting")
 _ENTROPY, _SKEW_S = 256, 5.0
+_DISCARD, _PEER_S = 9, 5.0
+_ELSEWHERE = "not seen from here: look from its network namespace (`appliance --linked doctor` on a deployed server)"
 UNWANTED = ("kernels", "datasets")
 
 
@@ -39,7 +42,7 @@ def examine(root: Path, *, sandboxed: bool = True) -> list[Check]:
     leakers, devices = list(_leakers([] if sandboxed else ["--control"])), list(_devices(sandboxed))
     if sandboxed and any(check.name == "GPU start" and check.verdict == "ok" for check in devices):
         leakers += _leakers(["--gpu"], " beside a GPU")
-    return [*leakers, *_namespaces(), *devices, *_resources(root), *_libraries(), *_home(root)]
+    return [*leakers, *_namespaces(), *_link(), *devices, *_resources(root), *_libraries(), *_home(root)]
 
 
 def _leakers(options: list[str], where: str = "") -> Iterator[Check]:
@@ -61,6 +64,41 @@ def _namespaces() -> Iterator[Check]:
     done = subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=interpreter.DIRECTORY)
     detail = "" if done.returncode == 0 else "user namespaces are not allowed; `train start --nproc` would refuse"
     yield Check(name="network of several ranks", verdict="warning" if detail else "ok", detail=detail)
+
+
+def _link() -> Iterator[Check]:
+    """Look at the link to other machines, where one is declared: what it is, and whether each of them answers."""
+    try:
+        declared = declaration.read()
+        if declared is None:
+            return
+        if loopback.interfaces() == ["lo"]:
+            yield Check(name="link", verdict="warning", detail=_ELSEWHERE)
+            return
+        end = tunnel.here(str(declared.address))
+        reason = tunnel.objection(end)
+        said = "" if reason else f"{declared.interface} is {tunnel.described(end)}"
+    except IsolationViolated as refusal:
+        yield Check(name="link", verdict="refused", detail=str(refusal))
+        return
+    yield Check(name="link", verdict="refused" if reason else "ok", detail=reason or said)
+    for peer in map(str, declared.peers):
+        answers = _answers(peer)
+        detail = (
+            "answers" if answers else f"nothing came back within {_PEER_S:g} s: is its link up, and ours known there?"
+        )
+        yield Check(name=f"link to {peer}", verdict="ok" if answers else "warning", detail=detail)
+
+
+def _answers(peer: str) -> bool:
+    """Whether a machine answers at all; that it refuses a connection is an answer."""
+    try:
+        socket.create_connection((peer, _DISCARD), _PEER_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _devices(sandboxed: bool) -> Iterator[Check]:

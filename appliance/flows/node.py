@@ -92,7 +92,7 @@ def join(root: Path, path: Path, sealed: Path | None, model: Path | None, timeou
             "the ticket is for another node", hint="`appliance node show` on that node", where=str(path)
         )
     rendezvous = _rendezvous(root, ticket, timeout_s)
-    sandbox.require_ranks_alone(ticket.job.isolation, rendezvous.here)
+    sandbox.require_tunnel(ticket.job.isolation, rendezvous.here)
     try:
         nodes.unseal(ticket.sealed, directory(root), ticket.context())  # again in each rank: the key is kept nowhere
     except IntegrityError as altered:

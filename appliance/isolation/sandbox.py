@@ -15,11 +15,15 @@ from pathlib import Path
 from appliance.errors import IsolationViolated
 from appliance.isolation import cuda, landlock, loopback, process, seccomp, tunnel
 from appliance.isolation.gpu import Gpu
+from appliance.isolation.tunnel import End
 from appliance.jobs.job import IsolationReport, IsolationSpec
 
 NOT_RESTRICTED = "not restricted"
 LOOPBACK_ONLY = "loopback only, in a namespace of its own; all but TCP denied by seccomp"
-WIREGUARD_ONLY = "WireGuard only, in a namespace with nothing else; all but TCP denied by seccomp"
+WIREGUARD_ONLY, WIREGUARD_DECLARED = (
+    f"{word}, in a namespace with nothing else; all but TCP denied by seccomp"
+    for word in (tunnel.BY_KERNEL, tunnel.BY_DECLARATION)
+)
 
 _GENERIC_NETLINK = 16  # linux/netlink.h
 _SYSTEM = (
@@ -38,20 +42,30 @@ def system_paths() -> tuple[Path, ...]:
     return (*(Path(p) for p in _SYSTEM), *sorted(python), package)
 
 
-def require_ranks_alone(spec: IsolationSpec, address: str = "") -> None:
+def require_tunnel(spec: IsolationSpec, address: str) -> None:
+    """Require of the machine with this address, before anything is started, what its ranks will require.
+
+    Raises:
+      IsolationViolated: the policy requires it and it is not so.
+    """
+    if spec.network == "required":
+        tunnel.require(tunnel.here(address))
+
+
+def require_ranks_alone(spec: IsolationSpec, end: End | None = None) -> None:
     """Require of one of several ranks, before it asks for a key, that its network leads to the others alone.
 
     Args:
       spec: what is required.
-      address: of this machine, where there are ranks on others (`isolation.tunnel`); else there is only loopback.
+      end: of the tunnel, where there are ranks on other machines; else there is only loopback.
 
     Raises:
       IsolationViolated: the policy requires it and it is not so.
     """
     if spec.network != "required":
         return
-    if address:
-        tunnel.require(address)
+    if end:
+        tunnel.require(end)
     elif loopback.interfaces() != ["lo"]:
         raise IsolationViolated("a rank sees a network beyond loopback")
 
@@ -62,7 +76,7 @@ def enter(
     write: Sequence[Path],
     *,
     ranks: bool = False,
-    address: str = "",
+    end: End | None = None,
     gpu: Gpu | None = None,
     read_only: bool = False,
 ) -> IsolationReport:
@@ -73,7 +87,7 @@ def enter(
       read: what may still be read and executed, beside nothing; see `system_paths`.
       write: what may still be written. `/dev/null` belongs here.
       ranks: this process is one of several that talk over TCP; see `isolation.loopback`.
-      address: of this machine, where some of them are on others; see `isolation.tunnel`.
+      end: this machine's end of the tunnel, where some of them are on others; see `isolation.tunnel`.
       read_only: leave no call that makes, changes or removes a file, whatever becomes of Landlock.
       gpu: for a job on a GPU: what is left of it to open. Its driver is started on the way; see `isolation.cuda`.
 
@@ -92,7 +106,7 @@ def enter(
     except OSError as error:
         raise IsolationViolated(f"the process could not be hardened: {error.strerror}") from None
     files = _restrict_files(spec, [*read, *(_OF_RANKS if ranks else ())], write, gpu, tcp=ranks)
-    network = _leave_ranks(spec, address, gpu) if ranks else _restrict_calls(spec, gpu, read_only)
+    network = _leave_ranks(spec, end, gpu) if ranks else _restrict_calls(spec, gpu, read_only)
     return IsolationReport(network=network, files=files, core_dumps="off" if process.core_dumps_denied() else "on")
 
 
@@ -124,15 +138,15 @@ def _restrict_calls(spec: IsolationSpec, gpu: Gpu | None, read_only: bool) -> st
     return "denied by seccomp"
 
 
-def _leave_ranks(spec: IsolationSpec, address: str, gpu: Gpu | None) -> str:
+def _leave_ranks(spec: IsolationSpec, end: End | None, gpu: Gpu | None) -> str:
     try:
         _refuse_open_sockets(unix=False)
         _start_driver(gpu, tcp=True)
         seccomp.restrict_calls(tcp=True, gpu=gpu is not None)
         _probe_sockets(tcp=True)
-        if not address and loopback.interfaces() != ["lo"]:
+        if not end and loopback.interfaces() != ["lo"]:
             raise IsolationViolated("a rank sees a network beyond loopback")
-        reason = tunnel.objection(address) if address else ""
+        reason = tunnel.objection(end) if end else ""
     except IsolationViolated:
         if spec.network == "required":
             raise
@@ -141,7 +155,9 @@ def _leave_ranks(spec: IsolationSpec, address: str, gpu: Gpu | None) -> str:
         raise tunnel.refusal(reason)
     if reason:
         return f"{NOT_RESTRICTED}: {reason}"
-    return WIREGUARD_ONLY if address else LOOPBACK_ONLY
+    if end is None:
+        return LOOPBACK_ONLY
+    return WIREGUARD_ONLY if tunnel.described(end) == tunnel.BY_KERNEL else WIREGUARD_DECLARED
 
 
 def _start_driver(gpu: Gpu | None, *, tcp: bool) -> None:

@@ -176,12 +176,16 @@ def isolation(evidence: Evidence) -> Finding:
     if event is None or not states(event, "/isolation"):
         return Finding(topic, "open", words("No finished training is recorded."))
     network, files = (fact(event, f"/isolation/{key}") for key in ("network", "files"))
-    several = str(network).startswith(("loopback only", "WireGuard only"))
+    declared = str(network).startswith("WireGuard in user space only")
+    several = declared or str(network).startswith(("loopback only", "WireGuard only"))
     if not (several or str(network).startswith("denied")):
         return Finding(topic, "caution", say("The training process was NOT cut off from the network: ", network, "."))
     if not str(files).startswith("restricted"):
         said = ("Network ", network, "; but the file system was ", files, ".")
         return Finding(topic, "caution", say(*said))
+    if declared:
+        word = "That training reached only its other machines is what the administrator declares: "
+        return Finding(topic, "caution", say(word, network, "; and only its own files (", files, ")."))
     had = "Training was several processes that reached only each other (" if several else "Training had no network ("
     return Finding(topic, "good", say(had, network, ") and only its own files (", files, ")."))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance.isolation import gpu as gpus
 from appliance.isolation import sandbox
 from appliance.isolation.gpu import Gpu
+from appliance.isolation.tunnel import End
 from appliance.jobs.job import EngineOptions, IsolationReport, IsolationSpec
 from appliance.jobs.rundir import RunDir
 
@@ -35,12 +36,12 @@ def enter(
     run_dir: RunDir,
     *readable: Path,
     ranks: bool = False,
-    address: str = "",
+    end: End | None = None,
     gpu: Gpu | None = None,
 ) -> IsolationReport:
     """Enter the sandbox: no network (ranks keep what leads to each other), no files but the system's and the given."""
     read, write = [*sandbox.system_paths(), *readable], [run_dir.path, Path("/dev/null")]
-    return sandbox.enter(spec, read=read, write=write, ranks=ranks, address=address, gpu=gpu)
+    return sandbox.enter(spec, read=read, write=write, ranks=ranks, end=end, gpu=gpu)
 
 
 def libraries() -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.isolation.tunnel import End
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.ticket import Rendezvous
 from appliance.worker import meeting
@@ -24,12 +25,14 @@ class Place:
       size: how many ranks there are.
       local: which of the ranks on this machine it is, from 0.
       rendezvous: where it meets those on other machines; None if there are none.
+      declared: the interface that the administrator declares to be WireGuard in user space (`isolation.tunnel`).
     """
 
     rank: int = 0
     size: int = 1
     local: int = 0
     rendezvous: Rendezvous | None = None
+    declared: str = ""
 
     @property
     def main(self) -> bool:
@@ -42,9 +45,9 @@ class Place:
         return self.size > 1
 
     @property
-    def address(self) -> str:
-        """The address of this machine, if there are ranks on others; else empty."""
-        return self.rendezvous.here if self.rendezvous else ""
+    def end(self) -> End | None:
+        """This machine's end of the tunnel, if there are ranks on others."""
+        return End(self.rendezvous.here, self.declared) if self.rendezvous else None
 
     def result(self, run_dir: RunDir) -> Path:
         """Name where this worker leaves its result."""
@@ -72,4 +75,5 @@ def here() -> Place:
     """Find the place of this process."""
     rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     meets = os.environ.get("APPLIANCE_RENDEZVOUS")
-    return Place(rank, max(1, size), local, Rendezvous.model_validate_json(meets) if meets else None)
+    rendezvous = Rendezvous.model_validate_json(meets) if meets else None
+    return Place(rank, max(1, size), local, rendezvous, os.environ.get("APPLIANCE_LINK", ""))

@@ -22,6 +22,7 @@ import orjson
 from appliance.errors import ApplianceError, Busy, IsolationViolated
 from appliance.files import lock, write_atomic
 from appliance.isolation import interpreter, loopback, process, tunnel
+from appliance.isolation.tunnel import End
 from appliance.jobs import permits
 from appliance.jobs.job import Failure, IsolationSpec
 from appliance.jobs.rundir import RunDir
@@ -39,12 +40,13 @@ def main() -> None:
     meets = Rendezvous.model_validate_json(sys.argv[3]) if len(sys.argv) > 3 else None
     supervisor = int(os.environ["APPLIANCE_SUPERVISOR"])
     try:
-        _isolate(run_dir, meets)
+        end = _isolate(run_dir, meets)
         process.harden(supervisor)
         held = _lock(run_dir)
         run_dir.renew(run_dir.ranks)
         first, size = (meets.first, meets.size) if meets else (0, count)
-        ranks = [_start(run_dir, Place(first + i, size, i, meets), count, held) for i in range(count)]
+        declared = end.declared if end else ""
+        ranks = [_start(run_dir, Place(first + i, size, i, meets, declared), count, held) for i in range(count)]
         _wait(ranks)
         outcome = _outcome(run_dir, [rank.returncode for rank in ranks], first)
     except ApplianceError as refusal:
@@ -53,17 +55,25 @@ def main() -> None:
     sys.exit(1 if b"appliance.failure/1" in outcome else 0)
 
 
-def _isolate(run_dir: RunDir, meets: Rendezvous | None) -> None:
-    """Enter a namespace with only loopback, or stay in one with only WireGuard; go on without if that is preferred."""
+def _isolate(run_dir: RunDir, meets: Rendezvous | None) -> End | None:
+    """Enter a namespace with only loopback, or stay in one with only WireGuard; go on without if that is preferred.
+
+    Returns:
+      This machine's end of the tunnel, if there is one; found before whose files are whose can no longer be seen.
+    """
+    end = End(meets.here) if meets else None
     try:
         if meets is None:
-            return loopback.enter()
+            loopback.enter()
+            return None
+        end = tunnel.here(meets.here)
         loopback.confine()
-        tunnel.require(meets.here)
+        tunnel.require(end)
     except IsolationViolated:
         job: dict[str, Any] = orjson.loads(run_dir.job.read_bytes())
         if IsolationSpec.model_validate(job["isolation"]).network == "required":
             raise
+    return end
 
 
 def _lock(run_dir: RunDir) -> int:
@@ -83,6 +93,7 @@ def _start(run_dir: RunDir, place: Place, count: int, held: int) -> subprocess.P
         "WORLD_SIZE": str(place.size),
         "APPLIANCE_SUPERVISOR": str(os.getpid()),
         "APPLIANCE_LOCK": str(held),
+        "APPLIANCE_LINK": place.declared,
     }
     if place.rendezvous:
         environment["APPLIANCE_RENDEZVOUS"] = to_json(place.rendezvous).decode()

@@ -43,11 +43,11 @@ def run(job: TrainJob, run_dir: RunDir) -> TrainResult | RankResult:
     """
     place = here()
     if place.several:
-        sandbox.require_ranks_alone(job.isolation, place.address)
+        sandbox.require_ranks_alone(job.isolation, place.end)
     gpu = confinement.gpu_of(job.engine, place.local)
     key = _key(job, run_dir, place)
     paths = (Path(job.model_dir), Path(job.dataset.path))
-    isolation = confinement.enter(job.isolation, run_dir, *paths, ranks=place.several, address=place.address, gpu=gpu)
+    isolation = confinement.enter(job.isolation, run_dir, *paths, ranks=place.several, end=place.end, gpu=gpu)
     trained = _train(job, run_dir, key, place)
     if not place.main:
         return RankResult(rank=place.rank)

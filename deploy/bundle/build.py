@@ -146,9 +146,9 @@ def gather(flavour: str, cache: Path, wheel: Path, epoch: int, *, packages: bool
     contents |= {"requirements.txt": (locked + own).encode(), "requirements-controller.txt": controller.encode()}
     contents |= playbooks()
     if packages:
-        files = debs.fetch(cache)
-        contents |= {f"debs/{debs.name(path)}": path for path in files}
-        chosen |= {path: _digest(path) for path in files}
+        for place, files in debs.fetch(cache).items():
+            contents |= {f"debs/{place}{debs.name(path)}": path for path in files}
+            chosen |= {path: _digest(path) for path in files}
     return contents | {"sbom.cdx.json": sbom(wheel.name.split("-")[1], chosen, epoch)}
 
 

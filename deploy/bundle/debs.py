@@ -1,4 +1,4 @@
-"""The Debian packages that a bare Debian 12 server lacks, fetched with apt.
+"""The Debian packages that a bare Debian 12 server lacks, fetched with apt, by what they are for.
 
 A bare server is one with every package of priority required and important; what else the wanted packages need comes
 along. Fetching needs apt and the network, on Debian 12.
@@ -13,13 +13,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-WANTED = ("nftables", "postgresql-15", "libgomp1")
-"""llama.cpp's wheel brings no libgomp of its own."""
+WANTED = {
+    "": ("nftables", "postgresql-15", "libgomp1"),
+    "wireguard-tools/": ("wireguard-tools",),
+    "wireguard-go/": ("wireguard-go",),
+}
+"""By directory in the bundle; what any server may need is at the top. llama.cpp's wheel brings no libgomp."""
 _THERE = ("openssh-server", "python3", "dbus", "systemd-sysv")
 
 
-def fetch(directory: Path) -> list[Path]:
-    """Fetch the packages into `directory`, and return their files; those that lie there already are used."""
+def fetch(directory: Path) -> dict[str, list[Path]]:
+    """Fetch the packages into `directory`, and return the files by directory; those that lie there already are used."""
     debs, status = directory / "debs", directory / "status"
     (debs / "partial").mkdir(parents=True, exist_ok=True)
     available = _available()
@@ -27,8 +31,12 @@ def fetch(directory: Path) -> list[Path]:
     always = {name for (name, _), fields in available.items() if fields.get("Priority") in ("required", "important")}
     there = _plan(debs, status, [*sorted(always), *_THERE])
     status.write_text("\n\n".join(_installed(available[package]) for package in there) + "\n")
-    wanted = {name for name, _ in _plan(debs, status, WANTED)}
-    _apt(debs, status, "--download-only", WANTED)
+    return {place: _files(debs, status, packages) for place, packages in WANTED.items()}
+
+
+def _files(debs: Path, status: Path, packages: Sequence[str]) -> list[Path]:
+    wanted = {name for name, _ in _plan(debs, status, packages)}
+    _apt(debs, status, "--download-only", packages)
     files = [path for path in sorted(debs.glob("*.deb")) if path.name.partition("_")[0] in wanted]
     if len(files) != len(wanted):
         sys.exit(f"of {len(wanted)} packages there are {len(files)} files: remove {debs} and try again")

@@ -22,12 +22,12 @@ PASSPHRASE = "mistletoe-harbour-quartz-lantern"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs a machine unless it is asked for, and put the rest into the order of the file."""
+    """Skip what needs a machine unless it is asked for, and put the rest into the order of their files."""
     ours = [item for item in items if item.get_closest_marker("deploy")]
     if not config.getoption("--deploy"):
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="not run: `make deploy-test` runs it"))
-    order = {item: int(item.function.__code__.co_firstlineno) for item in ours}  # type: ignore[attr-defined]
+    order = {item: (item.path, int(item.function.__code__.co_firstlineno)) for item in ours}  # type: ignore[attr-defined]
     items[:] = [item for item in items if item not in order] + sorted(ours, key=order.__getitem__)
 
 

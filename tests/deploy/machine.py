@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -43,6 +42,15 @@ CONTROLLER, TARGET, OUTSIDE = "192.0.2.1", "192.0.2.2", "198.51.100.1"
 NAME = f"a{hashlib.sha256(str(ROOT).encode()).hexdigest()[:5]}"
 """Of machine and namespaces, other than those of another checkout, which may be tested at the same time."""
 CONTROLLER6, TARGET6 = "2001:db8::1", "2001:db8::2"
+
+
+_IN_OWN_CGROUPS = """
+for top in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
+    [ ! -e $top/cgroup.procs ] || { mkdir -p $top/$0 && echo $$ > $top/$0/cgroup.procs; }
+done
+exec "$@"
+"""
+"""Two machines in the same control groups would each remove what is the other's: units fail with 219/CGROUP now and then."""
 
 
 class Unavailable(Exception):
@@ -93,12 +101,18 @@ class Machine:
       place: directory of the overlay and of the controller's files.
       variables: of its inventory.
       process: systemd-nspawn.
+      address: at which the controller reaches it.
+      hub: name of the machine whose controller it shares, with the cable; its own if empty.
+      binds: paths of this machine that it has too, device nodes among them.
     """
 
     name: str
     place: Path
     variables: dict[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    address: str = TARGET
+    hub: str = ""
+    binds: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -120,11 +134,11 @@ class Machine:
     def controller(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the controller's network namespace."""
         told: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": 600, **options}
-        return subprocess.run(["ip", "netns", "exec", f"{self.name}-c", *command], **told)
+        return subprocess.run(["ip", "netns", "exec", f"{self.hub or self.name}-c", *command], **told)
 
     def ssh(self, script: str, *, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a shell script on the machine as root, over SSH."""
-        done = self.controller("ssh", *self.ssh_options, f"root@{TARGET}", script, **options)
+        done = self.controller("ssh", *self.ssh_options, f"root@{self.address}", script, **options)
         if check and done.returncode:
             raise AssertionError(f"{script}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -216,7 +230,9 @@ class Machine:
         """Start the machine; returns when SSH answers."""
         command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", f"--machine={self.name}"]
         command += [f"--directory={self.root}", f"--network-namespace-path=/run/netns/{self.name}-t", "--console=pipe"]
+        command += [f"--bind={path}" for path in self.binds]
         command += ["--capability=all", f"--system-call-filter={ALLOWED}", "--private-users=no"]
+        command = ["sh", "-c", _IN_OWN_CGROUPS, self.name, *command]
         with open(self.place / "console", "ab") as console:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         deadline = time.monotonic() + 60
@@ -229,7 +245,7 @@ class Machine:
         """Shut the machine down as its power button does."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGRTMIN + 3)
+        self.process.terminate()  # what makes systemd-nspawn tell the machine; other signals end it alone
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -304,3 +320,79 @@ def _make_root(made: Machine, undo: ExitStack) -> None:
     (home / "authorized_keys").write_text(made.key.with_name("id.pub").read_text())
     (home / "authorized_keys").chmod(0o600)
     (made.root / "etc/hostname").write_text(f"{made.name}\n")
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def machines(place: Path, name: str, count: int) -> Iterator[list[Machine]]:
+    """Bare servers at one switch, which is their controller too; they can have WireGuard in user space."""
+    require()
+    made = [
+        Machine(f"{name}{i}", place / str(i), address=f"192.0.2.{10 + i}", hub=name, binds=("/dev/net/tun",))
+        for i in range(count)
+    ]
+    with ExitStack() as undo:
+        _make_switch(name, made, undo)
+        for server in made:
+            _make_root(server, undo)
+            undo.callback(server.power_off)
+        for server in made:
+            server.boot()
+        yield made
+
+
+def _make_switch(name: str, made: list[Machine], undo: ExitStack) -> None:
+    hub = f"{name}-c"
+    for namespace in (hub, *(f"{server.name}-t" for server in made)):
+        _end_leftover(namespace)
+        subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)
+        _run("ip", "netns", "add", namespace)
+        undo.callback(_run, "ip", "netns", "delete", namespace)
+        _run("ip", "-n", namespace, "link", "set", "lo", "up")
+    _run("ip", "-n", hub, "link", "add", "br0", "type", "bridge")
+    for address in (f"{CONTROLLER}/24", f"{OUTSIDE}/24"):
+        _run("ip", "-n", hub, "addr", "add", address, "dev", "br0")
+    _run("ip", "-n", hub, "link", "set", "br0", "up")
+    for server in made:
+        inside, port = f"{server.name}-t", server.name
+        _run("ip", "link", "add", port, "netns", hub, "type", "veth", "peer", "name", "eth0", "netns", inside)
+        _run("ip", "-n", hub, "link", "set", port, "master", "br0", "up")
+        _run("ip", "-n", inside, "addr", "add", f"{server.address}/24", "dev", "eth0")
+        _run("ip", "-n", inside, "link", "set", "eth0", "up")
+        _run("ip", "-n", inside, "route", "add", "default", "via", CONTROLLER)
+
+
+def play_all(made: list[Machine], book: str, *options: str, check: bool = True) -> Play:
+    """Run a playbook of deploy/ansible on several machines at once; each has its variables."""
+    first = made[0]
+    hosts = {
+        server.name: {
+            "ansible_host": server.address,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(server.key),
+            **server.variables,
+        }
+        for server in made
+    }
+    group: dict[str, Any] = {"hosts": {server.name: {} for server in made}}
+    inventory = first.place / "inventory.json"
+    inventory.write_text(json.dumps({"appliance": {"hosts": hosts}, "link": group}))
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
+        "ANSIBLE_SSH_ARGS": " ".join((*first.ssh_options[2:], "-o ControlMaster=auto", "-o ControlPersist=60s")),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOG_PATH": str(first.place / "ansible.log"),
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(first.place / "cp"),
+        "LC_ALL": "C.UTF-8",
+    }
+    command = [str(ROOT / ".venv-deploy/bin/ansible-playbook"), "-i", str(inventory), f"playbooks/{book}.yml"]
+    began = time.monotonic()
+    done = first.controller(*command, *options, env=environment, cwd=ANSIBLE, timeout=900)
+    changed = [int(number) for number in re.findall(r"ok=\d+ +changed=(\d+) ", done.stdout)]
+    played = Play(done.returncode, done.stdout + done.stderr, sum(changed), time.monotonic() - began)
+    if check and played.status:
+        raise AssertionError(played.said)
+    return played

@@ -1,23 +1,20 @@
-"""`train start --nnodes`: two network namespaces joined by a veth pair are the hosts, each with a home of its own.
+"""`train start --nnodes` over WireGuard itself, in user space, between two network namespaces joined by a veth pair.
 
-No WireGuard here: in the copies of the software that train, one altered line makes veth stand for it, so that the rest
-of "required" is in force. Unaltered software refuses the same network.
+They are the hosts, each with a home of its own. The cable is watched, and a key is pulled out of the tunnel.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from appliance.flows.home import Home
-from appliance.isolation.sandbox import WIREGUARD_ONLY
+from appliance.isolation.sandbox import WIREGUARD_DECLARED
 from appliance.store import keyslots
 from appliance.store.keys import KeyRing
 from tests.e2e.conftest import PASSPHRASE, Appliance, Done, plan
@@ -25,45 +22,43 @@ from tests.e2e.test_ranks import attempts, ranks_of
 from tests.e2e.test_selftest import altered
 from tests.fault.test_train_crash import facts, gone, until
 from tests.hosts import FIRST, two_hosts
+from tests.tunnels import ENDS, Tunnel, tunnel, watched
 
-STEPS = 200
-RENDEZVOUS = f"{FIRST}:29471"
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[list[str]]:
-    with two_hosts("node") as names:
-        yield names
+STEPS = 40
+RENDEZVOUS = f"{ENDS[0]}:29471"
+STORED = "here/"  # what ranks write first into the store where they meet, in clear
 
 
 @pytest.fixture(scope="module")
-def software(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    with tunnel("link", tmp_path_factory.mktemp("etc")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The software, with less patience for a machine from which nothing comes back."""
     directory = tmp_path_factory.mktemp("software")
-    altered(directory, "isolation/tunnel.py", 'KIND = "wireguard"', 'KIND = "veth"')
+    altered(directory, "worker/meeting.py", "SILENCE_S = 60", "SILENCE_S = 4")
     return directory
 
 
 @pytest.fixture
-def control(appliance: Appliance, hosts: list[str], software: Path) -> Appliance:
-    """The control node on the first host, with the altered software."""
-    return on(hosts[0], appliance.home, software)
+def control(appliance: Appliance, link: Tunnel) -> Appliance:
+    """The control node at the first end of the tunnel."""
+    return Appliance(appliance.home, prefix=link.on(0))
 
 
 @pytest.fixture
-def node(tmp_path: Path, hosts: list[str], software: Path) -> Appliance:
-    """A node on the second host, with the altered software."""
-    made = on(hosts[1], tmp_path / "node-home", software)
+def node(tmp_path: Path, link: Tunnel) -> Appliance:
+    """A node at the second end."""
+    made = Appliance(tmp_path / "node-home", prefix=link.on(1))
     made("node", "init")
     return made
 
 
-def on(host: str, home: Path, software: Path | None = None) -> Appliance:
-    there = ("ip", "netns", "exec", host)
-    return (
-        Appliance(home, prefix=(*there, "env", "-C", str(software)), options=())
-        if software
-        else Appliance(home, prefix=there)
-    )
+def with_software(appliance: Appliance, software: Path) -> Appliance:
+    return Appliance(appliance.home, prefix=(*appliance.prefix, "env", "-C", str(software)), options=())
 
 
 class Process:
@@ -125,64 +120,79 @@ def holding(key: bytes, *directories: Path) -> list[Path]:
 
 
 @pytest.mark.timeout(1800)
-def test_a_run_over_two_hosts_is_interrupted_by_a_lost_node_and_goes_on(
-    control: Appliance, node: Appliance, tmp_path: Path
+def test_a_run_over_wireguard_is_interrupted_by_a_pulled_key_and_goes_on(
+    control: Appliance, node: Appliance, link: Tunnel, impatient: Path, tmp_path: Path
 ) -> None:
     path, key = tmp_path / "run.yaml", data_key(control)
     plan(control, path, "--steps", str(STEPS), "--batch", "6")
     path.write_text(path.read_text().replace("spare_steps: ", "spare_steps: 1"))
     public = node.home / "node" / "node.pub"
     several = ("--nnodes", "2", "--rendezvous", RENDEZVOUS, "--node", str(public))
+    outside, inside = (link.hosts[0], "veth0"), (link.insides[0], link.interfaces[0])
 
-    with Process(control, "train", "start", str(path), *several) as run:
-        ticket = ticket_of(control, run)
-        old = ticket.read_text()
-        words = carried(control, ticket, tmp_path / "first")
-        with Process(node, *words) as joined:
-            until(lambda: joined.process.poll() is not None or attempts(control) >= 3, "they train together")
-            assert joined.process.poll() is None, joined.close().err
-            (rank,) = ranks_of(joined.process.pid).values()
-            assert holding(key, control.home, node.home, tmp_path / "first") == []
-            os.kill(rank, signal.SIGKILL)
-            lost, ended = joined.close(), run.close()
+    with watched(*outside, STORED) as on_cable, watched(*inside, STORED) as in_tunnel:
+        with Process(with_software(control, impatient), "train", "start", str(path), *several) as run:
+            ticket = ticket_of(control, run)
+            old = ticket.read_text()
+            words = carried(control, ticket, tmp_path / "first")
+            with Process(with_software(node, impatient), *words) as joined:
+                until(lambda: joined.process.poll() is not None or attempts(control) >= 3, "they train together")
+                assert joined.process.poll() is None, joined.close().err
+                (rank,) = ranks_of(joined.process.pid).values()
+                assert holding(key, control.home, node.home, tmp_path / "first") == []
+                link.forget(0)
+                lost, ended = joined.close(), run.close()
         assert (ended.status, lost.status) == (130, 130), ended.err + lost.err
         assert "the reservation stands" in ended.err
         assert "on the control node" in lost.err
         assert gone(rank)
+        link.remember(0)
 
-    made = attempts(control)
-    (row,) = control.json("train", "status")["runs"]
-    with Process(control, "train", "resume", row["run"], *several) as run:
-        ticket = ticket_of(control, run, old)
-        late = node(*words, "--timeout", "3", expect=130)  # the ticket of the first start
-        assert "came within 3 s" in late.err
-        words = carried(control, ticket, tmp_path / "second")
-        done = node.json(*words)
-        ended = run.close()
-        assert ended.status == 0, ended.err
+        made = attempts(control)
+        (row,) = control.json("train", "status")["runs"]
+        with Process(control, "train", "resume", row["run"], *several) as run:
+            ticket = ticket_of(control, run, old)
+            late = node(*words, "--timeout", "3", expect=130)  # the ticket of the first start
+            assert "came within 3 s" in late.err
+            words = carried(control, ticket, tmp_path / "second")
+            done = node.json(*words)
+            ended = run.close()
+            assert ended.status == 0, ended.err
     assert (done["first_rank"], done["ranks"], done["of"]) == (1, 1, 2)
     settled = ended.document
     assert settled["state"] == "finished"
     assert settled["charged_attempts"] == attempts(control) >= max(STEPS, made + 1)
+    assert made < STEPS
 
     fingerprint = node.json("node", "show")["fingerprint"]
     for kind in ("run.started", "run.resumed"):
         (started,) = facts(control, kind)
         assert (started["ranks"], started["nnodes"], started["nodes"]) == (2, 2, [fingerprint])
     (fact,) = facts(control, "run.settled")
-    assert fact["isolation"]["network"] == WIREGUARD_ONLY
+    assert fact["isolation"]["network"] == WIREGUARD_DECLARED
     assert holding(key, control.home, *tmp_path.glob("[fns]*")) == []
     (tmp_path / "second" / "leak").write_text(f"x{key.hex()}")
     assert holding(key, tmp_path / "second") == [tmp_path / "second" / "leak"]  # the search finds what is there
     assert not (control.home / "runs" / row["run"] / "tickets").exists()
     control("ledger", "verify")
 
+    assert (on_cable["other"], on_cable["needle"]) == ([], 0)
+    assert on_cable["wireguard"] > 2 * STEPS
+    assert in_tunnel["needle"] > 0  # the search finds what is there
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[list[str]]:
+    with two_hosts("node") as names:
+        yield names
+
 
 def test_a_network_that_is_not_wireguard_is_refused_before_anything_starts(
     appliance: Appliance, hosts: list[str], run_file: Path, tmp_path: Path
 ) -> None:
-    stock, key = on(hosts[0], appliance.home), on(hosts[1], tmp_path / "n").json("node", "init")["key"]
-    several = ("--nnodes", "2", "--rendezvous", RENDEZVOUS, "--node", key)
+    stock = Appliance(appliance.home, prefix=("ip", "netns", "exec", hosts[0]))
+    key = Appliance(tmp_path / "n").json("node", "init")["key"]
+    several = ("--nnodes", "2", "--rendezvous", f"{FIRST}:29471", "--node", key)
     refused = stock("train", "start", str(run_file), *several, expect=7)
     assert "veth0 is not WireGuard" in refused.err
     assert "ip netns exec" in refused.err

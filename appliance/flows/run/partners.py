@@ -114,7 +114,7 @@ def require_network(spec: IsolationSpec, partners: Partners) -> None:
     found = links()
     if not any(partners.host in link.addresses for link in found):
         raise UsageError(f"no network interface here has the address {partners.host}", hint=tunnel.HINT)
-    sandbox.require_ranks_alone(spec, partners.host)
+    sandbox.require_tunnel(spec, partners.host)
 
 
 def write_tickets(

@@ -17,6 +17,7 @@ import pytest
 from appliance.errors import IsolationViolated
 from appliance.isolation import loopback, tunnel
 from appliance.isolation.links import Link, links, parse_addresses, parse_links, source_address
+from appliance.isolation.tunnel import End
 from tests.hosts import FIRST, SECOND, two_hosts
 
 Script = Callable[..., str]
@@ -59,7 +60,7 @@ def test_wireguard_is_recognised_by_its_kind(nested: int) -> None:
     found = parse_links(LO + wireguard + DONE)
     assert found == [Link(1, "lo", "", True), Link(5, "wg0", "wireguard", False)]
     named = [parsed if parsed.loopback else Link(5, "wg0", "wireguard", False, ("10.9.0.1",)) for parsed in found]
-    assert tunnel.objection("10.9.0.1", named) == ""
+    assert tunnel.objection(End("10.9.0.1"), named) == ""
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_wireguard_is_recognised_by_its_kind(nested: int) -> None:
     ],
 )
 def test_everything_else_is_an_objection(more: bytes, reason: str) -> None:
-    assert tunnel.objection("10.9.0.1", parse_links(LO + more + DONE)) == reason
+    assert tunnel.objection(End("10.9.0.1"), parse_links(LO + more + DONE)) == reason
 
 
 def test_own_addresses_are_told_from_those_of_peers() -> None:
@@ -142,8 +143,8 @@ from appliance.isolation import tunnel
 tunnel.KIND = sys.argv[4]
 spec = IsolationSpec(network=sys.argv[1], files="preferred")
 try:
-    sandbox.require_ranks_alone(spec, sys.argv[3])
-    report = sandbox.enter(spec, sandbox.system_paths(), [Path(sys.argv[2])], ranks=True, address=sys.argv[3])
+    sandbox.require_ranks_alone(spec, tunnel.End(sys.argv[3]))
+    report = sandbox.enter(spec, sandbox.system_paths(), [Path(sys.argv[2])], ranks=True, end=tunnel.End(sys.argv[3]))
     print(report.network)
 except IsolationViolated as refusal:
     print("refused:", refusal.message)

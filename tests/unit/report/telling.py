@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.events.logged import LoggedEvent
-from appliance.isolation.sandbox import LOOPBACK_ONLY
+from appliance.isolation.sandbox import LOOPBACK_ONLY, WIREGUARD_DECLARED
 from appliance.report import card, page, statement, wording
 from appliance.report.blocks import Finding, Tone
 from appliance.report.compose import compose
@@ -46,7 +46,7 @@ PHASES = [
      "values": ["heart", "lung"]},
     {"name": "rest", "steps": 80, "attempts": 86, "sample_rate": "8/375", "declared_units": 12000},
 ]  # fmt: skip
-NETWORKS = ("not restricted", "denied by seccomp", LOOPBACK_ONLY)
+NETWORKS = ("not restricted", "denied by seccomp", LOOPBACK_ONLY, WIREGUARD_DECLARED)
 
 
 def stories() -> Iterator[Story]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import ArtefactMissing, UsageError
-from appliance.isolation.sandbox import LOOPBACK_ONLY, WIREGUARD_ONLY
+from appliance.isolation.sandbox import LOOPBACK_ONLY, WIREGUARD_DECLARED, WIREGUARD_ONLY
 from appliance.report.documents import documents
 from appliance.report.evidence import gather
 from appliance.report.figures import shorten
@@ -178,6 +178,14 @@ def test_several_ranks_are_cut_off_and_the_report_says_how(story: Story, network
     assert tone == "good"
     assert "reached only each other" in words
     assert network in words
+
+
+def test_a_tunnel_that_is_only_declared_is_said_to_be_so(story: Story) -> None:
+    reached = {"network": WIREGUARD_DECLARED, "files": "restricted by landlock (abi 4)", "core_dumps": "off"}
+    tone, words = verdict(settled(story, isolation=reached))[2]["Isolation"]
+    assert tone == "caution"
+    assert "as the administrator declares" in words
+    assert "reached only each other" not in words
 
 
 def again(story: Story, type_: str, index: int, **facts: Any) -> Story:

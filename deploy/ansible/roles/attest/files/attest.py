@@ -27,12 +27,18 @@ UNITS = (
     "appliance-serve@.service",
     "appliance-check.service",
 )
+LINKED = ("appliance-together@.service", "appliance-join@.service")
+LINK, INSIDE = "/etc/appliance/link.json", "appliance"
 WATCHED = (
     "/etc/systemd/system/appliance-*",
     "/etc/systemd/system.conf.d/*",
     "/etc/tmpfiles.d/appliance.conf",
     "/etc/appliance/*.conf",
     "/etc/appliance/*.nft",
+    "/etc/appliance/link.json",
+    "/etc/appliance/link/peers.conf",
+    "/etc/appliance/link/settings",
+    "/etc/appliance/nodes/*",
     "/etc/appliance/release.signers",
     "/etc/ssh/sshd_config",
     "/etc/ssh/sshd_config.d/*",
@@ -60,7 +66,10 @@ PROPERTIES = (
     *("SystemCallFilter", "SystemCallArchitectures", "CapabilityBoundingSet", "AmbientCapabilities", "DevicePolicy"),
     *("DeviceAllow", "IPAddressDeny", "LimitCORE", "User", "Group", "UMask", "ReadWritePaths", "ReadOnlyPaths"),
     *("FragmentPath", "DropInPaths", "ExecStart", "Environment", "BindPaths", "RootDirectory"),
+    *("NetworkNamespacePath", "IPAddressAllow"),
 )
+UNORDERED = ("IPAddressAllow", "IPAddressDeny")  # systemd lists them in another order after each start
+FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
 SSH = ("passwordauthentication no", "kbdinteractiveauthentication no", "allowtcpforwarding no", "permittunnel no")
 
 
@@ -86,7 +95,8 @@ def baseline():
     files = sorted(path for pattern in WATCHED for path in glob.glob(pattern) if os.path.isfile(path))
     return {
         "files": {path: _digest(_read(path)) for path in files},
-        "units": {unit: _properties(unit) for unit in UNITS},
+        "units": {unit: _properties(unit) for unit in _units()},
+        "link": _link(),
         "rules": _rules(),
         "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else _interfaces(),
         "releases": {
@@ -94,6 +104,30 @@ def baseline():
         },
         "accounts": _accounts(),
         "listeners": _listeners(),
+    }
+
+
+def _units():
+    """List the units that are probed: those of several machines where this server is one of them."""
+    return (*UNITS, *(unit for unit in LINKED if os.path.exists("/etc/systemd/system/" + unit)))
+
+
+def _link():
+    """Describe the tunnel to other machines and the namespace it ends in, as they are now; empty where none is."""
+    if not os.path.exists(LINK):
+        return {}
+    name = json.loads(_read(LINK))["interface"]
+    inside = ("ip", "netns", "exec", INSIDE)
+    kinds = json.loads(_run("ip", "-n", INSIDE, "-d", "-j", "link")[1] or "[]")
+    routes = [_run("ip", "-n", INSIDE, family, "route")[1].split("\n") for family in ("-4", "-6")]
+    own = _run("ip", "-n", INSIDE, "-o", "addr", "show", "scope", "global")[1].splitlines()
+    return {
+        "interfaces": {link["ifname"]: link.get("linkinfo", {}).get("info_kind", "") for link in kinds},
+        "addresses": sorted(line.split()[3] for line in own),
+        "routes": sorted(line.strip() for lines in routes for line in lines if line and not line.startswith("fe80::")),
+        "peers": sorted(_run(*inside, "wg", "show", name, "allowed-ips")[1].splitlines()),
+        "port": _run(*inside, "wg", "show", name, "listen-port")[1].strip(),
+        "forwards": _run(*inside, "cat", *FORWARDING)[1].split(),
     }
 
 
@@ -105,6 +139,8 @@ def _properties(unit):
     name = unit.replace("@.", "@probe.")
     said = _run("systemctl", "show", name, *(f"--property={name}" for name in PROPERTIES))[1]
     lines = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    for name in UNORDERED:
+        lines[name] = " ".join(sorted(lines.get(name, "").split()))
     return {k: re.sub(r"(start_time|stop_time|pid|code|status)=[^;}]*", r"\1", v) for k, v in sorted(lines.items())}
 
 
@@ -162,6 +198,7 @@ def examine():
     yield from _compare(before, baseline())
     yield from _release()
     yield from _closed()
+    yield from _linked()
     yield from _host()
     for unit, probes in _probe_inside().items():
         for name, said in probes.items():
@@ -173,7 +210,7 @@ def _compare(before, now):
     for kind in ("files", "units", "releases"):
         for name in sorted(set(before[kind]) | set(now[kind])):
             yield "%s as installed" % name, before[kind].get(name) == now[kind].get(name), kind
-    for kind in ("rules", "interfaces", "accounts", "listeners"):
+    for kind in ("rules", "interfaces", "accounts", "listeners", "link"):
         yield "%s as installed" % kind, before[kind] == now[kind], "" if kind == "rules" else json.dumps(now[kind])
 
 
@@ -205,6 +242,10 @@ def _closed():
         ("/run/appliance", home, 0o2750),
         ("/etc/appliance", 0, 0o755),
         ("/etc/appliance/pgpass", 0, 0o600),
+        ("/etc/appliance/link.json", 0, 0o644),
+        ("/etc/appliance/link", 0, 0o700),
+        ("/etc/appliance/link/key", 0, 0o600),
+        ("/srv/appliance/home/node/node.key", home, 0o600),
         ("/etc/appliance/attest/key", 0, 0o600),
         ("/etc/credstore.encrypted", 0, 0o700),
         ("/etc/credstore.encrypted/appliance.passphrase", 0, 0o600),
@@ -215,6 +256,23 @@ def _closed():
         if os.path.lexists(path):
             found = os.stat(path)
             yield "%s is closed" % path, found.st_uid == owner and not stat.S_IMODE(found.st_mode) & ~most, ""
+
+
+def _linked():
+    """Look whether the namespace of the link has loopback and WireGuard alone, and leads to its peers alone."""
+    if not os.path.exists(LINK):
+        return
+    said, found = json.loads(_read(LINK)), _link()
+    kind = "wireguard" if said["implementation"] == "kernel" else "tun"
+    alone = found["interfaces"] == {"lo": "", said["interface"]: kind}
+    detail = json.dumps(found["interfaces"])
+    yield "the link's namespace has loopback and WireGuard alone", alone, detail
+    told = sorted(word.split("/")[0] for line in found["peers"] for word in line.split("\t")[1].split(" "))
+    yield "the link leads to its peers alone", told == sorted(said["peers"]), json.dumps(found["peers"])
+    yield "the link forwards nothing", found["forwards"] == ["0", "0"], ""
+    well = _run("systemctl", "is-active", "appliance-link.service")[0] == 0
+    enabled = _run("systemctl", "is-enabled", "appliance-link.service")[0] == 0
+    yield "the link comes with the machine", well and enabled, ""
 
 
 def _host():
@@ -246,7 +304,7 @@ def _strangers():
 
 def _probe_inside():
     """Probe from inside each unit, in a copy of it with another program: same file, same drop-ins."""
-    copies = {unit: "appliance-probe-%s.service" % re.sub("[^a-z]", "", unit.partition(".")[0]) for unit in UNITS}
+    copies = {unit: "appliance-probe-%s.service" % re.sub("[^a-z]", "", unit.partition(".")[0]) for unit in _units()}
     os.makedirs(RUN, exist_ok=True)
     try:
         for unit, name in copies.items():
@@ -275,7 +333,8 @@ def _copy(unit, out):
     )
     kept = re.sub(dropped, "", re.sub(r"^\[Install\]$", "[Unit]", text, flags=re.M), flags=re.M)
     program = "\n[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I %s\nStandardOutput=truncate:%s\n"
-    return kept + program % (PROBE, out)
+    expected = " --link " + json.loads(_read(LINK))["interface"] if unit in LINKED else ""
+    return kept + program % (PROBE + expected, out)
 
 
 def _said(path):

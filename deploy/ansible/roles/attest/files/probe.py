@@ -64,7 +64,9 @@ def dns():
 
 
 def interfaces():
-    if any(name != "lo" for name in _interfaces()):
+    """Find an interface beside loopback; in units of several machines another than that of the link, or none."""
+    link = sys.argv[sys.argv.index("--link") + 1 :][:1] if "--link" in sys.argv else []
+    if sorted(_interfaces()) != sorted(["lo", *link]):
         return
     raise OSError(errno.ENODEV, "")
 
