@@ -9,6 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+_STREAMS = ("tcp4", "child", "curl", "urllib", "requests", "hub")
+_PACKETS = ("udp", "dns")
+_NOBODY = 1  # a port at which nobody listens
+
 
 class Targets:
     """Planted targets that remember what arrives. Use as a context manager, from a process outside the sandbox."""
@@ -22,19 +26,12 @@ class Targets:
         for name in ("outside", "inside"):
             (self._directory / name).mkdir()
         (self._directory / "outside" / "secret").write_text(self._token)
-        for name, family, kind in (
-            ("tcp4", socket.AF_INET, socket.SOCK_STREAM),
-            ("tcp6", socket.AF_INET6, socket.SOCK_STREAM),
-            ("child", socket.AF_INET, socket.SOCK_STREAM),
-            ("curl", socket.AF_INET, socket.SOCK_STREAM),
-            ("urllib", socket.AF_INET, socket.SOCK_STREAM),
-            ("requests", socket.AF_INET, socket.SOCK_STREAM),
-            ("hub", socket.AF_INET, socket.SOCK_STREAM),
-            ("unix", socket.AF_UNIX, socket.SOCK_STREAM),
-            ("udp", socket.AF_INET, socket.SOCK_DGRAM),
-            ("dns", socket.AF_INET, socket.SOCK_DGRAM),
-        ):
-            self._plant(name, family, kind)
+        self._plant("unix", socket.AF_UNIX, socket.SOCK_STREAM)
+        self._plant("tcp6", socket.AF_INET6, socket.SOCK_STREAM)
+        for name in _STREAMS:
+            self._plant(name, socket.AF_INET, socket.SOCK_STREAM)
+        for name in _PACKETS:
+            self._plant(name, socket.AF_INET, socket.SOCK_DGRAM)
         return self
 
     def __exit__(
@@ -47,7 +44,7 @@ class Targets:
         """Say where the targets are, for the leakers: ports, paths, this process and one of its sockets."""
         ports = {name: listener.getsockname()[1] for name, listener in self._sockets.items() if name != "unix"}
         return {
-            "tcp6": 1,
+            **dict.fromkeys((*_STREAMS, *_PACKETS, "tcp6"), _NOBODY),
             **ports,
             "token": self._token,
             "unix": self._unix_path(),
@@ -55,7 +52,7 @@ class Targets:
             "inside": str(self._directory / "inside"),
             "secret": str(self._directory / "outside" / "secret"),
             "pid": os.getpid(),
-            "descriptor": self._sockets["udp"].fileno(),
+            "descriptor": self._sockets["unix"].fileno(),
         }
 
     def find_arrived(self) -> set[str]:
@@ -68,15 +65,17 @@ class Targets:
         return found
 
     def _plant(self, name: str, family: int, kind: int) -> None:
-        listener = socket.socket(family, kind)
-        self._sockets[name] = listener
+        try:
+            listener = socket.socket(family, kind)
+        except OSError:
+            return  # nobody here can open such a socket: this process is less restricted than the leakers will be
         try:
             listener.bind(self._unix_path() if name == "unix" else ("::1" if name == "tcp6" else "127.0.0.1", 0))
         except OSError:
             # A machine without IPv6 has no such target, and no such leak.
-            del self._sockets[name]
             listener.close()
             return
+        self._sockets[name] = listener
         if kind == socket.SOCK_STREAM:
             listener.listen()
         listener.setblocking(False)

@@ -19,6 +19,7 @@ import pytest
 
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.serve import EngineSpec, EngineState, Health, Limits
+from tests.filtered import FILTER
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -162,18 +163,6 @@ def test_a_unix_socket_is_only_for_its_owner(start: Starter, tmp_path: Path) -> 
     second.end()
     running.end()
     assert not path.exists()
-
-
-FILTER = """
-import ctypes, os, struct, sys
-lines = [(32, 0, 0, 0), (21, 0, 3, 41), (32, 0, 0, 16), (21, 1, 0, 1), (6, 0, 0, 0x50061), (6, 0, 0, 0x7FFF0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(lines), ctypes.addressof(code)))
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 == libc.prctl(22, 2, program)
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-"""Refuse every socket but those of the file system, as RestrictAddressFamilies=AF_UNIX does (on x86-64)."""
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is written for x86-64: not run")
