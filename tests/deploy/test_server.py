@@ -120,6 +120,15 @@ print(json.dumps(sorted(seen)))
 """
 
 
+def test_doctor_plants_its_leakers_in_the_units_too(server: Machine) -> None:
+    done = server.ssh("cd / && appliance --json doctor", check=False)
+    checks = {check["name"]: check["verdict"] for check in json.loads(done.stdout)["checks"]}
+    leakers = {name: verdict for name, verdict in checks.items() if name.startswith("leaker ")}
+    assert len(leakers) >= 30
+    assert set(leakers.values()) == {"blocked"}, leakers
+    assert done.returncode == 0, checks
+
+
 # --- at work ----------------------------------------------------------------------------------------------------------
 
 
