@@ -7,7 +7,6 @@ from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from appliance.decide.scores import Scores
 
@@ -80,6 +79,8 @@ def _wins(table: NDArray[np.float64], weightings: NDArray[np.float64]) -> NDArra
 
 def _share(wins: int, draws: int) -> Share:
     """Say the share with its interval of Clopper and Pearson: what more draws could still change."""
+    from scipy.stats import beta  # a second to import: a mistyped command loads every verb
+
     low = float(beta.ppf(0.025, wins, draws - wins + 1)) if wins else 0.0
     high = float(beta.ppf(0.975, wins + 1, draws - wins)) if wins < draws else 1.0
     return Share(wins / draws, low, high)
