@@ -1,6 +1,6 @@
 """The deployment's bars: the tests against real systemd, and what they measured. `--quick` leaves the machine out.
 
-Needs root on Debian for all but `--quick`, about eight minutes on an idle machine.
+Needs root on Debian for all but `--quick`, about a quarter of an hour.
 """
 
 from __future__ import annotations
