@@ -65,8 +65,9 @@ tools:
 	@{ command -v strace && command -v wireguard-go && command -v wg && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	        echo "installing strace, postgresql and wireguard-go with apt-get, for the tests alone"; \
-	        { apt-get update -qq && apt-get install -qq -y --no-install-recommends strace postgresql \
-	            wireguard-go wireguard-tools iproute2; } >/dev/null 2>&1 || true; \
+	        for wanted in "strace postgresql" "wireguard-go wireguard-tools iproute2"; do \
+	            { apt-get update -qq && apt-get install -qq -y --no-install-recommends $$wanted; } >/dev/null 2>&1 || true; \
+	        done; \
 	    else echo "strace, PostgreSQL or wireguard-go is missing: the tests that need them will be skipped, saying so"; fi
 
 # The "removable media" of the demo and of the tests: a model, real, public, patient-written reviews, and HumanEval's
