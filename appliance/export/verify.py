@@ -64,10 +64,7 @@ NEEDED["bundle"] = NEEDED["report"] + "policy.activated model.imported watermark
 NEEDED["bundle"] += "run.started run.settled audit.selftest README.md privacy_statement.json".split()
 NEEDED["bundle"] += ["watermark_certificate.json", "adapter/adapter_config.json"]
 PAGE, CARD, CERTIFICATE, WORDING = "report.html", "README.md", "watermark_certificate.json", "wording.txt"
-JSON = {
-    "report.json": "appliance.report/",
-    "privacy_statement.json": "appliance.privacy/",
-}  # and schemas, then a version
+JSON = {"report.json": "appliance.report/", "privacy_statement.json": "appliance.privacy/"}  # schemas, then a version
 WORDINGS = {  # SHA-256 of the lists that are known
     "a29b2e200a53560e3ad739ddacdd8e0164bd9e16d4d0d598acb426586bd54818",
     "eca400d404920b93195549f8e2b78b1e5792e27c8bedd2796d7e1b4d969d5e70",
