@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class World:
         seen["queue"] = [self._queue(self.name), self._queue(self.name + "2")]
         seen["keys"] = _as(self.user, self._digest_of_keys)
         seen["process"] = self._look_at_process()
-        seen["machine"] = [os.uname().nodename, Path("/proc/self/mounts").read_text(), Path("/proc/swaps").read_text()]
+        seen["machine"] = [os.uname().nodename, _mounts(self.root), Path("/proc/swaps").read_text()]
         return seen
 
     def _look_at(self, path: Path) -> list[Any]:
@@ -188,6 +189,17 @@ class World:
             return [status, fields[2:4], fields[15:17], fields[37:39], limits, secret, call("ioprio_get", 1, self.pid)]
         except OSError as error:
             return [error.errno]
+
+
+def _mounts(root: Path) -> list[str]:
+    """List what is mounted, but for what other tests mount meanwhile: namespaces, and below the temporary directory."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [line for line in lines if not _of_others(Path(line.split()[1]), root)]
+
+
+def _of_others(place: Path, root: Path) -> bool:
+    beside = place.is_relative_to(tempfile.gettempdir()) and not place.is_relative_to(root)
+    return beside or place.is_relative_to("/run/netns")
 
 
 def _facts(found: os.stat_result) -> list[int]:
