@@ -19,7 +19,9 @@ from appliance.jobs.serve import REFUSED
 
 FAILED = 97
 """Exit status where an isolation that is required is not in force."""
-NETWORKS = (socket.AF_INET, socket.AF_INET6, socket.AF_VSOCK)
+FAMILIES = (socket.AF_INET, *(family for family in range(1, 46) if family not in (socket.AF_INET, socket.AF_UNIX)))
+"""All but the file system's, the commonest first: where it opens, no other is tried. SMC falls back to TCP."""
+KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET)
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def _leave_network(wanted: str) -> str:
-    if not any(map(_opens, NETWORKS)):
+    if not any(map(_opens, FAMILIES)):
         return "none"
     try:
         loopback.enter()
@@ -50,9 +52,10 @@ def _leave_network(wanted: str) -> str:
 
 def _opens(family: int) -> bool:
     """Tell whether this process can have sockets of a family. What it becomes can have no more: no filter is lifted."""
-    with suppress(OSError):
-        socket.socket(family, socket.SOCK_STREAM).close()
-        return True
+    for kind in KINDS:
+        with suppress(OSError):
+            socket.socket(family, kind).close()
+            return True
     return False
 
 

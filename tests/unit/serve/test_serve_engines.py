@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 
 from appliance.jobs.job import IsolationSpec
 from appliance.jobs.serve import EngineSpec, EngineState, Health, Limits
-from tests.filtered import FILTER
+from tests.filtered import FILTER, without_sockets_but
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -187,6 +188,16 @@ def test_an_engine_that_can_open_no_socket_of_a_network_needs_no_namespace(
 
 
 NO_NAMESPACES = ("unshare", "-rn", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "--")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter is written for x86-64: not run")
+def test_one_family_of_sockets_that_is_left_is_a_network(start: Starter, tiny_gguf: Path, tmp_path: Path) -> None:
+    filtered = (*NO_NAMESPACES, sys.executable, "-c", without_sockets_but(socket.AF_NETLINK))
+    required = IsolationSpec(network="required")
+    engine, listens = llama("primary", tiny_gguf), str(tmp_path / "s")
+    running = start(engine, prefix=filtered, isolation=required, socket=listens, wait=False)
+    running.wait(lambda: running.engine("primary").network != "")
+    assert running.engine("primary").network == "refused"
 
 
 @pytest.mark.parametrize("wanted", ["required", "preferred"])
