@@ -137,7 +137,10 @@ def judge(sample: Sample) -> list[Check]:
 
 
 def judge_driven(vectors: Sequence[Integers], deviation: float) -> Check:
-    """Test the noise of successive steps of a driven run: variance, shape, and that no two have any of it in common.
+    """Test the noise of successive steps of a driven run: variance, shape, correlation, and values that return.
+
+    Two discrete Gaussians of deviation s >= 1 are equal with probability at most 1 / (2 sqrt(pi) s), but for a relative
+    error below 2^-50, so that of a coordinate two steps have the same value in fewer columns than that times the pairs.
 
     Args:
       vectors: of each step, int64 [P].
@@ -148,8 +151,16 @@ def judge_driven(vectors: Sequence[Integers], deviation: float) -> Check:
     pairs = np.abs(gram[np.triu_indices(len(values), 1)])
     p = [float(variance(np.array([np.trace(gram)]), np.array([float(values.size)]))[0])]
     p += [products(float(pairs.max()), values.shape[1])] if len(pairs) else []
-    p += [normality(values.reshape(-1), 0.5 / deviation)]
-    return by_chance("loop.noise", min(p), 2 + len(pairs))
+    p += [returning(np.stack(vectors), deviation), normality(values.reshape(-1), 0.5 / deviation)]
+    return by_chance("loop.noise", min(p), 3 + len(pairs))
+
+
+def returning(vectors: Integers, deviation: float) -> float:
+    """Bound the chance that so many coordinates have one value in two steps, int64 [steps, P]; fewer are no fault."""
+    steps, parameters = vectors.shape
+    seen = int((np.diff(np.sort(vectors, axis=0), axis=0) == 0).any(axis=0).sum())
+    rate = min(1.0, math.comb(steps, 2) / (2 * math.sqrt(math.pi) * deviation))
+    return frequency(seen, parameters, rate) if seen > parameters * rate else 1.0
 
 
 def _variances(values: NDArray[np.float32], tensors: tuple[tuple[str, int, int], ...]) -> Check:

@@ -65,6 +65,20 @@ def noise_whose_second_half_was_begun_for_the_step_before(patch: Patch, tap: Rel
 
 
 @mutant("loop.noise")
+def noise_of_which_a_hundredth_was_begun_for_the_step_before(patch: Patch, tap: ReleaseTap) -> None:
+    kept: dict[int, Any] = {}
+
+    def begin(self: DiscreteGaussian, count: int) -> None:
+        fresh = draw(self, count)
+        if count in kept:
+            fresh[:: max(1, min(100, count // 8))] = kept[count][:: max(1, min(100, count // 8))]
+        kept[count] = fresh
+
+    patch.setattr(DiscreteGaussian, "begin", begin)
+    patch.setattr(DiscreteGaussian, "draw", lambda self, count: kept[count] if count in kept else draw(self, count))
+
+
+@mutant("loop.noise")
 def noise_that_is_smaller_where_it_is_begun(patch: Patch, tap: ReleaseTap) -> None:
     begun: list[int] = []
 
