@@ -52,7 +52,7 @@ class Targets:
             "inside": str(self._directory / "inside"),
             "secret": str(self._directory / "outside" / "secret"),
             "pid": os.getpid(),
-            "descriptor": self._sockets["unix"].fileno(),
+            "descriptor": next((listener.fileno() for listener in self._sockets.values()), 0),
         }
 
     def find_arrived(self) -> set[str]:

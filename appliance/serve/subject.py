@@ -21,7 +21,7 @@ from appliance.jobs.rundir import RunDir
 from appliance.jobs.serve import CLIENTS, REFUSED, STATE, Client, Clients, GatewayState, ServeJob
 from appliance.values import to_json
 
-WITHIN_S, POLL_S = 120.0, 0.05
+POLL_S = 0.05
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Subject:
         except (FileNotFoundError, ValidationError):
             return None
 
-    async def reach(self, holds: Callable[[GatewayState], bool], within_s: float = WITHIN_S) -> GatewayState | None:
+    async def reach(self, holds: Callable[[GatewayState], bool], within_s: float) -> GatewayState | None:
         """Wait until something holds of its state; None where it did not come to it. Raises `ServingDegraded`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
@@ -54,7 +54,7 @@ class Subject:
             await asyncio.sleep(POLL_S)
         return None
 
-    async def all_well(self, within_s: float = WITHIN_S) -> GatewayState | None:
+    async def all_well(self, within_s: float) -> GatewayState | None:
         """Wait until every engine is well; None where one does not become so."""
         return await self.reach(lambda state: all(engine.well for engine in state.engines), within_s)
 
