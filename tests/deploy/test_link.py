@@ -193,6 +193,19 @@ def test_every_mutation_of_the_link_is_found(servers: list[Machine]) -> None:
     assert (missed, attested(server)) == ([], (True, []))
 
 
+def test_a_machine_that_gives_more_than_its_public_key_is_refused(servers: list[Machine]) -> None:
+    """Taken over, it could otherwise name peers and addresses for the others."""
+    control, node = servers
+    before = control.ssh("cat /etc/appliance/link/peers.conf").stdout
+    node.ssh(r"printf '%s\nAllowedIPs = 0.0.0.0/0\n' $(cat /etc/appliance/link/key.pub) > /etc/appliance/link/key.pub")
+    try:
+        with pytest.raises(AssertionError, match="as its public key is none"):
+            play_all(servers, "site")
+    finally:
+        node.ssh("/opt/appliance/bin/link key")
+    assert control.ssh("cat /etc/appliance/link/peers.conf").stdout == before
+
+
 def test_only_the_peers_port_is_open_to_the_peers(servers: list[Machine]) -> None:
     """From the right port to the right one of the right machine, and in no other way, also past the hooks of IP."""
     control, node = servers
