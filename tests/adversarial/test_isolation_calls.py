@@ -8,6 +8,7 @@ everything outside is looked at before and after. Made without the sandbox, the 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -75,9 +76,14 @@ NEWER = {"fchmodat2", "file_setattr", "openat2", "removexattrat", "setxattrat"} 
 
 
 @pytest.fixture
-def walk() -> Iterator[Walk]:
-    """`walk(sandbox, user)`: what every call did."""
-    with tempfile.TemporaryDirectory(prefix="walk-") as directory:  # not pytest's, which an ordinary user cannot enter
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """`walk(sandbox, user)`: what every call did. One at a time: two of one user share that user's keyring."""
+    lock = tmp_path_factory.getbasetemp().parent / "walks.lock"
+    with (
+        lock.open("w") as held,
+        tempfile.TemporaryDirectory(prefix="walk-") as directory,
+    ):  # not pytest's, which an ordinary user cannot enter
+        fcntl.flock(held, fcntl.LOCK_EX)
         Path(directory).chmod(0o711)
 
         def made(kind: str, user: int) -> dict[str, dict[str, Any]]:
