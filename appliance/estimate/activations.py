@@ -30,7 +30,7 @@ def layer_bytes(shape: Shape, lora: LoraSpec, element: int, length: int, index: 
     """Count the bytes that layer `index` keeps for each token of records of padded length `length`."""
     on = _targets(shape, lora, index)
     kept = _attention(shape, lora, element, on) + _attended(shape, lora, element, length, on, device)
-    return kept + _mlp(shape, lora, element, index, on) + lora.r * element * len(on)
+    return kept + mlp_bytes(shape, lora, element, index) + lora.r * element * len(on)
 
 
 def attends_plainly(shape: Shape, element: int, device: Device) -> bool:
@@ -81,7 +81,9 @@ def _attended(shape: Shape, lora: LoraSpec, e: int, length: int, on: set[str], d
     return e * heads * (2 * wide + latent.plain + 2 * latent.value) + _FLOAT * heads
 
 
-def _mlp(shape: Shape, lora: LoraSpec, e: int, index: int, on: set[str]) -> float:
+def mlp_bytes(shape: Shape, lora: LoraSpec, e: int, index: int) -> float:
+    """Count the bytes that the second half of layer `index`, its norm and its MLP, keeps for each token."""
+    on = _targets(shape, lora, index)
     kept = _FLOAT * (shape.hidden + 1.0)
     kept += shape.hidden * e * (not lora.freeze_a and _has(on, "gate_proj", "up_proj"))
     down = not lora.freeze_a and _has(on, "down_proj")

@@ -1,13 +1,13 @@
 """Peak memory of a training worker on a GPU, in closed form: of the GPU's memory, and of the host's.
 
 What torch's allocator hands out follows from the model; `tests/unit/estimate/test_estimate_gpu.py` counts it operation
-by operation on tensors without values. The constants below are fitted to ten runs on an H100 (`bench/memory.py --device
-cuda`, driver 580, torch 2.11).
+by operation on tensors without values. The constants below are fitted to all 21 runs of 17 cases on an H100
+(`bench/memory.py --device cuda`, driver 580, torch 2.11).
 """
 
 from __future__ import annotations
 
-from appliance.estimate.activations import attends_plainly, layer_bytes, product_width
+from appliance.estimate.activations import attends_plainly, layer_bytes, mlp_bytes, product_width
 from appliance.estimate.parts import (
     FLOAT,
     MIB,
@@ -23,7 +23,7 @@ from appliance.estimate.parts import (
 
 CONTEXT = 1040 * MIB
 """The CUDA context with the code of the kernels that ran; the driver counts it, torch does not."""
-WORKSPACE = 570 * MIB
+WORKSPACE = 270 * MIB
 """What cuBLAS keeps for its products, and what the allocator keeps between tensors of other sizes."""
 HELD = 1.02
 """What is handed out, as a multiple of what is counted."""
@@ -44,7 +44,7 @@ def footprint(workload: Workload) -> Footprint:
     kept = _activations(workload, tokens, length)
     working = max(_working(workload, tokens, length), RELEASE_VALUE * workload.parameters - kept)
     return Footprint(
-        libraries=CONTEXT + WORKSPACE,
+        libraries=CONTEXT + WORKSPACE + gap_bytes(workload),
         weights=weight_bytes(workload),
         adapter=adapter_bytes(workload),
         gradients=gradient_bytes(workload),
@@ -64,6 +64,12 @@ def host_bytes(workload: Workload) -> int:
     largest = e * max(shape.vocabulary * shape.hidden, largest_linear(shape))
     loading = whole if workload.lora.quantize_base == "none" else min(whole, largest)
     return HOST_LIBRARIES + max(loading, HOST_VALUE * workload.parameters)
+
+
+def gap_bytes(workload: Workload) -> int:
+    """Count the gap that a piece of logits in 16 bits leaves: its copy in float32 does not fit where it was."""
+    narrow = workload.element if workload.element < FLOAT else 0
+    return PIECE_ROWS["cuda"] * workload.shape.vocabulary * narrow
 
 
 def share_apart(workload: Workload) -> float:
@@ -90,23 +96,24 @@ def _activations(workload: Workload, tokens: int, length: int) -> float:
 
 
 def _working(workload: Workload, tokens: int, length: int) -> float:
-    """Count what comes on top: hidden states and their gradient, and the larger of the head's buffers and a layer's."""
-    shape = workload.shape
-    hidden = 3 * shape.hidden * workload.element * tokens
-    head = PIECE_ROWS["cuda"] * shape.vocabulary * 2 * FLOAT
-    return hidden + max(head, _backward(workload, tokens, length)) + _dequantised(workload)
+    """Count what comes on top: the most of the head's piece, the last norm, and a layer that is differentiated."""
+    d, e = workload.shape.hidden, workload.element
+    head = 3 * d * e * tokens + PIECE_ROWS["cuda"] * workload.shape.vocabulary * 2 * FLOAT
+    norm = (5 * FLOAT + 2 * e) * d * tokens  # it is differentiated in float32
+    return max(head, norm, _backward(workload, tokens, length)) + _dequantised(workload)
 
 
 def _backward(workload: Workload, tokens: int, length: int) -> float:
     """Count a layer's buffers while it is differentiated; with checkpointing, with what it keeps, computed again."""
     shape, e = workload.shape, workload.element
-    if shape.experts is not None or attends_plainly(shape, e, "cuda"):
-        buffers = 3 * shape.intermediate * e + 4 * shape.hidden * e
-        buffers += 3 * e * shape.heads * length * attends_plainly(shape, e, "cuda")
-    else:  # gradients of the product and of its two factors; the product itself is free by then
-        buffers = (3 * shape.intermediate - product_width(shape, workload.lora, 0)) * e
-    again = max(_layers(workload, tokens, length)) if workload.engine.gradient_checkpointing else 0
-    return tokens * buffers + again
+    # Gradients of the MLP's product and of its two factors; the product itself is free by then.
+    buffers = 3.0 * shape.intermediate * e - (0 if shape.experts else product_width(shape, workload.lora, 0) * e)
+    if attends_plainly(shape, e, "cuda"):  # gradients of the probabilities and of the scores, when the MLP is done
+        pairs = 2 * e * shape.heads * length
+        buffers = max(buffers, pairs - mlp_bytes(shape, workload.lora, e, 0))
+    if not workload.engine.gradient_checkpointing:
+        return tokens * (buffers + 2 * shape.hidden * e)
+    return tokens * (buffers + 3 * shape.hidden * e) + max(_layers(workload, tokens, length))
 
 
 def _dequantised(workload: Workload) -> float:

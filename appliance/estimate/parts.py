@@ -13,7 +13,7 @@ FLOAT = 4
 
 # As in `train.engine`, `train.loss`, `train.lora` and `train.encode`; a test compares them.
 MAX_ROWS, BLOCK = 256, 1024
-PIECE_ROWS = {"cpu": 128, "cuda": 1024}
+PIECE_ROWS = {"cpu": 128, "cuda": 384}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,16 @@ import torch
 
 from appliance.estimate import gpu_memory
 from appliance.estimate.activations import attends_plainly
-from appliance.estimate.gpu_memory import CONTEXT, HELD, HOST_LIBRARIES, RECORDED, WORKSPACE, host_bytes, share_apart
+from appliance.estimate.gpu_memory import (
+    CONTEXT,
+    HELD,
+    HOST_LIBRARIES,
+    RECORDED,
+    WORKSPACE,
+    gap_bytes,
+    host_bytes,
+    share_apart,
+)
 from appliance.estimate.memory import footprint
 from appliance.estimate.pace import START_S, gpu_seconds
 from appliance.estimate.parts import Workload, buffer_rows, micro_batch
@@ -144,4 +153,7 @@ def test_weights_pass_through_the_hosts_memory_and_a_quantised_base_does_not() -
     quantised = replace(workload, lora=LoraSpec(freeze_a=True, quantize_base="nf4"))
     assert host_bytes(quantised) < HOST_LIBRARIES + weights / 8
     assert footprint(quantised).weights < 0.45 * footprint(workload).weights
-    assert footprint(workload).libraries == CONTEXT + WORKSPACE
+    for found in (workload, quantised):
+        assert footprint(found).libraries == CONTEXT + WORKSPACE + gap_bytes(found)
+    wide = replace(workload, engine=workload.engine.model_copy(update={"dtype": "float32"}))
+    assert footprint(wide).libraries == CONTEXT + WORKSPACE  # logits in float32 have no copy

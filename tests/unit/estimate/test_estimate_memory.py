@@ -88,7 +88,7 @@ def test_what_layers_keep_is_counted_to_a_few_percent(directory: Path, spec: Lor
 def test_a_term_that_is_missing_would_be_noticed(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from appliance.estimate import activations
 
-    monkeypatch.setattr(activations, "_mlp", lambda *_: 0.0)
+    monkeypatch.setattr(activations, "mlp_bytes", lambda *_: 0.0)
     model = load(tiny_model_dir)
     shape = read(tiny_model_dir, model)
     kept, length = saved(model, LoraSpec(r=4), torch.float32)

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from appliance.estimate import gpus
+from appliance.estimate import gpu_memory, gpus
+from appliance.estimate.gpu_memory import CONTEXT
+from appliance.estimate.memory import footprint
+from appliance.estimate.parts import PIECE_ROWS
 from tests.nvml import H100
-from tests.shapes import MODELS, llama
+from tests.shapes import MODELS, llama, on_meta
 
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 
@@ -69,15 +72,38 @@ def test_every_kind_of_case_runs(bench: Any, monkeypatch: pytest.MonkeyPatch) ->
             made["head_dim"] = 16
         monkeypatch.setitem(MODELS, name, made)
     monkeypatch.setattr(bench, "gigaflops", lambda device, dtype: 100.0)
-    cases = [small(case) for case in bench.CASES if case.lora.get("r", 8) <= 16]
-    kinds = {(case.dtype, case.checkpointing, case.lora.get("quantize_base")) for case in cases}
-    assert len(kinds) == 6
+    kinds = {(case.model, case.dtype, case.checkpointing, case.lora.get("quantize_base")): case for case in bench.CASES}
+    assert len({kind[1:] for kind in kinds}) == 6
+    cases = [small(case) for case in kinds.values()]
     found = bench.rows(cases, "cpu", Counters())
     assert [row.get("failed") for row in found] == [None] * len(cases)
     for row in found:
         assert row["driver"] == (3 << 10) + (1 << 9)
         assert row["said"] > 0 < row["tokens_per_second"]
         assert {"CONTEXT", "WORKSPACE", "HELD", "share_of_rate"} <= set(row)
+
+
+def test_what_a_gpu_held_for_the_measured_cases_is_forecast_within_five_percent(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PIECE_ROWS, "cuda", bench.PIECE_THEN)
+    known = [case for case in bench.CASES if case.held]
+    errors = [forecast(case) / (CONTEXT + (case.held << 20)) - 1 for case in known]
+    assert len(errors) == 17
+    assert max(map(abs, errors)) < 0.05
+    # Each constant is needed for that.
+    for name in ("WORKSPACE", "RECORDED"):
+        with monkeypatch.context() as changed:
+            changed.setattr(gpu_memory, name, 0)
+            assert max(abs(forecast(case) / (CONTEXT + (case.held << 20)) - 1) for case in known) > 0.05
+    monkeypatch.setattr(gpu_memory, "WORKSPACE", 570 << 20)  # fitted with the gap of the logits in it
+    monkeypatch.setattr(gpu_memory, "gap_bytes", lambda _: 0)
+    assert max(abs(forecast(case) / (CONTEXT + (case.held << 20)) - 1) for case in known) > 0.1
+
+
+def forecast(case: Any) -> int:
+    """Bytes of the GPU that the closed form says."""
+    return footprint(case.workload(on_meta(MODELS[case.model], getattr(torch, case.dtype)), "cuda")).total
 
 
 def test_a_case_that_fails_does_not_end_the_others(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
