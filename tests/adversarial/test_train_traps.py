@@ -294,7 +294,9 @@ def test_noise_reaches_the_optimizer_once_with_the_standard_deviation_of_the_pla
         drawn.append(stepped.release() - silent.float())
         stepped.zero_grad()
     assert calls == [made.adapter.parameters] * 16
-    assert torch.cat(drawn).std() == pytest.approx(1.3 * 0.5, rel=0.01)
+    values = torch.cat(drawn)  # few where A is frozen: five standard deviations of what so many values show
+    assert values.std() == pytest.approx(1.3 * 0.5, rel=5 / math.sqrt(2 * len(values)))
+    assert len(values) > 10_000
     assert not torch.equal(drawn[0], drawn[1])
 
 
