@@ -63,21 +63,23 @@ class Appliance:
     def __call__(self, *words: str, expect: int | None = 0) -> Done:
         process = self.popen(*words)
         out, err = process.communicate(timeout=900)
-        assert "Traceback" not in err, err
-        assert TOKEN not in out + err
-        if expect is not None:
-            assert process.returncode == expect, f"{' '.join(words)}: {process.returncode}\n{out}\n{err}"
-        return Done(process.returncode, out, err)
+        return self._checked(Done(process.returncode, out, err), words, expect)
 
-    def here(self, *words: str) -> Done:
+    def _checked(self, done: Done, words: tuple[str, ...], expect: int | None) -> Done:
+        assert "Traceback" not in done.err, done.err
+        assert TOKEN not in done.out + done.err
+        if expect is not None:
+            assert done.status == expect, f"{' '.join(words)}: {done.status}\n{done.out}\n{done.err}"
+        return done
+
+    def here(self, *words: str, expect: int | None = 0) -> Done:
         """Run a command in this process, which has the libraries already: what is prepared or looked up, not tested."""
         from appliance.cli.app import run
 
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            done = Done(run(["--home", str(self.home), *words]), out.getvalue(), err.getvalue())
-        assert TOKEN not in done.out + done.err
-        return done
+            status = run(["--home", str(self.home), *words])
+        return self._checked(Done(status, out.getvalue(), err.getvalue()), words, expect)
 
     def json(self, *words: str, expect: int = 0) -> dict[str, Any]:
         return self("--json", *words, expect=expect).document
@@ -126,7 +128,7 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], unkeyed_
 
     def build(directory: Path) -> None:
         with unsealed(unkeyed_home, directory) as appliance:
-            assert appliance.here("watermark", "keygen").status == 0
+            appliance.here("watermark", "keygen")
 
     return built_once("template-home", build)
 
@@ -254,9 +256,8 @@ def unsealed(source: Path, directory: Path) -> Iterator[Appliance]:
 @contextmanager
 def unlocked(appliance: Appliance) -> Iterator[None]:
     """Unseal a home meanwhile."""
-    done = appliance.here("key", "unlock", "--passphrase-file", str(appliance.passphrase))
-    assert done.status == 0, done.err
+    appliance.here("key", "unlock", "--passphrase-file", str(appliance.passphrase))
     try:
         yield
     finally:
-        appliance.here("key", "lock")
+        appliance.here("key", "lock", expect=None)
