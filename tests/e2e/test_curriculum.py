@@ -66,20 +66,9 @@ def test_phases_are_sampled_charged_and_stated(appliance: Appliance, tmp_path: P
     appliance("ledger", "verify")
 
 
-def test_a_field_that_was_not_kept_is_refused_before_anything_is_reserved(
-    appliance: Appliance, tmp_path: Path, run_file: Path
-) -> None:
+def test_a_field_that_was_not_kept_is_refused_before_anything_is_reserved(appliance: Appliance, tmp_path: Path) -> None:
     ingest(appliance, tmp_path)
-    ids = {one["name"]: one["id"] for one in appliance.here("--json", "data", "list").document["datasets"]}
-    text = run_file.read_text() + CURRICULUM
-    for old, new in (
-        (ids["notes"], ids["visits"]), ("kind: record", "kind: subject"), ("max_records: 1", "max_records: 3"),
-        ("steps: 3", "steps: 5"), ("epsilon: 2.0", "epsilon: 4.0"),
-    ):  # fmt: skip
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    run_file.write_text(text)
-    refused = appliance("train", "start", str(run_file), expect=3)
+    refused = appliance("train", "start", str(planned(appliance, tmp_path / "run.yaml")), expect=3)
     assert "keeps no field topic" in refused.err
     assert "--keep COLUMN" in refused.err
     assert facts(appliance, "run.reserved") == []
