@@ -15,10 +15,10 @@ import pytest
 
 from tests.adversarial.test_leaks import needs_strace, token_ids
 from tests.adversarial.tracing import ROOT, SECRET, leaks, traced
-from tests.e2e.conftest import marked_home, template
+from tests.e2e.conftest import finished_home, marked_home, template, unkeyed_home
 from tests.e2e.test_selftest import altered, replace
 
-__all__ = ["marked_home", "template", "token_ids"]
+__all__ = ["finished_home", "marked_home", "template", "token_ids", "unkeyed_home"]
 
 
 def chat(home: Path, run: str, traces: Path, software: Path) -> None:

@@ -30,6 +30,7 @@ from tests.e2e.conftest import Appliance, write_passphrase
 from tests.e2e.test_selftest import altered, replace
 
 RECORDS = 600
+SHARED = Path("/dev/shm")
 
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None or os.geteuid() != 0,
@@ -147,9 +148,16 @@ def lived(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_
         (scanned / "tmp").mkdir(parents=True)
         write_passphrase(scanned / "passphrase.txt")
         words = (str(scanned / "home"), str(directory / "input"), str(tiny_model_dir))
+        before = set(SHARED.iterdir())
         traced_here("live", directory / "traces", scanned / "tmp", *words)
+        (directory / "shared.txt").write_text("\n".join(map(str, left_in_shared_memory(before))))
 
     return built_once("traced-life", build)
+
+
+def left_in_shared_memory(before: set[Path]) -> list[Path]:
+    """What is in /dev/shm and was not. It is everyone's: the databases that other tests keep there are large."""
+    return [path for path in SHARED.iterdir() if path not in before and not (path / "data" / "PG_VERSION").exists()]
 
 
 def traced_here(what: str, traces: Path, temporary: Path, *words: str, cwd: Path = ROOT) -> None:
@@ -180,7 +188,8 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
     assert any(b"appliance.keyagent" in data for name, data in seen.items() if name.endswith("command"))
 
     assert unseen(lived / "traces", lived.with_suffix(".partial") / "input") == []
-    assert leaks([lived / "scanned", Path("/dev/shm")], lived / "traces", token_ids) == {}
+    shared = map(Path, (lived / "shared.txt").read_text().splitlines())
+    assert leaks([lived / "scanned", *shared], lived / "traces", token_ids) == {}
 
 
 @needs_strace
@@ -255,6 +264,21 @@ def test_a_planted_leak_is_found(kind: str, tmp_path: Path, token_ids: list[int]
     message = json.dumps([SECRET, token_ids, str(tmp_path / "scanned")])
     traced(tmp_path / "traces", sys.executable, "-c", PREAMBLE + PLANTS[kind], text=message)
     assert leaks([tmp_path / "scanned"], tmp_path / "traces", token_ids)
+
+
+def test_what_is_left_in_shared_memory_is_found_by_its_content_and_by_its_name(
+    tmp_path: Path, token_ids: list[int]
+) -> None:
+    before, own = set(SHARED.iterdir()), os.urandom(6).hex()
+    left = [SHARED / f"{own}-file", SHARED / f"{own}-{SECRET}"]
+    try:
+        for path in left:
+            path.write_text(SECRET if path == left[0] else own)
+        found = leaks([path for path in left_in_shared_memory(before) if own in path.name], tmp_path, token_ids)
+    finally:
+        for path in left:
+            path.unlink()
+    assert sorted(found) == sorted([str(left[0]), f"name of {left[1]}"])
 
 
 @needs_strace

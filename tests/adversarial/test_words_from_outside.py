@@ -21,12 +21,13 @@ from appliance.flows.home import Home, Operator
 from appliance.flows.model import import_model as import_flow
 from appliance.flows.release.bundle import bundle
 from appliance.ledger import canonical
+from appliance.ledger.ledger import Ledger
 from appliance.names import is_unruly
 from appliance.policy import policy
 from appliance.policy.run_file import PhaseChoice
-from tests.builders import bare_home
+from tests.builders import bare_home, ledger_config
 from tests.databases import PostgresDatabase
-from tests.e2e.conftest import Appliance, write_notes, write_passphrase
+from tests.e2e.conftest import Appliance, copy_home, unlocked, write_notes, write_passphrase
 from tests.unit.test_names import NO_WORDS, UNRULY
 
 COLUMNS = ("--prompt", "question", "--completion", "answer", "--units", "600")
@@ -66,19 +67,29 @@ class Opened:
         return {str(path) for directory in kept for path in directory.rglob("*")}
 
 
+@pytest.fixture(scope="session")
+def bare(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A sealed home with nothing in it, its ledger in SQLite."""
+
+    def build(directory: Path) -> None:
+        write_passphrase(directory / "passphrase.txt")
+        Appliance(directory / "home")("init")
+
+    return built_once("bare-home", build)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Opened]:
-    write_passphrase(tmp_path / "passphrase.txt")
-    write_notes(tmp_path / "notes.csv")
-    appliance = Appliance(tmp_path / "home")
-    places: tuple[str, ...] = ()
+    made = Opened(Appliance(tmp_path / "home"), tmp_path / "notes.csv", capsys)
     if request.param == "postgres":
         database: PostgresDatabase = request.getfixturevalue("postgres_database")
-        places = ("--db", database.urls["url"], "--db-owner", database.urls["owner_url"])
-    appliance("init", *places)
-    appliance("key", "unlock")
-    yield Opened(appliance, tmp_path / "notes.csv", capsys)
-    appliance("key", "lock", expect=None)
+        write_passphrase(tmp_path / "passphrase.txt")
+        made.appliance("init", "--db", database.urls["url"], "--db-owner", database.urls["owner_url"])
+    else:
+        copy_home(request.getfixturevalue("bare"), tmp_path)
+    write_notes(tmp_path / "notes.csv")
+    with unlocked(made.appliance):
+        yield made
 
 
 def test_no_verb_takes_a_name_that_is_none(opened: Opened, tmp_path: Path) -> None:
@@ -93,7 +104,6 @@ def test_no_verb_takes_a_name_that_is_none(opened: Opened, tmp_path: Path) -> No
         "reason": lambda text: (f"--reason={text}", "watermark", "keygen"),
         "column": lambda text: ("data", "ingest", str(opened.notes), *COLUMNS, "--name=x", f"--keep={text}"),
         "subject": lambda text: ("data", "ingest", str(opened.notes), *COLUMNS, "--name=x", f"--subject={text}"),
-        "origin": lambda text: ("--home", str(tmp_path / "new"), "init", f"--origin={text}"),
     }
     entries, files = opened.entries, opened.files
     for verb in verbs.values():
@@ -103,32 +113,45 @@ def test_no_verb_takes_a_name_that_is_none(opened: Opened, tmp_path: Path) -> No
         for text in UNRULY.values():
             opened(*verb(text), expect=2)
     assert (opened.entries, opened.files) == (entries, files)
-    assert not (tmp_path / "new").exists()
+
+
+def test_no_log_has_an_origin_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The passphrase is there, so that nothing but the origin is wrong."""
+    write_passphrase(tmp_path / "passphrase.txt")
+    for text in UNRULY.values():
+        with pytest.raises(ConfigInvalid, match="the origin"):
+            Ledger.create(ledger_config(tmp_path / "ledger", origin=text))
+    assert not (tmp_path / "ledger").exists()
+    for kind in ("newline", "escape sequence", "right to left override"):  # each derives keys from the passphrase
+        words = ("init", "--passphrase-file", str(tmp_path / "passphrase.txt"), f"--origin={UNRULY[kind]}")
+        assert app.run(["--home", str(tmp_path / "new"), *words]) == ConfigInvalid.exit_status
+        assert "the origin" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+
+
+REFUSED = [
+    ("data", "ingest", BYTES, "--name", "x", "--units", "9"),
+    ("data", "show", BYTES),
+    ("model", "import", BYTES, "--name", "x"),
+    ("policy", "activate", BYTES),
+    ("train", "start", BYTES),
+    ("train", "abort", BYTES),
+    ("ledger", "log", "--subject", BYTES),
+    ("export", "verify", BYTES),
+    ("--actor", BYTES, "watermark", "keygen"),
+    (BYTES,),
+]
 
 
 @pytest.mark.parametrize("opened", ["sqlite"], indirect=True)
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("data", "ingest", BYTES, "--name", "x", "--units", "9"),
-        ("data", "show", BYTES),
-        ("model", "import", BYTES, "--name", "x"),
-        ("policy", "activate", BYTES),
-        ("train", "start", BYTES),
-        ("train", "abort", BYTES),
-        ("ledger", "log", "--subject", BYTES),
-        ("export", "verify", BYTES),
-        ("--actor", BYTES, "watermark", "keygen"),
-        (BYTES,),
-    ],
-    ids=" ".join,
-)
-def test_arguments_that_are_not_utf_8_are_refused_as_a_user_gives_them(opened: Opened, words: tuple[str, ...]) -> None:
-    files = opened.files
-    done = opened.appliance(*words, expect=2)
-    assert "caf\\xe9" in done.err
-    assert "internal error" not in done.err
-    assert opened.files == files
+def test_arguments_that_are_not_utf_8_are_refused_as_a_user_gives_them(opened: Opened) -> None:
+    """One after the other in one home, since none may change it."""
+    entries, files = opened.entries, opened.files
+    for words in REFUSED:
+        done = opened.appliance(*words, expect=2)
+        assert "caf\\xe9" in done.err, words
+        assert "internal error" not in done.err
+        assert (opened.entries, opened.files) == (entries, files), words
     opened.appliance.environment["APPLIANCE_REASON"] = BYTES
     assert "APPLIANCE_REASON" in opened.appliance("status", expect=2).err
 
@@ -149,15 +172,16 @@ def test_files_with_names_of_every_kind_are_read_or_refused_and_shown_escaped(op
         opened("data", "ingest", str(directory / "none"), "--name", "x", "--units", "9", expect=2)
 
 
-@pytest.mark.parametrize("name", [BYTES, "a\x1b[2J", "a\nb"], ids=ascii)
 @pytest.mark.parametrize("opened", ["sqlite"], indirect=True)
-def test_a_model_with_names_of_every_kind_leaves_nothing(opened: Opened, copied_model: Path, name: str) -> None:
+def test_a_model_with_names_of_every_kind_leaves_nothing(opened: Opened, copied_model: Path) -> None:
     files = opened.files
-    (copied_model / f"{name}.pkl").touch()
-    opened("model", "import", str(copied_model), "--name", "odd", expect=6)
-    assert opened.files == files
-    refused = opened.json("ledger", "log", "--type", "model.refused")["entries"]
-    assert len(refused) == 1
+    for imports, name in enumerate((BYTES, "a\x1b[2J", "a\nb"), 1):
+        odd = copied_model / f"{name}.pkl"
+        odd.touch()
+        opened("model", "import", str(copied_model), "--name", "odd", expect=6)
+        odd.unlink()
+        assert opened.files == files
+        assert len(opened.json("ledger", "log", "--type", "model.refused")["entries"]) == imports
 
 
 def test_ledgers_with_odd_names_stay_readable(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:

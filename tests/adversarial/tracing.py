@@ -147,7 +147,8 @@ def search(data: bytes, sought: dict[str, bytes], depth: int = 2) -> set[str]:
 
 
 def files(place: Path) -> Iterator[Path]:
-    """Everything below `place`; what another program takes away meanwhile (/dev/shm is everyone's) is passed by."""
+    """`place` and everything below it; what another program takes away meanwhile is passed by."""
+    yield place
     for directory, subdirectories, names in os.walk(place):
         yield from (Path(directory, name) for name in (*subdirectories, *names))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import pytest
 PASSPHRASE = "correct horse battery staple"
 TOKEN = "quokka-7391-zanzibar"  # in every record of the tiny dataset
 RECORDS = 600
-GATES = "gates: {int8: {max_loss: 1.0}}\n"  # of the marked run
+GATES = "gates: {int8: {max_loss: 1.0}}\n"  # of the finished run
+COLUMNS = ("--prompt", "question", "--completion", "answer")
 
 
 @dataclass
@@ -60,11 +63,23 @@ class Appliance:
     def __call__(self, *words: str, expect: int | None = 0) -> Done:
         process = self.popen(*words)
         out, err = process.communicate(timeout=900)
-        assert "Traceback" not in err, err
-        assert TOKEN not in out + err
+        return self._checked(Done(process.returncode, out, err), words, expect)
+
+    def _checked(self, done: Done, words: tuple[str, ...], expect: int | None) -> Done:
+        assert "Traceback" not in done.err, done.err
+        assert TOKEN not in done.out + done.err
         if expect is not None:
-            assert process.returncode == expect, f"{' '.join(words)}: {process.returncode}\n{out}\n{err}"
-        return Done(process.returncode, out, err)
+            assert done.status == expect, f"{' '.join(words)}: {done.status}\n{done.out}\n{done.err}"
+        return done
+
+    def here(self, *words: str, expect: int | None = 0) -> Done:
+        """Run a command in this process, which has the libraries already: what is prepared or looked up, not tested."""
+        from appliance.cli.app import run
+
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            status = run(["--home", str(self.home), *words])
+        return self._checked(Done(status, out.getvalue(), err.getvalue()), words, expect)
 
     def json(self, *words: str, expect: int = 0) -> dict[str, Any]:
         return self("--json", *words, expect=expect).document
@@ -85,23 +100,35 @@ def write_notes(path: Path, records: int = RECORDS) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_strangers(path: Path, what: str) -> None:
+    lines = [f"{what} {i},how is {what} stranger {i}?,{TOKEN} {what} {i} is well" for i in range(RECORDS)]
+    path.write_text("\n".join(["patient,question,answer", *lines]) + "\n")
+
+
 @pytest.fixture(scope="session")
-def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Path:
-    """A directory with a sealed home (policy default, tiny model, dataset `notes`), notes.csv and passphrase.txt."""
+def unkeyed_home(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Path:
+    """A sealed home (policy default, tiny model, dataset `notes`, no watermark key), notes.csv and passphrase.txt."""
 
     def build(directory: Path) -> None:
         write_passphrase(directory / "passphrase.txt")
         write_notes(directory / "notes.csv")
         appliance = Appliance(directory / "home")
         appliance("init", "--policy", "default")
-        appliance("key", "unlock")
-        try:
-            appliance("watermark", "keygen")
+        with unlocked(appliance):
             appliance("model", "import", str(tiny_model_dir), "--name", "tiny")
-            columns = ("--prompt", "question", "--completion", "answer")
-            appliance("data", "ingest", str(directory / "notes.csv"), "--name", "notes", "--units", "600", *columns)
-        finally:
-            appliance("key", "lock")
+            named = ("--name", "notes", "--units", "600")
+            appliance("data", "ingest", str(directory / "notes.csv"), *named, *COLUMNS)
+
+    return built_once("unkeyed-home", build)
+
+
+@pytest.fixture(scope="session")
+def template(built_once: Callable[[str, Callable[[Path], None]], Path], unkeyed_home: Path) -> Path:
+    """The unkeyed home with a watermark key, as most tests have it."""
+
+    def build(directory: Path) -> None:
+        with unsealed(unkeyed_home, directory) as appliance:
+            appliance.here("watermark", "keygen")
 
     return built_once("template-home", build)
 
@@ -109,28 +136,36 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_mod
 @pytest.fixture
 def sealed(template: Path, tmp_path: Path) -> Appliance:
     """A copy of the template home, sealed."""
-    for name in ("home", "notes.csv", "passphrase.txt"):
-        source = template / name
-        target = tmp_path / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    (tmp_path / "home").chmod(0o700)
-    return Appliance(tmp_path / "home")
+    return copy_home(template, tmp_path)
 
 
 @pytest.fixture
 def appliance(sealed: Appliance) -> Iterator[Appliance]:
     """A copy of the template home, unsealed."""
-    sealed("key", "unlock")
-    yield sealed
-    sealed("key", "lock", expect=None)
+    with unlocked(sealed):
+        yield sealed
 
 
 @pytest.fixture
-def run_file(appliance: Appliance, tmp_path: Path) -> Path:
+def run_file(planned: Callable[..., Path]) -> Path:
     """A run file for three small steps."""
-    path = tmp_path / "run.yaml"
-    plan(appliance, path)
-    return path
+    return planned("run")
+
+
+@pytest.fixture
+def planned(
+    built_once: Callable[[str, Callable[[Path], None]], Path], template: Path, tmp_path: Path
+) -> Callable[..., Path]:
+    """`planned(name, *options, epsilon=...)`: a run file as `plan` writes it in the template home, computed once."""
+
+    def get(name: str, *options: str, epsilon: str = "2") -> Path:
+        def build(directory: Path) -> None:
+            plan(copy_home(template, directory), directory / f"{name}.yaml", *options, epsilon=epsilon)
+
+        asked = hashlib.sha256(repr((options, epsilon)).encode()).hexdigest()[:12]
+        return Path(shutil.copy(built_once(f"plan-{name}-{asked}", build) / f"{name}.yaml", tmp_path))
+
+    return get
 
 
 def plan(appliance: Appliance, path: Path, *options: str, epsilon: str = "2") -> None:
@@ -139,26 +174,32 @@ def plan(appliance: Appliance, path: Path, *options: str, epsilon: str = "2") ->
 
 
 @pytest.fixture(scope="session")
-def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
-    """A home with one finished and marked run, and another that was reserved before there was any key."""
+def finished_home(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
+    """The template home with one finished run, a dataset `held` of other patients, and what `train start` said."""
 
     def build(directory: Path) -> None:
-        for source in template.iterdir():
-            target = directory / source.name
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-        (directory / "home").chmod(0o700)
-        appliance = Appliance(directory / "home")
-        appliance("key", "unlock")
-        try:
-            plan = ("train", "plan", "notes", "tiny", "--epsilon", "2", "--steps", "3", "--batch", "60", "--rank", "8")
-            appliance(*plan, "--out", str(directory / "run.yaml"))
+        write_strangers(directory / "held.csv", "held out")
+        with unsealed(template, directory) as appliance:
+            named = ("--name", "held", "--units", str(RECORDS), "--purpose", "evaluation")
+            appliance("data", "ingest", str(directory / "held.csv"), *named, *COLUMNS)
+            plan(appliance, directory / "run.yaml", "--rank", "8")
             with (directory / "run.yaml").open("a") as file:
                 file.write(GATES)
-            run = appliance.json("train", "start", str(directory / "run.yaml"))["run"]
-            embedded = appliance.json("watermark", "embed", run)
-            (directory / "embedded.json").write_text(json.dumps(embedded))
-        finally:
-            appliance("key", "lock")
+            # One thread: the evaluations take that over.
+            started = appliance("--json", "train", "start", str(directory / "run.yaml"), "--threads", "1")
+            (directory / "started.json").write_text(started.out)
+
+    return built_once("finished-home", build)
+
+
+@pytest.fixture(scope="session")
+def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], finished_home: Path) -> Path:
+    """The finished home once its run is marked, and what `watermark embed` said."""
+
+    def build(directory: Path) -> None:
+        with unsealed(finished_home, directory) as appliance:
+            run = json.loads((directory / "started.json").read_text())["run"]
+            (directory / "embedded.json").write_text(appliance("--json", "watermark", "embed", run).out)
 
     return built_once("marked-home", build)
 
@@ -178,6 +219,12 @@ def quantised_home(built_once: Callable[[str, Callable[[Path], None]], Path], ma
 
 
 @pytest.fixture
+def finished(finished_home: Path, tmp_path: Path) -> tuple[Appliance, dict[str, Any]]:
+    """A sealed copy of the finished home, and what `train start` said."""
+    return copy_home(finished_home, tmp_path), json.loads((tmp_path / "started.json").read_text())
+
+
+@pytest.fixture
 def marked(marked_home: Path, tmp_path: Path) -> Any:
     """An unsealed copy of the marked home, and what `watermark embed` said."""
     with unsealed(marked_home, tmp_path) as appliance:
@@ -191,14 +238,26 @@ def quantised(quantised_home: Path, tmp_path: Path) -> Any:
         yield appliance, json.loads((tmp_path / "quantised.json").read_text()), tmp_path / "q8"
 
 
+def copy_home(source: Path, directory: Path) -> Appliance:
+    """Copy a home with what lies beside it."""
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    (directory / "home").chmod(0o700)
+    return Appliance(directory / "home")
+
+
 @contextmanager
 def unsealed(source: Path, directory: Path) -> Iterator[Appliance]:
     """Copy a home with what lies beside it, and unseal it meanwhile."""
-    shutil.copytree(source, directory, dirs_exist_ok=True)
-    (directory / "home").chmod(0o700)
-    appliance = Appliance(directory / "home")
-    appliance("key", "unlock")
-    try:
+    appliance = copy_home(source, directory)
+    with unlocked(appliance):
         yield appliance
+
+
+@contextmanager
+def unlocked(appliance: Appliance) -> Iterator[None]:
+    """Unseal a home meanwhile."""
+    appliance.here("key", "unlock", "--passphrase-file", str(appliance.passphrase))
+    try:
+        yield
     finally:
-        appliance("key", "lock", expect=None)
+        appliance.here("key", "lock", expect=None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tests.e2e.conftest import Appliance
+from tests.e2e.conftest import Appliance, Done
+from tests.e2e.test_main_job import facts
 
 LINES: dict[str, list[dict[str, Any]]] = {
     "log-likelihood": [{"text": f"The {word} tree stands by the river."} for word in ("red", "old", "tall", "thin")],
@@ -37,7 +38,7 @@ def test_each_kind_of_file(marked: Any, tmp_path: Path) -> None:
 
 
 def check(appliance: Appliance, run: str, metric: str, tmp_path: Path) -> None:
-    before = appliance("ledger", "log").out.count("benchmark.measured")
+    before = len(facts(appliance, "benchmark.measured"))
     path = write(tmp_path / f"{metric}.jsonl.gz", LINES[metric])
     done = measure(appliance, run, path)
     assert done.err.index("four times in five") < len(done.err)  # said beside the result, before it
@@ -49,12 +50,12 @@ def check(appliance: Appliance, run: str, metric: str, tmp_path: Path) -> None:
         assert [(pair["before"], pair["after"]) for pair in one["differences"]] == [
             ("base", "adapter"), ("adapter", "marked"),
         ]  # fmt: skip
-    assert appliance("ledger", "log").out.count("benchmark.measured") == before + len(measured)
-    same = appliance.json("evaluate", "compare", run, run, "--benchmark", str(path))
+    assert len(facts(appliance, "benchmark.measured")) == before + len(measured)
+    same = appliance.here("--json", "evaluate", "compare", run, run, "--benchmark", str(path)).document
     assert {one["verdict"] for one in same["compared"]} == {"not distinguishable"}
     scores = appliance.home / "runs" / run / "benchmarks" / f"{measured[0]['benchmark_id']}.json"
     scores.write_bytes(scores.read_bytes().replace(b"0.0", b"0.5", 1).replace(b"-", b"-1", 1))
-    appliance("evaluate", "compare", run, run, "--benchmark", str(path), expect=8)
+    appliance.here("evaluate", "compare", run, run, "--benchmark", str(path), expect=8)
 
 
 def test_code_is_judged_and_what_was_written_stands_nowhere(marked: Any) -> None:
@@ -74,9 +75,14 @@ def test_code_is_judged_and_what_was_written_stands_nowhere(marked: Any) -> None
 def test_what_is_refused(marked: Any, tmp_path: Path) -> None:
     appliance, embedded = marked
     run = embedded["run_id"]
-    appliance("evaluate", "run", run, expect=2)
-    appliance("evaluate", "run", run, "--dataset", "notes", "--benchmark", "micro:3", expect=2)
-    measure(appliance, run, tmp_path / "nothing.jsonl", expect=11)
+
+    def refuse(benchmark: object, expect: int) -> Done:
+        words = ("evaluate", "run", run, "--benchmark", str(benchmark), "--tokens", "6")
+        return cast("Done", appliance.here("--json", *words, expect=expect))
+
+    appliance.here("evaluate", "run", run, expect=2)
+    appliance.here("evaluate", "run", run, "--dataset", "notes", "--benchmark", "micro:3", expect=2)
+    refuse(tmp_path / "nothing.jsonl", expect=11)
     secret = "quetzal-4410"
     for number, text in enumerate(
         (
@@ -89,9 +95,9 @@ def test_what_is_refused(marked: Any, tmp_path: Path) -> None:
     ):
         path = tmp_path / f"bad-{number}.jsonl"
         path.write_text(text)
-        assert secret not in measure(appliance, run, path, expect=6).err
+        assert secret not in refuse(path, expect=6).err
     (tmp_path / "bad.jsonl.gz").write_bytes(gzip.compress(b"x" * 5000)[:30])
-    measure(appliance, run, tmp_path / "bad.jsonl.gz", expect=6)
-    measure(appliance, run, "micro:0", expect=6)
+    refuse(tmp_path / "bad.jsonl.gz", expect=6)
+    refuse("micro:0", expect=6)
     path = write(tmp_path / "other.jsonl", LINES["accuracy"])
-    appliance("evaluate", "compare", run, run, "--benchmark", str(path), expect=11)
+    appliance.here("evaluate", "compare", run, run, "--benchmark", str(path), expect=11)

@@ -14,7 +14,7 @@ from tests.e2e.test_main_job import facts
 
 
 def entries(appliance: Appliance) -> str:
-    return appliance("ledger", "log").out
+    return appliance.here("ledger", "log").out
 
 
 def test_merged_and_int8_carry_the_mark_and_stand_in_the_ledger(marked: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,24 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from tests.e2e.conftest import Appliance, plan
+from appliance.flows.home import Home, Operator
+from appliance.flows.run.plan import load
+from appliance.flows.run.reserve import reserve
+from appliance.jobs.job import EngineOptions
+from tests.e2e.conftest import Appliance, unlocked
 
 
 def facts(appliance: Appliance, type_: str) -> list[dict[str, Any]]:
-    entries = appliance.json("ledger", "log", "--type", type_)["entries"]
+    entries = appliance.here("--json", "ledger", "log", "--type", type_).document["entries"]
     return [entry["leaf"]["facts"] for entry in entries]
 
 
-def test_a_run_is_reserved_trained_charged_and_provable(appliance: Appliance, run_file: Path) -> None:
-    done = appliance.json("train", "start", str(run_file))
+Finished = tuple[Appliance, dict[str, Any]]
+
+
+def test_a_run_is_reserved_trained_charged_and_provable(finished: Finished) -> None:
+    appliance, done = finished
+    assert done["schema"] == "appliance.train.start/1"
     assert done["state"] == "finished"
     assert done["charged_attempts"] == 3
     assert done["reserved_attempts"] == 4
@@ -33,12 +42,12 @@ def test_a_run_is_reserved_trained_charged_and_provable(appliance: Appliance, ru
         assert any(tensors.get_tensor(name).abs().sum() > 0 for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118
     appliance("ledger", "verify")
 
-    shown = appliance.json("budget", "show")["budgets"][0]
+    shown = appliance.json("budget", "show", "notes")["budgets"][0]
     assert 0 < shown["spent_epsilon"] == shown["reserved_epsilon"] < 2
 
 
-def test_the_guarantee_is_what_independent_accountants_say_of_the_ledger(appliance: Appliance, run_file: Path) -> None:
-    appliance("train", "start", str(run_file))
+def test_the_guarantee_is_what_independent_accountants_say_of_the_ledger(finished: Finished) -> None:
+    appliance, _ = finished
     (settled,) = facts(appliance, "run.settled")
     sigma, rate = float(settled["noise_multiplier"]), Fraction(str(settled["sample_rate"]))
     delta = float(settled["delta"]) - float(settled["sampler_delta"])
@@ -61,13 +70,13 @@ def test_the_guarantee_is_what_independent_accountants_say_of_the_ledger(applian
     assert charged <= float(facts(appliance, "run.reserved")[0]["plan"]["epsilon"]) + 0.012
 
 
-def test_a_run_that_overspends_is_refused_before_anything_is_opened(appliance: Appliance, tmp_path: Path) -> None:
-    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    plan(appliance, first, epsilon="8")
-    plan(appliance, second, "--name", "again", epsilon="8")
-    appliance("train", "start", str(first))
+def test_a_run_that_overspends_is_refused_before_anything_is_opened(
+    finished: Finished, planned: Callable[..., Path]
+) -> None:
+    """The run would have fitted before the finished one was."""
+    appliance, _ = finished
+    second = planned("second", epsilon="8")
     # Sealed store, no data, no model: had the refusal come later, one of these would have been the error.
-    appliance("key", "lock")
     for path in (*(appliance.home / "objects").iterdir(), *(appliance.home / "models").glob("*/*")):
         path.unlink()
     before = list((appliance.home / "runs").iterdir())
@@ -77,13 +86,18 @@ def test_a_run_that_overspends_is_refused_before_anything_is_opened(appliance: A
     assert facts(appliance, "run.refused")[0]["code"] == 5
 
 
-def test_both_readings_of_the_budget_are_shown_and_which_decides(appliance: Appliance, tmp_path: Path) -> None:
+def test_both_readings_of_the_budget_are_shown_and_which_decides(
+    finished: Finished, planned: Callable[..., Path]
+) -> None:
     """The first run was fixed before anything came out; the second could be chosen by it."""
+    appliance, _ = finished
     readings = {}
-    for name, rule in (("one", "distributions"), ("two", "filter")):
-        plan(appliance, tmp_path / f"{name}.yaml", "--name", name)
-        appliance("train", "start", str(tmp_path / f"{name}.yaml"))
-        shown = appliance.json("budget", "show")["budgets"][0]
+    for rule in ("distributions", "filter"):
+        if rule == "filter":
+            second = load(planned("second"))
+            with unlocked(appliance):
+                reserve(Home.open(appliance.home), second, EngineOptions(), Operator(name="tester"))
+        shown = appliance.json("budget", "show", "notes")["budgets"][0]
         assert shown["counted_by"] == rule
         assert shown["reserved_epsilon"] == shown["by_" + rule]
         assert shown["by_filter"] > shown["by_distributions"] > 0
@@ -92,7 +106,7 @@ def test_both_readings_of_the_budget_are_shown_and_which_decides(appliance: Appl
         reserved = facts(appliance, "run.reserved")[-1]
         assert (reserved["counted_by"], float(reserved["lifetime_delta"])) == (rule, pytest.approx(1 / 60_000))
         assert float(reserved["filter_order"]) == shown["filter_order"]
-        readings[rule] = appliance("budget", "show").out
+        readings[rule] = appliance("budget", "show", "notes").out
     for said in readings.values():
         assert "at delta 1.67e-05" in said
         assert "by the Rényi filter of order" in said
@@ -101,20 +115,20 @@ def test_both_readings_of_the_budget_are_shown_and_which_decides(appliance: Appl
     assert "the filter decides" in readings["filter"]
 
 
-def test_a_renamed_copy_inherits_what_was_spent(appliance: Appliance, tmp_path: Path) -> None:
-    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    plan(appliance, first, epsilon="8")
-    appliance("train", "start", str(first))
+def test_a_renamed_copy_inherits_what_was_spent(finished: Finished, tmp_path: Path) -> None:
+    appliance, _ = finished
     copy = tmp_path / "renamed.csv"
     copy.write_text((tmp_path / "notes.csv").read_text().replace("question,answer", "q,a"))
-    appliance("data", "ingest", str(copy), "--name", "fresh", "--units", "600", "--prompt", "q", "--completion", "a")
+    with unlocked(appliance):
+        appliance(
+            "data", "ingest", str(copy), "--name", "renamed", "--units", "600", "--prompt", "q", "--completion", "a"
+        )
     small = ("--steps", "3", "--batch", "60", "--max-tokens", "64", "--rank", "2")
-    appliance("train", "plan", "fresh", "tiny", "--epsilon", "8", "--out", str(second), *small, expect=5)
+    appliance("train", "plan", "renamed", "tiny", "--epsilon", "8", "--out", str(tmp_path / "b.yaml"), *small, expect=5)
 
 
-def test_aborting_charges_what_was_attempted(appliance: Appliance, tmp_path: Path) -> None:
-    long = tmp_path / "long.yaml"
-    plan(appliance, long, "--steps", "600", "--batch", "6")
+def test_aborting_charges_what_was_attempted(appliance: Appliance, planned: Callable[..., Path]) -> None:
+    long = planned("long", "--steps", "600", "--batch", "6")
     run = appliance.json("train", "start", str(long), "--detach")["run"]
     aborted = appliance.json("train", "abort", run)
     assert aborted["state"] == "aborted"

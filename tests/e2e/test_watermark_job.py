@@ -8,12 +8,13 @@ import re
 import shutil
 import sqlite3
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file
 
-from tests.e2e.conftest import Appliance
+from tests.e2e.conftest import Appliance, unsealed
 
 
 def released(appliance: Appliance, run: str) -> Path:
@@ -94,33 +95,24 @@ def test_embedding_again_changes_nothing_and_makes_lost_files_again(marked: Any)
     assert appliance("ledger", "log").out.count("watermark.embedded") == 1
 
 
-def test_a_run_reserved_before_any_key_is_refused(sealed: Appliance, tiny_model_dir: Path, tmp_path: Path) -> None:
-    appliance = Appliance(tmp_path / "other" / "home")
-    (tmp_path / "other").mkdir()
-    shutil.copy(sealed.passphrase, appliance.passphrase)
+def test_a_run_reserved_before_any_key_is_refused(
+    unkeyed_home: Path, planned: Callable[..., Path], tmp_path: Path
+) -> None:
     policy = tmp_path / "optional.yaml"
     text = (Path(__file__).parents[2] / "policies" / "default.yaml").read_text()
     policy.write_text(text.replace("watermark: required", "watermark: optional"))
-    appliance("init", "--policy", "default")
-    appliance("key", "unlock")
-    try:
-        appliance("model", "import", str(tiny_model_dir), "--name", "tiny")
-        columns = ("--prompt", "question", "--completion", "answer")
-        appliance("data", "ingest", str(tmp_path / "notes.csv"), "--name", "notes", "--units", "600", *columns)
-        plan = ("train", "plan", "notes", "tiny", "--epsilon", "2", "--steps", "2", "--batch", "60")
-        appliance(*plan, "--out", str(tmp_path / "run.yaml"))
-        refused = appliance("train", "start", str(tmp_path / "run.yaml"), expect=4)
+    run_file = str(planned("run"))
+    with unsealed(unkeyed_home, tmp_path) as appliance:
+        refused = appliance("train", "start", run_file, expect=4)
         assert "appliance watermark keygen" in refused.err
         appliance("policy", "activate", str(policy))
-        run = appliance.json("train", "start", str(tmp_path / "run.yaml"))["run"]
+        run = appliance.json("train", "start", run_file)["run"]
         appliance("watermark", "keygen")
         refused = appliance("watermark", "embed", run, expect=4)
         assert "committed to no watermark key before" in refused.err
         assert "appliance watermark keygen" in refused.err
         assert "watermark.refused" in appliance("ledger", "log").out
         appliance("watermark", "embed", "run_000000000000", expect=11)
-    finally:
-        appliance("key", "lock", expect=None)
 
 
 def flip(path: Path) -> None:
