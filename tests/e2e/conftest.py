@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 PASSPHRASE = "correct horse battery staple"
 TOKEN = "quokka-7391-zanzibar"  # in every record of the tiny dataset
@@ -85,6 +87,12 @@ def write_notes(path: Path, records: int = RECORDS) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_strangers(path: Path, what: str) -> None:
+    """Records of patients that are not in the notes."""
+    lines = [f"{what} {i},how is {what} stranger {i}?,{TOKEN} {what} {i} is well" for i in range(RECORDS)]
+    path.write_text("\n".join(["patient,question,answer", *lines]) + "\n")
+
+
 @pytest.fixture(scope="session")
 def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Path:
     """A directory with a sealed home (policy default, tiny model, dataset `notes`), notes.csv and passphrase.txt."""
@@ -109,12 +117,7 @@ def template(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_mod
 @pytest.fixture
 def sealed(template: Path, tmp_path: Path) -> Appliance:
     """A copy of the template home, sealed."""
-    for name in ("home", "notes.csv", "passphrase.txt"):
-        source = template / name
-        target = tmp_path / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    (tmp_path / "home").chmod(0o700)
-    return Appliance(tmp_path / "home")
+    return copied(template, tmp_path)
 
 
 @pytest.fixture
@@ -125,11 +128,32 @@ def appliance(sealed: Appliance) -> Iterator[Appliance]:
     sealed("key", "lock", expect=None)
 
 
+@pytest.fixture(scope="session")
+def planned(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
+    """A run file for three small steps, as `train plan` writes it in any copy of the template home. Do not edit it."""
+
+    def build(directory: Path) -> None:
+        plan(copied(template, directory), directory / "run.yaml")
+        shutil.rmtree(directory / "home")
+
+    return built_once("run-file", build) / "run.yaml"
+
+
 @pytest.fixture
-def run_file(appliance: Appliance, tmp_path: Path) -> Path:
-    """A run file for three small steps."""
-    path = tmp_path / "run.yaml"
-    plan(appliance, path)
+def run_file(planned: Path, tmp_path: Path) -> Path:
+    """A copy of that run file."""
+    return Path(shutil.copy(planned, tmp_path / "run.yaml"))
+
+
+def rewrite(planned: Path, path: Path, *, epsilon: float = 2.0, rank: int = 2, **train: Any) -> Path:
+    """Write a run file of another name, for the run that the file is named after; it returns the path."""
+    document = yaml.safe_load(planned.read_text())
+    assert train.keys() <= document["train"].keys()
+    document["name"] = path.stem
+    document["privacy"]["epsilon"] = epsilon
+    document["lora"]["r"] = rank
+    document["train"] |= train
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path
 
 
@@ -143,11 +167,7 @@ def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], templ
     """A home with one finished and marked run, and another that was reserved before there was any key."""
 
     def build(directory: Path) -> None:
-        for source in template.iterdir():
-            target = directory / source.name
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-        (directory / "home").chmod(0o700)
-        appliance = Appliance(directory / "home")
+        appliance = copied(template, directory)
         appliance("key", "unlock")
         try:
             plan = ("train", "plan", "notes", "tiny", "--epsilon", "2", "--steps", "3", "--batch", "60", "--rank", "8")
@@ -161,6 +181,22 @@ def marked_home(built_once: Callable[[str, Callable[[Path], None]], Path], templ
             appliance("key", "lock")
 
     return built_once("marked-home", build)
+
+
+@pytest.fixture(scope="session")
+def finished_home(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path, planned: Path) -> Path:
+    """The template home with a held-out dataset of other patients, and with a finished run of the file `run.yaml`."""
+
+    def build(directory: Path) -> None:
+        write_strangers(directory / "held.csv", "held out")
+        shutil.copy(planned, directory / "run.yaml")
+        with unsealed(template, directory) as appliance:
+            for_evaluation = ("--name", "held", "--units", "600", "--purpose", "evaluation")
+            columns = ("--prompt", "question", "--completion", "answer")
+            appliance("data", "ingest", str(directory / "held.csv"), *for_evaluation, *columns)
+            appliance("train", "start", str(directory / "run.yaml"), "--threads", "1")  # evaluations take it over
+
+    return built_once("finished-home", build)
 
 
 @pytest.fixture(scope="session")
@@ -191,14 +227,46 @@ def quantised(quantised_home: Path, tmp_path: Path) -> Any:
         yield appliance, json.loads((tmp_path / "quantised.json").read_text()), tmp_path / "q8"
 
 
+def copied(source: Path, directory: Path) -> Appliance:
+    """Copy a home with what lies beside it."""
+    shutil.copytree(source, directory, dirs_exist_ok=True)
+    (directory / "home").chmod(0o700)
+    return Appliance(directory / "home")
+
+
 @contextmanager
 def unsealed(source: Path, directory: Path) -> Iterator[Appliance]:
     """Copy a home with what lies beside it, and unseal it meanwhile."""
-    shutil.copytree(source, directory, dirs_exist_ok=True)
-    (directory / "home").chmod(0o700)
-    appliance = Appliance(directory / "home")
+    with unlocked(copied(source, directory)) as appliance:
+        yield appliance
+
+
+@contextmanager
+def unlocked(appliance: Appliance) -> Iterator[Appliance]:
+    """Unseal a home for the block."""
     appliance("key", "unlock")
     try:
         yield appliance
     finally:
         appliance("key", "lock", expect=None)
+
+
+def keep(built: Path, name: str) -> None:
+    """Keep the sealed home of a directory of `built_once` as it is now, under a name."""
+    shutil.copytree(built / "home", built / name / "home")
+    shutil.copy(built / "passphrase.txt", built / name)
+
+
+@contextmanager
+def in_place(built: Path, name: str) -> Iterator[Appliance]:
+    """The home that was kept under this name, unsealed where it was built: its jobs name their files by such paths.
+
+    One test has it at a time, and has it as it was kept.
+    """
+    with open(built / "in-place.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(built / "home")
+        shutil.copytree(built / name, built, dirs_exist_ok=True)
+        (built / "home").chmod(0o700)
+        with unlocked(Appliance(built / "home")) as appliance:
+            yield appliance

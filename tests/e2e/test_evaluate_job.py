@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import RECORDS, TOKEN, Appliance, plan
+from tests.e2e.conftest import TOKEN, Appliance, unsealed, write_strangers
 from tests.e2e.test_main_job import facts
 
 HELD = "held"
 COLUMNS = ("--prompt", "question", "--completion", "answer")
 
 
-@pytest.fixture(scope="session")
-def finished(template: Path, built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
-    """The template home with a held-out dataset of other patients, and with a finished run."""
-
-    def build(directory: Path) -> None:
-        shutil.copytree(template, directory, dirs_exist_ok=True)
-        (directory / "home").chmod(0o700)
-        write_strangers(directory / "held.csv", "held out")
-        appliance = Appliance(directory / "home")
-        appliance("key", "unlock")
-        try:
-            for_evaluation = ("--name", "held", "--units", "600", "--purpose", "evaluation")
-            appliance("data", "ingest", str(directory / "held.csv"), *for_evaluation, *COLUMNS)
-            plan(appliance, directory / "run.yaml")
-            appliance("train", "start", str(directory / "run.yaml"), "--threads", "1")  # evaluations take it over
-        finally:
-            appliance("key", "lock")
-
-    return built_once("finished-home", build)
-
-
 @pytest.fixture
-def appliance(finished: Path, tmp_path: Path) -> Iterator[Appliance]:
+def appliance(finished_home: Path, tmp_path: Path) -> Iterator[Appliance]:
     """A copy of the finished home, unsealed."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "home").chmod(0o700)
-    made = Appliance(tmp_path / "home")
-    made("key", "unlock")
-    yield made
-    made("key", "lock", expect=None)
+    with unsealed(finished_home, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def run(appliance: Appliance) -> str:
     """The finished run."""
     return str(appliance.json("train", "status")["runs"][0]["run"])
-
-
-def write_strangers(path: Path, what: str) -> None:
-    lines = [f"{what} {i},how is {what} stranger {i}?,{TOKEN} {what} {i} is well" for i in range(RECORDS)]
-    path.write_text("\n".join(["patient,question,answer", *lines]) + "\n")
 
 
 def budget_of(appliance: Appliance, name: str) -> dict[str, Any]:
