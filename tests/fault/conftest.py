@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.e2e.conftest import appliance, sealed, template
+from tests.e2e.conftest import appliance, planned, sealed, template
 
-__all__ = ["appliance", "sealed", "template"]
+__all__ = ["appliance", "planned", "sealed", "template"]
