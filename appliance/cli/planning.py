@@ -45,6 +45,7 @@ def lines(expected: Forecast) -> list[str]:
     fields = [
         *_memory(expected),
         ("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"),
+        *([("not used", f"{expected.room.idle}: `--device cuda` computes on it")] if expected.room.idle else []),
     ]
     if time is None:
         fields.append(("time", "not known before a self-test has measured this GPU; every run begins with one"))
@@ -100,6 +101,7 @@ def document(expected: Forecast, rows: Sequence[Alternative]) -> dict[str, Any]:
         "host_memory_bytes": expected.need.host,
         "host_memory_available": expected.room.host,
         "gpu": expected.room.name or None,
+        "idle_gpu": expected.room.idle or None,
         "physical_tokens": expected.engine.physical_tokens,
         "seconds": None if time is None else [round(time.least), round(time.most)],
         "alternatives": [_alternative(row) for row in rows],

@@ -83,7 +83,9 @@ class _Draft:
 
     def lines(self, out: Path | None, dry_run: bool) -> list[str]:
         lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected), ""]
-        written = f"would write {out}" if dry_run else f"wrote {out}; start it with `appliance train start {out}`"
+        device = self.expected.engine.device
+        start = f"appliance train start {out}" + (f" --device {device}" if device != "cpu" else "")
+        written = f"would write {out}" if dry_run else f"wrote {out}; start it with `{start}`"
         return [*lines, *planning.table(self.others), written if out else self.text.rstrip()]
 
 

@@ -167,8 +167,15 @@ def _check_config(value: Any, name: str) -> None:
 
 
 def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
-    """Find the weight files, as transformers chooses them: one file, or an index and what it names."""
-    if SINGLE in names and _is_file(source, SINGLE):
+    """Find the weight files: one file, or an index and what it names. Where both lie there one may be out of date."""
+    single = SINGLE in names and _is_file(source, SINGLE)
+    if single and INDEX in names and set(_weight_map(source / INDEX).values()) != {SINGLE}:
+        raise DataInvalid(
+            f"there are two sets of weights: {SINGLE}, and what {INDEX} names",
+            hint="delete the one that is out of date from a copy of the directory",
+            where=str(source),
+        )
+    if single:
         return (SINGLE,)
     if INDEX not in names:
         raise ArtefactMissing(f"there is neither {SINGLE} nor {INDEX}", where=str(source))

@@ -102,6 +102,13 @@ def index_naming(shard: str) -> Damage:
     return damage
 
 
+def second_weights(model: Path) -> None:
+    """What is left of an older model in the directory into which a larger one was saved in pieces."""
+    (model / "model-1.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-1.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     # what could run code
     "pickle beside safetensors": (write("pytorch_model.bin", b"\x80\x04"), DataInvalid, "pickled weights"),
@@ -124,6 +131,7 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         "_implementation",
     ),
     "weights named elsewhere": (edit("config.json", transformers_weights="../x.bin"), DataInvalid, "elsewhere"),
+    "weights of two models": (second_weights, DataInvalid, "two sets of weights"),
     # links
     "weights linked outside": (link_out("model.safetensors"), DataInvalid, "leaves the model"),
     "config linked outside": (link_out("config.json"), DataInvalid, "leaves the model"),
@@ -233,6 +241,13 @@ def test_a_directory_is_refused(name: str, copied_model: Path, tmp_path: Path) -
 
 def test_the_same_directory_undamaged_is_imported(copied_model: Path, tmp_path: Path) -> None:
     assert import_model(copied_model, tmp_path / "out").architecture == "LlamaForCausalLM"
+
+
+def test_an_index_that_names_the_one_file_changes_nothing(copied_model: Path, tmp_path: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model.safetensors"}}
+    (copied_model / "model.safetensors.index.json").write_text(json.dumps(index))
+    import_model(copied_model, tmp_path / "out")
+    assert not (tmp_path / "out/model.safetensors.index.json").exists()
 
 
 def test_a_link_inside_the_directory_is_followed(copied_model: Path, tmp_path: Path) -> None:

@@ -84,13 +84,19 @@ def test_a_gpu_is_planned_for_by_what_its_driver_says(sealed: Appliance, tmp_pat
     assert said["physical_tokens"] == 8192
     # Without torch nobody can measure a GPU here; the first self-test on it does.
     assert said["seconds"] is None
+    assert said["idle_gpu"] is None
     assert "not known before a self-test has measured this GPU" in shown
     rates.keep(Home.open(sealed.home), GpuRate(name=H100.name, dtype="bfloat16", gigaflops=500000.0))
     least, most = sealed.json(*CUDA)["seconds"]
     assert 0 < least < most
     sealed.environment["CUDA_VISIBLE_DEVICES"] = "GPU-2222"
     assert sealed.json(*CUDA)["gpu"] == SMALL.name
+    run_file = tmp_path / "run.yaml"
+    assert f"`appliance train start {run_file} --device cuda`" in sealed(*CUDA, "--out", str(run_file)).out
+    # Planned for the CPU, the GPU that is left idle is named.
+    assert f"{SMALL.name}: `--device cuda` computes on it" in sealed(*ASKED).out
     sealed.environment["CUDA_VISIBLE_DEVICES"] = ""
+    assert sealed.json(*ASKED)["idle_gpu"] is None
     assert "CUDA would show 0 here" in sealed(*CUDA, expect=9).err
     assert sealed.json(*CUDA, "--memory", "24")["memory_available"] == 24 * GIB
 

@@ -79,6 +79,12 @@ def smallest_gpu(processes: int) -> Gpu | None:
     return min(found[:processes], key=lambda gpu: gpu.free)
 
 
+def idle_gpu() -> str:
+    """Name a GPU that a run on the CPU leaves idle; empty if there is none, or none is known."""
+    found = gpus.visible()
+    return found[0].name if found else ""
+
+
 def has_fast_bfloat16() -> bool:
     """Tell whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); without it float32 is faster."""
     try:
