@@ -61,21 +61,24 @@ def stress_count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 @pytest.fixture(scope="session")
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """`built_once(name, build)`: a directory that `build` fills once per session, also under xdist."""
+    """`built_once(name, build)`: a directory that `build` fills once per session, also under xdist.
+
+    It is filled where it stays: jobs in it name their files by absolute paths.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def get(name: str, build: Callable[[Path], None]) -> Path:
         final = shared / "built-once" / name
         final.parent.mkdir(exist_ok=True)
+        whole = final.with_suffix(".whole")
         with open(final.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not final.exists():
-                partial = final.with_suffix(".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                build(partial)
-                partial.rename(final)
+            if not whole.exists():
+                shutil.rmtree(final, ignore_errors=True)
+                final.mkdir()
+                build(final)
+                whole.touch()
         return final
 
     return get

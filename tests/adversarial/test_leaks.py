@@ -187,7 +187,7 @@ def test_no_process_writes_private_text(lived: Path, token_ids: list[int]) -> No
     assert any(b"evaluation_id" in data for name, data in seen.items() if "result.json" in name)
     assert any(b"appliance.keyagent" in data for name, data in seen.items() if name.endswith("command"))
 
-    assert unseen(lived / "traces", lived.with_suffix(".partial") / "input") == []
+    assert unseen(lived / "traces", lived / "input") == []
     shared = map(Path, (lived / "shared.txt").read_text().splitlines())
     assert leaks([lived / "scanned", *shared], lived / "traces", token_ids) == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 PASSPHRASE = "correct horse battery staple"
 TOKEN = "quokka-7391-zanzibar"  # in every record of the tiny dataset
@@ -101,6 +103,7 @@ def write_notes(path: Path, records: int = RECORDS) -> None:
 
 
 def write_strangers(path: Path, what: str) -> None:
+    """Write records of patients that are not in the notes."""
     lines = [f"{what} {i},how is {what} stranger {i}?,{TOKEN} {what} {i} is well" for i in range(RECORDS)]
     path.write_text("\n".join(["patient,question,answer", *lines]) + "\n")
 
@@ -166,6 +169,29 @@ def planned(
         return Path(shutil.copy(built_once(f"plan-{name}-{asked}", build) / f"{name}.yaml", tmp_path))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def small_run(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
+    """A run file for three small steps, for what is built once. Do not edit it: `rewrite` makes others of it."""
+
+    def build(directory: Path) -> None:
+        plan(copy_home(template, directory), directory / "run.yaml")
+        shutil.rmtree(directory / "home")
+
+    return built_once("small-run", build) / "run.yaml"
+
+
+def rewrite(planned: Path, path: Path, *, epsilon: float = 2.0, rank: int = 2, **train: Any) -> Path:
+    """Write a run file of another name, for the run that the file is named after; it returns the path."""
+    document = yaml.safe_load(planned.read_text())
+    assert train.keys() <= document["train"].keys()
+    document["name"] = path.stem
+    document["privacy"]["epsilon"] = epsilon
+    document["lora"]["r"] = rank
+    document["train"] |= train
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
 
 
 def plan(appliance: Appliance, path: Path, *options: str, epsilon: str = "2") -> None:
@@ -248,16 +274,36 @@ def copy_home(source: Path, directory: Path) -> Appliance:
 @contextmanager
 def unsealed(source: Path, directory: Path) -> Iterator[Appliance]:
     """Copy a home with what lies beside it, and unseal it meanwhile."""
-    appliance = copy_home(source, directory)
-    with unlocked(appliance):
+    with unlocked(copy_home(source, directory)) as appliance:
         yield appliance
 
 
 @contextmanager
-def unlocked(appliance: Appliance) -> Iterator[None]:
-    """Unseal a home meanwhile."""
+def unlocked(appliance: Appliance) -> Iterator[Appliance]:
+    """Unseal a home for the block."""
     appliance.here("key", "unlock", "--passphrase-file", str(appliance.passphrase))
     try:
-        yield
+        yield appliance
     finally:
         appliance.here("key", "lock", expect=None)
+
+
+def keep(built: Path, name: str) -> None:
+    """Keep the sealed home of a directory of `built_once` as it is now, under a name."""
+    shutil.copytree(built / "home", built / name / "home")
+    shutil.copy(built / "passphrase.txt", built / name)
+
+
+@contextmanager
+def in_place(built: Path, name: str) -> Iterator[Appliance]:
+    """The home that was kept under this name, unsealed where it was built: its jobs name their files by such paths.
+
+    One test has it at a time, and has it as it was kept.
+    """
+    with open(built / "in-place.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(built / "home")
+        shutil.copytree(built / name, built, dirs_exist_ok=True)
+        (built / "home").chmod(0o700)
+        with unlocked(Appliance(built / "home")) as appliance:
+            yield appliance

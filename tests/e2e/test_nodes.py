@@ -17,7 +17,7 @@ from appliance.flows.home import Home
 from appliance.isolation.sandbox import WIREGUARD_DECLARED
 from appliance.store import keyslots
 from appliance.store.keys import KeyRing
-from tests.e2e.conftest import PASSPHRASE, Appliance, Done, plan
+from tests.e2e.conftest import PASSPHRASE, Appliance, Done, rewrite
 from tests.e2e.test_ranks import attempts, ranks_of
 from tests.e2e.test_selftest import altered
 from tests.fault.test_train_crash import facts, gone, until
@@ -121,11 +121,10 @@ def holding(key: bytes, *directories: Path) -> list[Path]:
 
 @pytest.mark.timeout(1800)
 def test_a_run_over_wireguard_is_interrupted_by_a_pulled_key_and_goes_on(
-    control: Appliance, node: Appliance, link: Tunnel, impatient: Path, tmp_path: Path
+    control: Appliance, node: Appliance, link: Tunnel, impatient: Path, small_run: Path, tmp_path: Path
 ) -> None:
-    path, key = tmp_path / "run.yaml", data_key(control)
-    plan(control, path, "--steps", str(STEPS), "--batch", "6")
-    path.write_text(path.read_text().replace("spare_steps: ", "spare_steps: 1"))
+    path = rewrite(small_run, tmp_path / "run.yaml", steps=STEPS, expected_batch_size=6, spare_steps=11)
+    key = data_key(control)
     public = node.home / "node" / "node.pub"
     several = ("--nnodes", "2", "--rendezvous", RENDEZVOUS, "--node", str(public))
     outside, inside = (link.hosts[0], "veth0"), (link.insides[0], link.interfaces[0])

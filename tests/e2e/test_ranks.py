@@ -12,7 +12,7 @@ import pytest
 
 from appliance.isolation import landlock
 from appliance.isolation.sandbox import LOOPBACK_ONLY
-from tests.e2e.conftest import Appliance, plan
+from tests.e2e.conftest import Appliance, rewrite
 from tests.fault.test_train_crash import facts, gone, until
 
 STEPS = 300
@@ -85,11 +85,8 @@ def lines_of(appliance: Appliance, kind: str) -> int:
 
 
 @pytest.fixture
-def many_steps(appliance: Appliance, tmp_path: Path) -> Path:
-    path = tmp_path / "many.yaml"
-    plan(appliance, path, "--steps", str(STEPS), "--batch", "6")
-    path.write_text(path.read_text().replace("spare_steps: ", "spare_steps: 1"))
-    return path
+def many_steps(small_run: Path, tmp_path: Path) -> Path:
+    return rewrite(small_run, tmp_path / "many.yaml", steps=STEPS, expected_batch_size=6, spare_steps=11)
 
 
 @pytest.mark.skipif(not namespaces(), reason="not run: this machine allows no user and network namespaces")

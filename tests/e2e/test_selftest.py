@@ -17,8 +17,9 @@ import pytest
 
 import appliance as package
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.selftest import SelftestJob
-from tests.e2e.conftest import Appliance, plan
+from appliance.jobs.selftest import SelftestJob, ShapeProof
+from tests.e2e.conftest import Appliance, rewrite
+from tests.fault.test_train_crash import Supervised
 
 BROKEN = {
     "half the noise": (
@@ -95,7 +96,9 @@ def test_a_broken_engine_is_refused_before_a_key_is_released(
     assert kinds.index("audit.selftest") < kinds.index("run.failed")
 
 
-def test_an_honest_engine_is_tested_once_and_on_demand(appliance: Appliance, run_file: Path) -> None:
+def test_an_honest_engine_is_tested_once_and_on_demand_and_proves_shapes_once(
+    appliance: Appliance, run_file: Path, tmp_path: Path
+) -> None:
     started = appliance("train", "start", str(run_file))
     assert "engine self-test passed" in started.out
     leaves = entries(appliance)
@@ -109,23 +112,30 @@ def test_an_honest_engine_is_tested_once_and_on_demand(appliance: Appliance, run
     assert tested["facts"]["passed"] is True
     assert all(check["passed"] for check in tested["facts"]["checks"])
 
+    first, proved = asked_and_proved(RunDir(appliance.home / "runs" / reserved["facts"]["run_id"]))
+    assert first.proof is None
+    assert proved is not None
+    second, taken = asked_and_proved(start_and_kill(appliance, rewrite(run_file, tmp_path / "second.yaml")))
+    assert second.proof == taken == proved
+
     appliance("key", "lock")  # the test needs no key
     done = appliance.json("audit", "selftest", str(run_file))
     assert done["passed"] is True
     assert done["run"].startswith("selftest_")
     assert {check["name"] for check in done["checks"]} == {check["name"] for check in tested["facts"]["checks"]}
     recorded = [leaf["facts"]["run_id"] for leaf in entries(appliance) if leaf["type"] == "audit.selftest"]
-    assert recorded == [reserved["facts"]["run_id"], done["run"]]
+    assert recorded == [reserved["facts"]["run_id"], second.run_id, done["run"]]
 
 
-def test_what_was_proved_of_shapes_is_kept_for_the_next_run(appliance: Appliance, tmp_path: Path) -> None:
-    jobs = []
-    for name in ("first", "second"):
-        path = tmp_path / f"{name}.yaml"
-        plan(appliance, path, "--name", name, epsilon="3")
-        run = RunDir(appliance.home / "runs" / appliance.json("train", "start", str(path))["run"])
-        jobs.append((SelftestJob.model_validate_json(run.selftest.job.read_bytes()), run.read_proof()))
-    (first, proved), (second, taken) = jobs
-    assert first.proof is None
-    assert proved is not None
-    assert second.proof == taken == proved
+def start_and_kill(appliance: Appliance, run_file: Path) -> RunDir:
+    """Start a run and kill it when its self-test is over and its worker begins; the run's directory."""
+    life = Supervised(appliance, "train", "start", str(run_file))
+    assert life.find_worker() is not None
+    life.kill(life.process.pid)
+    life.process.communicate()
+    return RunDir(life.directory)
+
+
+def asked_and_proved(run: RunDir) -> tuple[SelftestJob, ShapeProof | None]:
+    """What the self-test of a run was asked to do, and what was proved of shapes for its worker."""
+    return SelftestJob.model_validate_json(run.selftest.job.read_bytes()), run.read_proof()

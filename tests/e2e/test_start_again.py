@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.conftest import Appliance, plan
+import pytest
+
+from tests.e2e.conftest import Appliance, plan, rewrite, unsealed
 from tests.e2e.test_main_job import facts
 
 
@@ -13,26 +16,35 @@ def reservations(appliance: Appliance) -> int:
     return len(facts(appliance, "run.reserved"))
 
 
-def test_a_run_that_ended_is_not_trained_again_unless_that_is_said(appliance: Appliance, run_file: Path) -> None:
-    first = appliance.json("train", "start", str(run_file))
-    spent = appliance.json("budget", "show")
-    refused = appliance("train", "start", str(run_file), expect=2)
+@pytest.fixture
+def finished(finished_home: Path, tmp_path: Path) -> Iterator[Appliance]:
+    """A copy of the home in which the run of `run.yaml` has finished, unsealed."""
+    with unsealed(finished_home, tmp_path) as made:
+        yield made
+
+
+def test_a_run_that_ended_is_not_trained_again_unless_that_is_said(finished: Appliance) -> None:
+    run_file = finished.home.with_name("run.yaml")
+    (first,) = finished.json("train", "status")["runs"]
+    spent = finished.json("budget", "show")
+    refused = finished("train", "start", str(run_file), expect=2)
     assert f"{first['run']}) is finished" in refused.err
     assert "--again" in refused.err
-    assert appliance.json("budget", "show") == spent
-    assert appliance("train", "plan", "notes", "tiny", "--epsilon", "1", "--name", "run", expect=2)
-    second = appliance.json("train", "start", str(run_file), "--again")
+    assert finished.json("budget", "show") == spent
+    assert finished("train", "plan", "notes", "tiny", "--epsilon", "1", "--name", "run", expect=2)
+    second = finished.json("train", "start", str(run_file), "--again")
     assert (first["name"], second["name"]) == ("run", "run-2")
     assert second["state"] == "finished"
-    assert reservations(appliance) == 2
-    plan(appliance, run_file.with_name("next.yaml"), "--name", "next")
-    plan(Appliance(appliance.home), run_file.with_name("run.yml"))
+    assert reservations(finished) == 2
+    plan(finished, run_file.with_name("next.yaml"), "--name", "next")
+    plan(finished, run_file.with_name("run.yml"))
     assert "name: run-3\n" in run_file.with_name("run.yml").read_text()
 
 
-def test_an_interrupted_start_goes_on_when_it_is_typed_again(appliance: Appliance, tmp_path: Path) -> None:
-    path = tmp_path / "slow.yaml"
-    plan(appliance, path, "--steps", "12")
+def test_an_interrupted_start_goes_on_when_it_is_typed_again(
+    appliance: Appliance, small_run: Path, tmp_path: Path
+) -> None:
+    path = rewrite(small_run, tmp_path / "slow.yaml", steps=12)
     with appliance.popen("train", "start", str(path)) as process:
         while "epsilon" not in (line := process.stderr.readline() if process.stderr else ""):
             assert line, process.poll()

@@ -33,21 +33,19 @@ def test_an_older_copy_of_the_home_is_noticed_if_the_anchor_lies_outside(tmp_pat
         made(*words, expect=8)
 
 
-def test_with_the_anchor_inside_the_same_is_not_noticed_and_status_says_so(tmp_path: Path) -> None:
-    made = fresh(tmp_path)
-    shutil.copytree(made.home, tmp_path / "old")
-    made("policy", "activate", "finance")
-    shutil.rmtree(made.home)
-    (tmp_path / "old").rename(made.home)
-    made("ledger", "verify")
-    assert "is not detectable" in made("status").out
+def test_with_the_anchor_inside_the_same_is_not_noticed_and_status_says_so(sealed: Appliance, tmp_path: Path) -> None:
+    shutil.copytree(sealed.home, tmp_path / "old")
+    sealed("policy", "activate", "finance")
+    shutil.rmtree(sealed.home)
+    (tmp_path / "old").rename(sealed.home)
+    sealed("ledger", "verify")
+    assert "is not detectable" in sealed("status").out
 
 
-def test_keys_replaced_by_others_are_noticed_by_whoever_pinned_them(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    pinned = fresh(tmp_path / "a").json("ledger", "head")["fingerprint"]
-    forged = fresh(tmp_path / "b")
+def test_keys_replaced_by_others_are_noticed_by_whoever_pinned_them(sealed: Appliance, tmp_path: Path) -> None:
+    pinned = sealed.json("ledger", "head")["fingerprint"]
+    (tmp_path / "other").mkdir()
+    forged = fresh(tmp_path / "other")
     forged("ledger", "verify", expect=0)
     forged("ledger", "verify", "--fingerprint", pinned, expect=8)
 

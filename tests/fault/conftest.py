@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.e2e.conftest import appliance, sealed, template, unkeyed_home
+from tests.e2e.conftest import appliance, sealed, small_run, template, unkeyed_home
 
-__all__ = ["appliance", "sealed", "template", "unkeyed_home"]
+__all__ = ["appliance", "sealed", "small_run", "template", "unkeyed_home"]

@@ -26,7 +26,7 @@ import torch
 from appliance.privacy import journal
 from appliance.worker.train import _SealedSnapshots
 from tests.unit.train import rig
-from tests.unit.train.rig import FixedSampler, NoNoise, job, load, people, plan
+from tests.unit.train.rig import FixedSampler, MemoryJournal, MemorySnapshots, NoNoise, job, load, people, plan
 
 STEPS, SPARE, UNITS = 37, 60, 30  # 37: the end lies between two snapshots
 PLAN = plan(steps=STEPS, spare_steps=SPARE)
@@ -58,6 +58,12 @@ def live(directory: Path, model: Any, tokenizer: Any, counter: mmap.mmap) -> Non
         out = trainer.run()
     whole = b"".join(out.state[name].numpy().tobytes() for name in sorted(out.state))
     (directory / "done").write_text(f"{out.steps} {hashlib.sha256(whole).hexdigest()}")
+
+
+def import_all(model: Any, tokenizer: Any) -> None:
+    """Import what a life imports when it makes its trainer, so that its forks need not."""
+    kept = (people(UNITS), MemoryJournal(), MemorySnapshots(), lambda public: None)
+    rig.trainer(job(PLAN), copy.deepcopy(model), tokenizer, *kept)
 
 
 def begin(directory: Path, model: Any, tokenizer: Any, counter: mmap.mmap) -> int:
@@ -101,6 +107,7 @@ def main() -> None:
     model_dir, base, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     model, tokenizer = load(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    import_all(model, tokenizer)
     chooser, killed, runs, lost = random.Random(seed), 0, [], 0
     while killed < kills or not lost:
         directory, counter = base / str(len(runs)), mmap.mmap(-1, 8)

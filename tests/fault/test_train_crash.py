@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sqlite3
@@ -25,25 +24,25 @@ import pytest
 from appliance.flows.catalog import find_run, plan_of
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
+from appliance.flows.run import selftest
 from appliance.flows.run.following import window_of
+from appliance.flows.run.hardware import engine_options
+from appliance.flows.run.plan import load
+from appliance.flows.run.reserve import reserve
 from appliance.flows.run.starting import mark_started
 from appliance.privacy import journal
-from tests.e2e.conftest import Appliance
+from tests.e2e.conftest import Appliance, copy_home, in_place, keep, rewrite, unlocked
 
 STEPS, SPARE = 4000, 30  # of the interrupted home: far more steps than can be made before its worker is stopped
 RECORDED = window_of(STEPS + SPARE) // 2  # the attempt at which the ledger first records them
 STEPS_PER_KILL = 60
-FEW, FEW_SPARE = 5, 3  # of the hidden run: one attempt at a time is permitted
+FEW, FEW_SPARE = 100, 60  # of the hidden run
+WINDOW = window_of(FEW + FEW_SPARE)  # attempts that are permitted beyond those recorded
 
 
-def write_run_file(appliance: Appliance, path: Path, steps: int, spare: int) -> Path:
+def write_run_file(small_run: Path, path: Path, steps: int, spare: int) -> Path:
     """A run file of many short steps, with attempts to spare for those that a kill loses."""
-    small = ("--steps", str(steps), "--batch", "12", "--max-tokens", "32", "--rank", "1")
-    appliance("train", "plan", "notes", "tiny", "--epsilon", "2", "--out", str(path), *small)
-    text, written = re.subn(r"spare_steps: \d+\n", f"spare_steps: {spare}\n", path.read_text())
-    assert written == 1
-    path.write_text(text)
-    return path
+    return rewrite(small_run, path, steps=steps, spare_steps=spare, expected_batch_size=12, max_tokens=32, rank=1)
 
 
 def until(condition: Callable[[], Any], what: str, looks: int = 60_000) -> None:
@@ -145,7 +144,8 @@ def interrupt_once_recorded(appliance: Appliance, run_file: Path) -> None:
     try:
         worker = life.find_worker()
         assert worker is not None
-        until(lambda: life.ended or life.attempts() >= RECORDED, "the worker has made some attempts")
+        # With one attempt more in the journal, the one that is recorded has been asked for.
+        until(lambda: life.ended or life.attempts() > RECORDED, "the worker has made some attempts")
         os.kill(worker, signal.SIGSTOP)  # nothing goes on while the ledger is looked at
         until(lambda: life.ended or recorded(appliance) >= RECORDED, "the ledger recorded the journal")
         life.kill(worker)
@@ -156,31 +156,49 @@ def interrupt_once_recorded(appliance: Appliance, run_file: Path) -> None:
         life.kill(life.process.pid)  # its worker dies with it
 
 
+def reserve_and_test(appliance: Appliance, run_file: Path) -> None:
+    """What `train start` does before a worker may have the key: reserve the run and see its engine pass its test."""
+    home = Home.open(appliance.home)
+    run = load(run_file)
+    row = reserve(
+        home, run, engine_options("cpu", "auto", physical_tokens=None, threads=0, choice=run.engine), Operator()
+    )
+    with Desk.open(home, Operator()) as desk:
+        assert selftest.ensure(desk, row).passed
+
+
 @pytest.fixture(scope="session")
-def interrupted_template(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
-    """A sealed home with a run whose worker was killed after the ledger had recorded its journal at least once."""
+def interrupted_template(
+    built_once: Callable[[str, Callable[[Path], None]], Path], template: Path, small_run: Path
+) -> Path:
+    """Two homes with one run of many steps.
+
+    In `tested` it is reserved and its self-test has passed, and in `interrupted` its worker was killed after the ledger
+    had recorded its journal at least once.
+    """
 
     def build(directory: Path) -> None:
-        shutil.copytree(template, directory, dirs_exist_ok=True)
-        (directory / "home").chmod(0o700)
-        appliance = Appliance(directory / "home")
-        appliance("key", "unlock")
-        try:
-            write_run_file(appliance, directory / "run.yaml", STEPS, SPARE)
-            interrupt_once_recorded(appliance, directory / "run.yaml")
-        finally:
-            appliance("key", "lock")
+        run_file = write_run_file(small_run, directory / "run.yaml", STEPS, SPARE)
+        appliance = copy_home(template, directory)
+        with unlocked(appliance):
+            reserve_and_test(appliance, run_file)
+        keep(directory, "tested")
+        with unlocked(appliance):
+            interrupt_once_recorded(appliance, run_file)
+        keep(directory, "interrupted")
 
     return built_once("interrupted-home", build)
 
 
+def one_run(appliance: Appliance) -> Interrupted:
+    (journal_path,) = (appliance.home / "runs").glob("run_*/journal.jsonl")
+    return Interrupted(appliance, journal_path.parent)
+
+
 @pytest.fixture
 def interrupted(interrupted_template: Path, tmp_path: Path) -> Interrupted:
-    """A copy of that home, sealed."""
-    shutil.copytree(interrupted_template, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "home").chmod(0o700)
-    (journal_path,) = (tmp_path / "home" / "runs").glob("run_*/journal.jsonl")
-    return Interrupted(Appliance(tmp_path / "home"), journal_path.parent)
+    """A copy of the home with the interrupted run, sealed."""
+    return one_run(copy_home(interrupted_template / "interrupted", tmp_path))
 
 
 def facts(appliance: Appliance, kind: str) -> list[dict[str, Any]]:
@@ -200,7 +218,7 @@ def row_of(appliance: Appliance, run: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(7200)  # the full count on a busy machine
 def test_killed_at_random_a_run_is_charged_for_every_attempt(
-    appliance: Appliance, tmp_path: Path, stress_count: Callable[[int, int], int]
+    appliance: Appliance, small_run: Path, tmp_path: Path, stress_count: Callable[[int, int], int]
 ) -> None:
     kills = stress_count(4, 100)
     steps, spare = STEPS_PER_KILL * kills, 2 * kills + 10
@@ -208,7 +226,7 @@ def test_killed_at_random_a_run_is_charged_for_every_attempt(
     victims = ["supervisor", "worker"] * (kills // 2 + 1)
     chooser.shuffle(victims)
     made = resumed = 0
-    run_file = write_run_file(appliance, tmp_path / "run.yaml", steps, spare)
+    run_file = write_run_file(small_run, tmp_path / "run.yaml", steps, spare)
     life = Supervised(appliance, "train", "start", str(run_file))
     for whom in victims[:kills]:
         worker = life.find_worker()
@@ -218,7 +236,8 @@ def test_killed_at_random_a_run_is_charged_for_every_attempt(
         life.kill(life.process.pid if whom == "supervisor" else worker)
         until(lambda: gone(life.process.pid) and gone(worker), "both processes are gone")  # noqa: B023
         status, err = life.close()
-        if row_of(appliance, life.run)["state"] == "finished":
+        row = row_of(appliance, life.run)
+        if row["state"] == "finished":
             break
         assert status == (-signal.SIGKILL if whom == "supervisor" else 130), err
         assert whom == "supervisor" or "the reservation stands" in err
@@ -227,7 +246,7 @@ def test_killed_at_random_a_run_is_charged_for_every_attempt(
         assert state.intact
         assert state.sampled >= made, "an attempt was forgotten"
         made = state.sampled
-        assert row_of(appliance, life.run)["charged_attempts"] is None
+        assert row["charged_attempts"] is None
         life, resumed = Supervised(appliance, "train", "resume", life.run), resumed + 1
     status, err = life.close()
     assert status == 0, err
@@ -343,18 +362,14 @@ def hide(appliance: Appliance, run_file: Path, window: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hidden_template(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path) -> Path:
-    """A sealed home with a run that was killed after its first attempt, of which the ledger knows nothing."""
+def hidden_template(built_once: Callable[[str, Callable[[Path], None]], Path], template: Path, small_run: Path) -> Path:
+    """In `hidden` a home with a run that was killed after its first attempts, of which the ledger knows nothing."""
 
     def build(directory: Path) -> None:
-        shutil.copytree(template, directory, dirs_exist_ok=True)
-        (directory / "home").chmod(0o700)
-        appliance = Appliance(directory / "home")
-        appliance("key", "unlock")
-        try:
-            hide(appliance, write_run_file(appliance, directory / "run.yaml", FEW, FEW_SPARE), 1)
-        finally:
-            appliance("key", "lock")
+        appliance = copy_home(template, directory)
+        with unlocked(appliance):
+            hide(appliance, write_run_file(small_run, directory / "run.yaml", FEW, FEW_SPARE), WINDOW)
+        keep(directory, "hidden")
 
     return built_once("hidden-home", build)
 
@@ -362,18 +377,15 @@ def hidden_template(built_once: Callable[[str, Callable[[Path], None]], Path], t
 @pytest.fixture
 def hidden(hidden_template: Path, tmp_path: Path) -> Interrupted:
     """A copy of that home, sealed."""
-    shutil.copytree(hidden_template, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "home").chmod(0o700)
-    (journal_path,) = (tmp_path / "home" / "runs").glob("run_*/journal.jsonl")
-    return Interrupted(Appliance(tmp_path / "home"), journal_path.parent)
+    return one_run(copy_home(hidden_template / "hidden", tmp_path))
 
 
 def test_a_journal_cut_to_its_first_line_and_aborted_is_charged_what_was_made(hidden: Interrupted) -> None:
-    """The former rule charged 0 of 6."""
+    """The former rule charged 0 of them."""
     cut_to_the_first_line(hidden.directory / "journal.jsonl")
     shutil.rmtree(hidden.directory / "snapshots")
     aborted = hidden.appliance.json("train", "abort", hidden.run)
-    assert (aborted["charged_attempts"], aborted["reserved_attempts"]) == (1, FEW + FEW_SPARE)
+    assert (aborted["charged_attempts"], aborted["reserved_attempts"]) == (WINDOW, FEW + FEW_SPARE)
     hidden.appliance("ledger", "verify")
 
 
@@ -381,9 +393,10 @@ def test_a_journal_cut_to_its_first_line_and_aborted_is_charged_what_was_made(hi
 def test_a_journal_that_other_files_of_the_run_belie_is_charged_in_full(hidden: Interrupted, proof: str) -> None:
     cut_to_the_first_line(hidden.directory / "journal.jsonl")
     snapshots = hidden.directory / "snapshots"
-    assert [path.name for path in snapshots.iterdir()] == ["release-000001"]
-    if proof != "release":
-        (snapshots / "release-000001").unlink()
+    releases = sorted(snapshots.iterdir())
+    assert [path.name for path in releases] == [f"release-{step:06d}" for step in range(1, WINDOW + 1)]
+    for release in releases[1:] if proof == "release" else releases:  # the first alone is proof enough
+        release.unlink()
     if proof == "snapshot":
         (snapshots / "snapshot").touch()
     if proof == "adapter":
@@ -392,66 +405,65 @@ def test_a_journal_that_other_files_of_the_run_belie_is_charged_in_full(hidden: 
     assert aborted["charged_attempts"] == aborted["reserved_attempts"] == FEW + FEW_SPARE
 
 
-def test_a_journal_cut_to_its_first_line_is_resumed_with_what_was_made_counted(
-    appliance: Appliance, tmp_path: Path
-) -> None:
-    directory = hide(appliance, write_run_file(appliance, tmp_path / "run.yaml", FEW, FEW_SPARE), 1)
-    cut_to_the_first_line(directory / "journal.jsonl")
-    shutil.rmtree(directory / "snapshots")
-    done = appliance.json("train", "resume", directory.name)
-    assert (done["state"], done["charged_attempts"]) == ("finished", 1 + FEW)
-    assert [f["attempts_left"] for f in facts(appliance, "run.resumed")] == [FEW + FEW_SPARE - 1]
-    appliance("ledger", "verify")
+def test_a_journal_cut_to_its_first_line_is_resumed_with_what_was_made_counted(hidden_template: Path) -> None:
+    with in_place(hidden_template, "hidden") as appliance:
+        directory = one_run(appliance).directory
+        cut_to_the_first_line(directory / "journal.jsonl")
+        shutil.rmtree(directory / "snapshots")
+        done = appliance.json("train", "resume", directory.name)
+        assert (done["state"], done["charged_attempts"]) == ("finished", WINDOW + FEW)
+        assert [f["attempts_left"] for f in facts(appliance, "run.resumed")] == [FEW + FEW_SPARE - WINDOW]
+        appliance("ledger", "verify")
 
 
-def test_forty_five_resumes_from_a_journal_that_was_cut_back_are_charged(appliance: Appliance, tmp_path: Path) -> None:
+def test_forty_five_resumes_from_a_journal_that_was_cut_back_are_charged(hidden: Interrupted) -> None:
     """The former rule charged 0 for them. The worker is played here: it does what it may do and leaves nothing."""
-    steps, spare, window = 100, 60, 3
-    assert window_of(steps + spare) == window
-    directory = hide(appliance, write_run_file(appliance, tmp_path / "run.yaml", steps, spare), window)
-    made, chooser, kept = window, random.Random(7), b""
-    for _ in range(45):
-        shutil.rmtree(directory / "snapshots", ignore_errors=True)
-        kept = kept or (directory / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+    assert WINDOW == 3
+    appliance, directory = hidden.appliance, hidden.directory
+    with unlocked(appliance):
+        made, chooser, kept = WINDOW, random.Random(7), b""
+        for _ in range(45):
+            shutil.rmtree(directory / "snapshots", ignore_errors=True)
+            kept = kept or (directory / "journal.jsonl").read_bytes().splitlines(keepends=True)[0]
+            (directory / "journal.jsonl").write_bytes(kept)
+            with Desk.open(Home.open(appliance.home), Operator()) as desk:
+                row, _ = mark_started(desk, find_run(desk.ledger, directory.name), 1, None)
+            lines = (directory / "journal.jsonl").read_bytes()
+            state = journal.read(directory / "journal.jsonl", row.id)
+            assert state is not None
+            assert state.attempts == row.recorded_attempts >= made
+            mine = chooser.randint(0, WINDOW)
+            with journal.Journal.open(directory / "journal.jsonl", row.id, state.plan_sha256) as played:
+                for _ in range(mine):
+                    played.attempt(plan_of(row).sample_rate, plan_of(row).noise_multiplier)
+            made, kept = made + mine, lines
         (directory / "journal.jsonl").write_bytes(kept)
-        with Desk.open(Home.open(appliance.home), Operator()) as desk:
-            row, _ = mark_started(desk, find_run(desk.ledger, directory.name), 1, None)
-        lines = (directory / "journal.jsonl").read_bytes()
-        state = journal.read(directory / "journal.jsonl", row.id)
-        assert state is not None
-        assert state.attempts == row.recorded_attempts >= made
-        mine = chooser.randint(0, window)
-        with journal.Journal.open(directory / "journal.jsonl", row.id, state.plan_sha256) as played:
-            for _ in range(mine):
-                played.attempt(plan_of(row).sample_rate, plan_of(row).noise_multiplier)
-        made, kept = made + mine, lines
-    (directory / "journal.jsonl").write_bytes(kept)
-    aborted = appliance.json("train", "abort", directory.name)
+        aborted = appliance.json("train", "abort", directory.name)
     assert made > 45
-    assert made <= aborted["charged_attempts"] == 46 * window < aborted["reserved_attempts"]
+    assert made <= aborted["charged_attempts"] == 46 * WINDOW < aborted["reserved_attempts"]
     appliance("ledger", "verify")
 
 
 @pytest.mark.parametrize("worker_lives", [True, False], ids=["while-it-trains", "once-it-was-killed"])
 def test_a_journal_cut_under_its_supervisors_eyes_is_charged_in_full(
-    appliance: Appliance, tmp_path: Path, worker_lives: bool
+    interrupted_template: Path, worker_lives: bool
 ) -> None:
-    run_file = write_run_file(appliance, tmp_path / "run.yaml", STEPS, SPARE)
-    life = Supervised(appliance, "train", "start", str(run_file))
-    try:
-        worker = life.find_worker()
-        assert worker is not None
-        until(lambda: life.ended or life.attempts() >= RECORDED // 2, "the worker has made some attempts")
-        os.kill(life.process.pid, signal.SIGSTOP)
-        os.kill(worker, signal.SIGSTOP)
-        cut_to_the_first_line(life.directory / "journal.jsonl")
-        os.kill(worker, signal.SIGCONT if worker_lives else signal.SIGKILL)
-        os.kill(life.process.pid, signal.SIGCONT)
-        status, err = life.close()
-        assert status == (8 if worker_lives else 130), err
-    finally:
-        life.kill(life.process.pid)
-    if not worker_lives:
-        appliance("train", "abort", life.run)
-    row = row_of(appliance, life.run)
-    assert row["charged_attempts"] == row["reserved_attempts"] == STEPS + SPARE
+    with in_place(interrupted_template, "tested") as appliance:
+        life = Supervised(appliance, "train", "start", str(interrupted_template / "run.yaml"))
+        try:
+            worker = life.find_worker()
+            assert worker is not None
+            until(lambda: life.ended or life.attempts() >= RECORDED // 2, "the worker has made some attempts")
+            os.kill(life.process.pid, signal.SIGSTOP)
+            os.kill(worker, signal.SIGSTOP)
+            cut_to_the_first_line(life.directory / "journal.jsonl")
+            os.kill(worker, signal.SIGCONT if worker_lives else signal.SIGKILL)
+            os.kill(life.process.pid, signal.SIGCONT)
+            status, err = life.close()
+            assert status == (8 if worker_lives else 130), err
+        finally:
+            life.kill(life.process.pid)
+        if not worker_lives:
+            appliance("train", "abort", life.run)
+        row = row_of(appliance, life.run)
+        assert row["charged_attempts"] == row["reserved_attempts"] == STEPS + SPARE

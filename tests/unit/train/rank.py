@@ -2,8 +2,8 @@
 
 A spec has size, units, steps, patience_s, model and directory, and optionally `phases`, `fault` (a trap to put back),
 `master` (host and port where ranks on several hosts meet), `addresses` and `hosts` (of each rank: its address, its
-network namespace). The ranks of a spec are forks of this process, which has imported torch once. Prints what each rank
-saw, by name; size 0 is a run of one process.
+network namespace). The ranks of a spec are forks of this process, which has imported all that they need. Prints what
+each rank saw, by name; size 0 is a run of one process.
 """
 
 from __future__ import annotations
@@ -173,6 +173,13 @@ def together(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(left.read_text()) if left.exists() else {} for _, left in started]
 
 
+def import_all(spec: dict[str, Any]) -> None:
+    """Import what a rank imports when it makes its trainer, so that its forks need not."""
+    trainer(spec, Alone())
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps({name: together(spec) for name, spec in json.loads(sys.argv[1]).items()}))
+    specs = json.loads(sys.argv[1])
+    import_all(next(iter(specs.values())))
+    sys.stdout.write(json.dumps({name: together(spec) for name, spec in specs.items()}))

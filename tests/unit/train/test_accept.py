@@ -35,15 +35,19 @@ def test_every_check_passes_on_the_cpu(accept: Any, tiny_model_dir: Path) -> Non
     assert json.loads(json.dumps(made))["checks"][0]["state"] == "passed"
 
 
-def test_without_cuda_nothing_is_run_and_nothing_accepted() -> None:
+def test_without_cuda_nothing_is_run_and_nothing_accepted(
+    accept: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("not run: this machine has CUDA")
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
-    made = json.loads(done.stdout)
-    assert done.returncode == 3
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    status = accept.main()
+    said = capsys.readouterr()
+    made = json.loads(said.out)
+    assert status == 3
     assert not made["accepted"]
     assert {check["state"] for check in made["checks"]} == {"not run"}
-    assert done.stderr.count("not run") == len(made["checks"])
+    assert said.err.count("not run") == len(made["checks"])
 
 
 def test_the_way_of_a_user_is_gone_and_its_end_is_in_the_ledger(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,19 @@ def observe(model: Path, directory: Path, scenarios: dict[str, dict[str, Any]]) 
     return seen
 
 
-@pytest.fixture(scope="module")
-def seen(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+@pytest.fixture(scope="session")
+def seen(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_dir: Path) -> Seen:
     scenarios: dict[str, dict[str, Any]] = {str(size): {"size": size} for size in (0, 2, 4)}
     scenarios |= {f"{size} phased": {"size": size, "phases": PHASES} for size in (0, 2)}
     # Where ranks would wait for ever, giving up soon is the answer that is expected.
     soon = ("skip empty batches", "die")
     scenarios |= {fault: {"fault": fault, "patience_s": 10 if fault in soon else 600} for fault in FAULTS}
-    return observe(tiny_model_dir, tmp_path_factory.mktemp("ranks"), scenarios)
+
+    def build(directory: Path) -> None:
+        (directory / "seen.json").write_text(json.dumps(observe(tiny_model_dir, directory, scenarios)))
+
+    found: Seen = json.loads((built_once("ranks", build) / "seen.json").read_text())
+    return found
 
 
 def is_one_process(ranks: list[dict[str, Any]], single: dict[str, Any]) -> None:
