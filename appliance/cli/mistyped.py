@@ -46,22 +46,13 @@ def _verb_hint(path: str, context: Any, wrong: str, arguments: Sequence[str]) ->
     if other in known or other.startswith("--"):
         return f"did you mean `{path} {other}`?"
     pairs = [command.split() for command in _commands()]
-    swapped = [
-        f"appliance {noun} {verb}" for noun, verb in pairs if verb in (wrong, *_near(wrong)) and noun in arguments
-    ]
+    verbs = {wrong, *difflib.get_close_matches(wrong, sorted({verb for _, verb in pairs}), n=2, cutoff=0.75)}
+    swapped = [f"appliance {noun} {verb}" for noun, verb in pairs if verb in verbs and noun in arguments]
     here = [f"{path} {word}" for word in difflib.get_close_matches(wrong, known, n=2, cutoff=0.6)]
     elsewhere = [f"appliance {noun} {verb}" for noun, verb in pairs if verb == wrong]
     if meant := swapped or here or elsewhere[:3]:
         return f"did you mean {_listed(meant)}?"
     return f"`{path} --help` lists what there is"
-
-
-def _near(word: str) -> list[str]:
-    return difflib.get_close_matches(word, sorted(_every_verb()), n=2, cutoff=0.75)
-
-
-def _every_verb() -> set[str]:
-    return {path.split()[-1] for path in _commands()}
 
 
 def _commands() -> Iterator[str]:
