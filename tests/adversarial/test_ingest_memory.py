@@ -11,9 +11,9 @@ import pytest
 from appliance.errors import WillNotFit
 from appliance.flows.data import ingest as flow
 from appliance.isolation import process
-from tests.adversarial.test_words_from_outside import Opened, opened
+from tests.adversarial.test_words_from_outside import Opened, bare, opened
 
-__all__ = ["opened"]
+__all__ = ["bare", "opened"]
 
 
 def use_up() -> list[bytes]:
