@@ -14,7 +14,7 @@ from typing import Any
 
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.models.extent import check_extent
-from appliance.models.foreign_json import MAX_BYTES, parse_object, read_object
+from appliance.models.foreign_json import MAX_BYTES, read_object
 from appliance.models.safetensors_file import read_header
 
 SINGLE = "model.safetensors"
@@ -169,7 +169,8 @@ def _check_config(value: Any, name: str) -> None:
 def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
     """Find the weight files: one file, or an index and what it names. Where both lie there one may be out of date."""
     single = SINGLE in names and _is_file(source, SINGLE)
-    if single and INDEX in names and set(_weight_map(source / INDEX).values()) != {SINGLE}:
+    indexed = INDEX in names and _is_file(source, INDEX)
+    if single and indexed and set(_weight_map(source / INDEX).values()) != {SINGLE}:
         raise DataInvalid(
             f"there are two sets of weights: {SINGLE}, and what {INDEX} names",
             hint="delete the one that is out of date from a copy of the directory",
@@ -177,7 +178,7 @@ def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
         )
     if single:
         return (SINGLE,)
-    if INDEX not in names:
+    if not indexed:
         raise ArtefactMissing(f"there is neither {SINGLE} nor {INDEX}", where=str(source))
     shards = sorted(set(_weight_map(source / INDEX).values()))
     for shard in shards:
@@ -188,8 +189,7 @@ def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    fields = parse_object(index.read_bytes(), INDEX)
-    weight_map = fields.get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataInvalid("the index has no weight map", where=INDEX)
     for name in weight_map.values():

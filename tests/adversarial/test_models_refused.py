@@ -1,6 +1,7 @@
 """Foreign models that must not be imported: each is refused with its own reason, and none runs, hangs or crashes."""
 
 import json
+import os
 import shutil
 import struct
 import time
@@ -109,6 +110,16 @@ def second_weights(model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def index_is_a_pipe(model: Path) -> None:
+    """Whoever opens it waits for ever."""
+    os.mkfifo(model / "model.safetensors.index.json")
+
+
+def huge_index(model: Path) -> None:
+    with (model / "model.safetensors.index.json").open("w") as file:
+        file.truncate(1 << 40)
+
+
 DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     # what could run code
     "pickle beside safetensors": (write("pytorch_model.bin", b"\x80\x04"), DataInvalid, "pickled weights"),
@@ -131,6 +142,8 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         "_implementation",
     ),
     "weights named elsewhere": (edit("config.json", transformers_weights="../x.bin"), DataInvalid, "elsewhere"),
+    "index is a pipe": (index_is_a_pipe, DataInvalid, "not a regular file"),
+    "index of a terabyte": (huge_index, DataInvalid, "larger than"),
     "weights of two models": (second_weights, DataInvalid, "two sets of weights"),
     # links
     "weights linked outside": (link_out("model.safetensors"), DataInvalid, "leaves the model"),
