@@ -45,7 +45,6 @@ def lines(expected: Forecast) -> list[str]:
     fields = [
         *_memory(expected),
         ("physical batch", f"{engine.physical_tokens} tokens at once, {engine.dtype} on {engine.device}"),
-        *([("not used", f"{expected.room.idle}: `--device cuda` computes on it")] if expected.room.idle else []),
     ]
     if time is None:
         fields.append(("time", "not known before a self-test has measured this GPU; every run begins with one"))
@@ -53,6 +52,11 @@ def lines(expected: Forecast) -> list[str]:
         spoken = f"{_duration(time.least)} to {_duration(time.most)}"
         fields.append(("time", f"{spoken}, if every record has the greatest length"))
     return render.fields(fields)
+
+
+def unused(idle_gpu: str) -> list[str]:
+    """Name a GPU that a run planned for the CPU leaves idle, if there is one."""
+    return render.fields([("not used", f"{idle_gpu}: `--device cuda` computes on it")]) if idle_gpu else []
 
 
 def _memory(expected: Forecast) -> list[tuple[str, str]]:
@@ -101,7 +105,6 @@ def document(expected: Forecast, rows: Sequence[Alternative]) -> dict[str, Any]:
         "host_memory_bytes": expected.need.host,
         "host_memory_available": expected.room.host,
         "gpu": expected.room.name or None,
-        "idle_gpu": expected.room.idle or None,
         "physical_tokens": expected.engine.physical_tokens,
         "seconds": None if time is None else [round(time.least), round(time.most)],
         "alternatives": [_alternative(row) for row in rows],

@@ -22,7 +22,7 @@ from appliance.flows.run import plan as plan_flow
 from appliance.flows.run import train as train_flow
 from appliance.flows.run.alternatives import Alternative, list_alternatives
 from appliance.flows.run.forecast import Forecast
-from appliance.flows.run.hardware import engine_options
+from appliance.flows.run.hardware import engine_options, idle_gpu
 from appliance.flows.run.partners import Partners
 from appliance.flows.run.plan import PlanRequest, Resolved
 from appliance.jobs.job import EngineOptions
@@ -76,13 +76,16 @@ class _Draft:
     afforded: Afforded
     expected: Forecast
     others: list[Alternative]
+    idle_gpu: str
 
     def document(self) -> dict[str, Any]:
         parts = {**runs.plan_document(self.resolved), **planning.document(self.expected, self.others)}
+        parts |= {"idle_gpu": self.idle_gpu or None}
         return {**parts, **spending.afforded_document(self.afforded), "run_file": self.text}
 
     def lines(self, out: Path | None, dry_run: bool) -> list[str]:
-        lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected), ""]
+        lines = [*runs.plan_lines(self.resolved, self.afforded), *planning.lines(self.expected)]
+        lines += [*planning.unused(self.idle_gpu), ""]
         device = self.expected.engine.device
         start = f"appliance train start {out}" + (f" --device {device}" if device != "cpu" else "")
         written = f"would write {out}" if dry_run else f"wrote {out}; start it with `{start}`"
@@ -94,7 +97,8 @@ def _draft(home: Home, run: RunFile, device: str, dtype: str, memory: int | None
     resolved, afforded = plan_flow.preview(home, run)
     expected = forecast.forecast(home, resolved, _engine(device, dtype, None, 0, run, memory=memory), memory)
     others = list_alternatives(home, resolved)
-    return _Draft(run_files.render(run), resolved, afforded, expected, others)
+    idle = idle_gpu() if expected.engine.device == "cpu" else ""
+    return _Draft(run_files.render(run), resolved, afforded, expected, others, idle)
 
 
 @app.command()

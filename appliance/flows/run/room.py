@@ -14,7 +14,7 @@ from appliance.errors import WillNotFit
 from appliance.estimate.gpu_memory import host_bytes
 from appliance.estimate.memory import footprint
 from appliance.estimate.parts import MIB, Workload
-from appliance.flows.run.hardware import available_memory, idle_gpu, smallest_gpu
+from appliance.flows.run.hardware import available_memory, smallest_gpu
 from appliance.jobs.job import EngineOptions
 
 MARGIN = 1.1
@@ -30,13 +30,11 @@ class Room:
       host: of this machine, for all processes together.
       gpu: of the GPU that each process has; None on the CPU, and where the driver does not say.
       name: of the smallest GPU that would be used; empty where it is not known.
-      idle: name of a GPU that is there and would not be used.
     """
 
     host: int
     gpu: int | None = None
     name: str = ""
-    idle: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +56,7 @@ def here(engine: EngineOptions, memory: int | None = None) -> Room:
       WillNotFit: fewer GPUs than processes.
     """
     if engine.device == "cpu":
-        return Room(host=available_memory() if memory is None else memory, idle=idle_gpu())
+        return Room(host=available_memory() if memory is None else memory)
     if memory is not None:
         return Room(host=available_memory(), gpu=memory)
     gpu = smallest_gpu(engine.nproc)
