@@ -20,6 +20,7 @@ from appliance.estimate.parts import (
     micro_batch,
     weight_bytes,
 )
+from appliance.estimate.shape import Shape
 
 CONTEXT = 1040 * MIB
 """The CUDA context with the code of the kernels that ran; the driver counts it, torch does not."""
@@ -74,9 +75,12 @@ def gap_bytes(workload: Workload) -> int:
 
 def share_apart(workload: Workload) -> float:
     """State the share of the layers that compute in memory of their own, or leave gaps."""
-    experts, layers = workload.shape.experts, workload.shape.layers
-    routed = max(0, layers - experts.dense_layers) if experts is not None else 0
-    return 1.0 if workload.engine.cuda_graphs else routed / layers
+    return 1.0 if workload.engine.cuda_graphs else _routed(workload.shape) / workload.shape.layers
+
+
+def _routed(shape: Shape) -> int:
+    """Count the layers that route for experts."""
+    return max(0, shape.layers - shape.experts.dense_layers) if shape.experts is not None else 0
 
 
 def _layers(workload: Workload, tokens: int, length: int) -> list[float]:
@@ -111,6 +115,8 @@ def _backward(workload: Workload, tokens: int, length: int) -> float:
     if attends_plainly(shape, e, "cuda"):  # gradients of the probabilities and of the scores, when the MLP is done
         pairs = 2 * e * shape.heads * length
         buffers = max(buffers, pairs - mlp_bytes(shape, workload.lora, e, 0))
+    if _routed(shape):  # not counted: routing needs values, so as much is allowed as ever
+        buffers = max(buffers, (3 * shape.intermediate + 5 * shape.hidden) * e)
     if not workload.engine.gradient_checkpointing:
         return tokens * (buffers + 2 * shape.hidden * e)
     return tokens * (buffers + 3 * shape.hidden * e) + max(_layers(workload, tokens, length))

@@ -31,8 +31,8 @@ _TERMS = {"cpu": 4096, "cuda": 32768}
 def piece_rows(device: torch.device) -> int:
     """Choose how many supervised positions' logits exist at once: more gains nothing on a CPU, enough fill a GPU.
 
-    On a GPU 1,024 took more memory at small micro-batches than all of plain LoRA's logits; at 384 none of them exceeds
-    1.1 of its memory (`tests/unit/estimate/test_estimate_peft.py`).
+    On a GPU 1,024 took up to 1.31 of plain LoRA's memory at small micro-batches. At 384 none of the shapes that
+    `tests/unit/estimate/test_estimate_peft.py` counts takes more than 1.1.
     """
     return 128 if device.type == "cpu" else 384
 

@@ -107,6 +107,8 @@ def test_room_is_left_for_graphs_and_for_layers_that_route_and_for_no_other() ->
     routing = replace(workload, shape=replace(workload.shape, experts=replace(experts, dense_layers=1)))
     graphs = replace(workload, engine=workload.engine.model_copy(update={"cuda_graphs": True}))
     assert [share_apart(one) for one in (workload, routing, graphs)] == [0.0, 0.75, 1.0]
+    # A layer that routes cannot be counted here; it is never allowed less than a dense one.
+    assert gpu_memory._backward(routing, 4096, 512) > gpu_memory._backward(workload, 4096, 512)
 
 
 @pytest.mark.parametrize("term", ["layer_bytes", "_backward", "_inputs"])
