@@ -15,7 +15,7 @@ from appliance.isolation import interpreter
 from appliance.ledger.heads import TreeHead
 from appliance.store import keyslots
 from appliance.store.charge import Charge, send
-from appliance.store.client import AgentStatus
+from appliance.store.client import AgentClient, AgentStatus
 from appliance.store.keys import RootKey, body_public_key, read_body_public_key
 
 
@@ -52,8 +52,7 @@ def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int)
 def _end_agent(home: Home, wait_s: float = 20.0) -> None:
     """End the key agent that runs, if one does; what it would answer meanwhile is that the store is sealed."""
     client, deadline = home.agent(), time.monotonic() + wait_s
-    if client.status().state == "unsealed":
-        client.lock()
+    _tell_to_lock(client)
     while client.status().state == "unsealed" and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -115,12 +114,23 @@ def _in(seconds: int) -> str:
 
 def lock(home: Home, operator: Operator) -> bool:
     """End the key agent; returns False if the store was sealed already."""
-    client = home.agent()
-    if client.status().state != "unsealed":
+    if not _tell_to_lock(home.agent()):
         return False
-    client.lock()
     with Desk.open(home, operator) as desk:
         desk.record(KeyLocked())
+    return True
+
+
+def _tell_to_lock(client: AgentClient) -> bool:
+    """Tell the agent to forget its keys; returns False if none runs, or if it ended by itself before it heard this."""
+    if client.status().state == "sealed":
+        return False
+    try:
+        client.lock()
+    except KeyUnavailable:
+        if client.status().state == "unsealed":
+            raise
+        return False
     return True
 
 

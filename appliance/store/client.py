@@ -60,11 +60,18 @@ class AgentClient:
         self._path = socket_path
 
     def status(self) -> AgentStatus:
-        """Ask who unsealed the store and until when; "sealed" if no agent runs."""
+        """Ask who unsealed the store and until when; "sealed" if no agent runs, or if it ends before it answers."""
         connection = self._connect()
         if connection is None:
             return AgentStatus("sealed")
-        reply = self._talk(connection, StatusRequest())
+        try:
+            reply = self._talk(connection, StatusRequest())
+        except KeyUnavailable:
+            # An agent that ends takes its socket away, then resets who still waits in line: look once more.
+            connection = self._connect()
+            if connection is None:
+                return AgentStatus("sealed")
+            reply = self._talk(connection, StatusRequest())
         return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
 
     def lock(self) -> None:

@@ -18,7 +18,8 @@ from appliance.errors import Busy, IntegrityError, IsolationViolated, KeyUnavail
 from appliance.store import nodes
 from appliance.store.agent import AgentClient, AgentStatus, _Agent, serve
 from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint_key
-from appliance.store.protocol import MAX_MESSAGE
+from appliance.store.protocol import MAX_MESSAGE, LockRequest, send_message
+from appliance.values import to_json
 
 REPO = Path(__file__).parents[3]
 STORE_ID, SECRET = "0f" * 16, bytes(range(32))
@@ -142,6 +143,19 @@ def test_lock_zeroes_and_exits(path, start):
     assert child.returncode == 0
     assert not path.exists()
     assert AgentClient(path).status().state == "sealed"
+
+
+def test_who_waits_in_line_at_an_agent_that_ends_is_told_that_it_is_sealed(path, start, monkeypatch):
+    child = start()
+    waiting, at_once = AgentClient(path), AgentClient(path)._connect
+    with connected(path):  # it is heard first and says nothing: both others are in line until its time is up
+        with connected(path) as locker:
+            send_message(locker, to_json(LockRequest()))
+            lines = [at_once()]
+            monkeypatch.setattr(waiting, "_connect", lambda: lines.pop() if lines else at_once())
+            assert waiting.status() == AgentStatus("sealed")
+    assert not lines
+    assert child.wait(timeout=30) == 0
 
 
 def test_lock_zeroes_before_it_answers(tmp_path, ring):
