@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from appliance.store.protocol import (
 )
 from appliance.values import Value, to_json
 
-_REPLY_WITHIN_S = 60.0
+_REPLY_WITHIN_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,11 @@ class AgentClient:
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            connection.settimeout(_REPLY_WITHIN_S)
+            # With `settimeout` a full line would refuse it at once; so it waits for a place.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _REPLY_WITHIN_S, 0))
             with address(self._path) as name:
                 connection.connect(name)
+            connection.settimeout(_REPLY_WITHIN_S)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             connection.close()
             return None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,14 +149,21 @@ def test_lock_zeroes_and_exits(path, start):
 def test_who_waits_in_line_at_an_agent_that_ends_is_told_that_it_is_sealed(path, start, monkeypatch):
     child = start()
     waiting, at_once = AgentClient(path), AgentClient(path)._connect
-    with connected(path):  # it is heard first and says nothing: both others are in line until its time is up
-        with connected(path) as locker:
-            send_message(locker, to_json(LockRequest()))
-            lines = [at_once()]
-            monkeypatch.setattr(waiting, "_connect", lambda: lines.pop() if lines else at_once())
-            assert waiting.status() == AgentStatus("sealed")
+    # The first is heard first and says nothing: both others are in line until its time is up.
+    with connected(path), connected(path) as locker:
+        send_message(locker, to_json(LockRequest()))
+        lines = [at_once()]
+        monkeypatch.setattr(waiting, "_connect", lambda: lines.pop() if lines else at_once())
+        assert waiting.status() == AgentStatus("sealed")
     assert not lines
     assert child.wait(timeout=30) == 0
+
+
+def test_more_clients_than_the_line_has_places_wait_for_one(path, start):
+    start()
+    with connected(path), ThreadPoolExecutor(30) as pool:  # the first says nothing until the agent hangs up
+        answers = list(pool.map(lambda _: AgentClient(path).status().state, range(30)))
+    assert answers == ["unsealed"] * 30
 
 
 def test_lock_zeroes_before_it_answers(tmp_path, ring):
