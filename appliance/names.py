@@ -14,6 +14,9 @@ from appliance.errors import UsageError
 
 WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _JOINERS = "\u200c\u200d"  # they belong to words of Persian and other languages, and to emoji
+# Letters, marks and a pattern to Unicode, and nothing to the eye; selectors of variants and joiners alone are neither.
+_FILLERS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]")
+_SEEN = re.compile(r"[^\s\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 LONGEST_LINE = 500
 
 
@@ -35,7 +38,7 @@ def require_line(text: str, what: str, longest: int = LONGEST_LINE) -> str:
 
 def line(text: str, longest: int = LONGEST_LINE) -> str:
     """Take `text` as one line of writing. Raises ValueError unless it is one."""
-    if not 1 <= len(text) <= longest or text.isspace():
+    if not 1 <= len(text) <= longest or not _SEEN.search(text):
         raise ValueError(f"has 1 to {longest} characters, not all of them blanks")
     if is_unruly(text):
         raise ValueError("has no control characters, line ends, directions of writing or other unseen characters")
@@ -48,11 +51,15 @@ def is_unruly(text: str) -> bool:
     >>> is_unruly("Zoë ‌می"), is_unruly("a\x1b[2J"), is_unruly("a\u202eb")
     (False, True, True)
     """
-    return not text.isprintable() and any(map(_unruly, text))
+    return not _is_plain(text) and any(map(_unruly, text))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isprintable() and not _FILLERS.search(text)
 
 
 def _unruly(character: str) -> bool:
-    return not (character.isprintable() or character in _JOINERS or category(character) == "Zs")
+    return not (_is_plain(character) or character in _JOINERS or category(character) == "Zs")
 
 
 def visible(text: str) -> str:
@@ -63,7 +70,7 @@ def visible(text: str) -> str:
     >>> print(visible("a\x1b[2J\nb\u202ec"), visible("caf\udce9"))
     a\x1b[2J\nb\u202ec caf\xe9
     """
-    return text if text.isprintable() else "".join(_escape(one) if _unruly(one) else one for one in text)
+    return text if _is_plain(text) else "".join(_escape(one) if _unruly(one) else one for one in text)
 
 
 def _escape(character: str) -> str:

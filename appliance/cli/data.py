@@ -64,7 +64,7 @@ def ingest(
         str, typer.Option(help="Of CSV and TSV: utf-8 or windows-1252. Found out unless it is said.")
     ] = "",
     sheet: Annotated[
-        str, typer.Option(help="Of a workbook: the name of the sheet. The first one unless it is said.")
+        str, typer.Option(help="Of a workbook: the name of the sheet. The first that is not hidden unless it is said.")
     ] = "",
     unescape_html: Annotated[bool, typer.Option(help="Turn HTML entities such as &amp; into characters.")] = False,
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from appliance.errors import DataInvalid
 
 Said = tuple[str, str]
@@ -34,7 +32,9 @@ def write_prompt(tokenizer: Any, template: str, said: Sequence[Said]) -> str:
     messages = [{"role": role, "content": text} for role, text in said]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError):
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a template is a stranger's program and fails in every way
         raise DataInvalid("the model's chat template refuses this conversation") from None
 
 

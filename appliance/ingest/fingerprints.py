@@ -73,9 +73,11 @@ class Fingerprinter:
           parts: of the record.
           sources: texts that the row is a part of.
         """
-        texts = _texts(fields)
+        spoken = {text for role, text in parts if role != "system"}
+        given = {text for role, text in parts if role == "system"} - spoken
+        texts = [(text, text in given) for text in _texts(fields)]
         cells = [(words(text), shared) for text, shared in texts]
-        used = [words(text) for text, _ in _texts({name: fields.get(name) for name in columns})]
+        used = [words(text) for text in _texts({name: fields.get(name) for name in columns})]
         said = [words(text) for role, text in parts if role != "system"]
         found = {"".join(cell) for cell, shared in cells if not shared and _is_long(cell, LONG_ENOUGH)}
         longer = [*sources, *(text for text, shared in texts if not shared)]
@@ -101,21 +103,20 @@ def _hash(data: str | bytes, key: bytes) -> bytes:
     return digest
 
 
-def _texts(fields: dict[str, Any]) -> list[tuple[str, bool]]:
-    """List every scalar of a row as text, in order, and whether it belongs to a system message."""
-    found: list[tuple[str, bool]] = []
-    stack: list[tuple[Any, bool]] = [(fields, False)]
+def _texts(fields: dict[str, Any]) -> list[str]:
+    """List every scalar of a row as text, in order."""
+    found: list[str] = []
+    stack: list[Any] = [fields]
     while stack:
-        value, shared = stack.pop()
+        value = stack.pop()
         if type(value) is str:
-            found.append((value, shared))
+            found.append(value)
         elif type(value) is dict:
-            shared = shared or value.get("role") == "system"
-            stack.extend([(part, shared) for part in reversed(value.values())])
+            stack.extend(reversed(value.values()))
         elif type(value) is list:
-            stack.extend([(part, shared) for part in reversed(value)])
+            stack.extend(reversed(value))
         elif value is not None:
-            found.append((str(value), shared))
+            found.append(str(value))
     return found
 
 

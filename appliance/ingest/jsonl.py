@@ -15,6 +15,7 @@ from appliance.errors import DataInvalid
 from appliance.ingest.source import BadRow, Row, RowRefused, lines, too_long
 
 _ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
+_CHEAP = 1 << 24  # bytes that looking for the keys of one line may pass over
 
 
 def read_jsonl(path: Path, limit: int) -> Iterator[Row | BadRow]:
@@ -59,7 +60,8 @@ def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
 
     orjson keeps the last of two equal keys. Every key of the text is quoted, and a quoted key cannot be part of a
     string, whose own quotes are escaped. So if each key is found as often in the bytes as in the value, none was
-    dropped. Only a key that needs or may use an escape can hide from the count; then the answer is True.
+    dropped. Only a key that needs or may use an escape can hide from the count; then the answer is True, as it is where
+    a long line has so many keys that counting them all takes longer than parsing the line again.
     """
     if b"\\u" in line:
         return True
@@ -72,6 +74,8 @@ def _may_repeat(line: bytes, value: dict[str, Any]) -> bool:
                 counts[key] = counts.get(key, 0) + 1
             item = item.values()
         stack.extend([part for part in item if type(part) is dict or type(part) is list])
+    if len(counts) * len(line) > _CHEAP:
+        return True
     for key, count in counts.items():
         quoted = _quote(key)
         if quoted is None or line.count(quoted) != count:

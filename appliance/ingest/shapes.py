@@ -18,6 +18,7 @@ MAX_KEPT = 256
 """Characters of a kept value; what is longer is a text and not a category."""
 
 _CHAT_ROLES = frozenset(ROLES["chat"])
+_NOTHING = (None, "", [], "[]", "null")
 # The names that collections in the ShareGPT form use.
 _SHAREGPT_ROLES = {
     "system": "system",
@@ -122,6 +123,7 @@ def _as_chat(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
     messages = fields.get("messages")
     if type(messages) is not list or not messages:
         raise RowRefused("'messages' is not a list of messages")
+    _require_nothing_beside(fields, "tools", "functions")
     parts = tuple(_message(message, number) for number, message in enumerate(messages, 1))
     if not any(role == "assistant" for role, _ in parts):
         raise RowRefused("has no message of the assistant, so there is nothing to learn")
@@ -136,7 +138,7 @@ def _message(message: Any, number: int) -> tuple[str, str]:
         raise RowRefused(f"message {number} has a role that is not one of {', '.join(ROLES['chat'])}")
     if type(content) is not str:
         raise RowRefused(f"message {number} has no text as its content")
-    if message.get("weight", 1) != 1:
+    if message.get("weight") not in (None, 1):
         raise RowRefused(f"message {number} has a weight that is not 1: all that the assistant says is learned")
     if any(value is not None for key, value in message.items() if key not in ("role", "content", "weight")):
         # Dropping a tool call or an image silently would train on something other than what was given.
@@ -144,11 +146,21 @@ def _message(message: Any, number: int) -> tuple[str, str]:
     return role, _require_text(content, f"content of message {number}")
 
 
+def _require_nothing_beside(fields: dict[str, Any], *columns: str) -> None:
+    """Refuse a conversation that had more before it than its messages: without that the answers mean something else."""
+    for column in columns:
+        if fields.get(column) not in _NOTHING:
+            raise RowRefused(f"has '{column}' beside it, which would be left out")
+
+
 def _as_sharegpt(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
     turns = fields.get("conversations")
     if type(turns) is not list or not turns:
         raise RowRefused("'conversations' is not a list of turns")
-    return _as_chat({"messages": [_turn(turn, number) for number, turn in enumerate(turns, 1)]})
+    _require_nothing_beside(fields, "tools", "functions")
+    told = fields.get("system")
+    opening = [] if told in _NOTHING else [{"role": "system", "content": told}]
+    return _as_chat({"messages": [*opening, *(_turn(turn, number) for number, turn in enumerate(turns, 1))]})
 
 
 def _turn(turn: Any, number: int) -> dict[str, Any]:
@@ -164,6 +176,7 @@ def _turn(turn: Any, number: int) -> dict[str, Any]:
 
 def _as_alpaca(fields: dict[str, Any]) -> tuple[RecordKind, Parts]:
     """Join the instruction and, two lines below, its input where there is one; the answer is `output`."""
+    _require_nothing_beside(fields, "system", "history")
     instruction = _require_text(_column(fields, "instruction"), "instruction")
     given = fields.get("input")
     if given is not None and type(given) is not str:

@@ -6,6 +6,7 @@ zip member gives no more bytes than the archive says.
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ _ROWS = 1 << 20  # that a sheet can have
 _MEMBERS = 10_000
 _UNPACKED_FREE = 64 << 20  # bytes that any workbook may unpack to
 _RATIO = 100  # bytes for each further byte of the file; sheets of one phrase pack forty to one
+# How a cell's text has what XML does not hold, and ends of lines (ECMA-376, 22.9.2.19); half a pair is no character.
+_ESCAPED = re.compile("_x((?![Dd][89A-Fa-f])[0-9A-Fa-f]{4})_")
 _DAMAGED = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError, zipfile.BadZipFile, zlib.error,
@@ -37,7 +40,7 @@ def read_sheet(path: Path, sheet: str, limit: int, required: tuple[str, ...]) ->
 
     Args:
       path: a regular file.
-      sheet: its name; empty is the first one.
+      sheet: its name; empty is the first one that is not hidden.
       limit: longest row in bytes.
       required: columns that must be there.
 
@@ -94,7 +97,8 @@ def _choose(path: Path, book: Any, name: str) -> Any:
         raise _damaged(path)
     if name and name not in sheets:
         raise UsageError("the workbook has no sheet of that name", hint="sheets are named as on their tabs")
-    chosen = sheets[name] if name else next(iter(sheets.values()))
+    seen = [sheet for sheet in sheets.values() if sheet.sheet_state == "visible"]
+    chosen = sheets[name] if name else [*seen, *sheets.values()][0]
     chosen.reset_dimensions()  # what the file says of its extent may be wrong
     return chosen
 
@@ -134,6 +138,8 @@ def _value(cell: Any) -> Any:
         return None
     if type(cell.value) is datetime and not any(mark in cell.number_format.lower() for mark in "hs"):
         return cell.value.date().isoformat()  # a day without a time
+    if type(cell.value) is str:
+        return _ESCAPED.sub(lambda code: chr(int(code[1], 16)), cell.value)
     return plain(cell.value)
 
 

@@ -37,6 +37,14 @@ _FOREIGN = {
     b"ORC": ("an ORC file", "convert it to JSONL"),
     b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it first"),
     b"PAR1": ("a Parquet file", "it is read with --format parquet"),
+    b"BZh": ("a bzip2 file", "unpack it first"),
+    b"\xfd7zXZ": ("an xz file", "unpack it first"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it first"),
+    b"Rar!": ("a rar archive", "unpack it first"),
+    b"{\\rtf": ("a rich text document", "save it as plain text"),
+    b"ARROW1": ("an Arrow file", "convert it to Parquet or JSONL"),
+    b"Obj\x01": ("an Avro file", "convert it to JSONL"),
+    b"SQLite": ("an SQLite database", "export its table to CSV"),
 }
 
 
@@ -196,7 +204,7 @@ def _damaged(where: str, offset: int) -> DataInvalid:
 
 
 def _skip_mark(stream: io.BufferedReader[Any], path: Path) -> int:
-    head = stream.peek(4)[:4]
+    head = stream.peek(8)[:8]
     for magic, (kind, hint) in _FOREIGN.items():
         if head.startswith(magic):
             raise DataInvalid(f"this is {kind}", hint=hint, where=str(path))

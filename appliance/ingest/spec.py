@@ -77,7 +77,7 @@ class IngestSpec:
       keep: columns whose value is sealed beside every record, for the filters of a curriculum.
       delimiter: of CSV, what stands between columns; empty finds it out for each file (`ingest.dialect`).
       encoding: of CSV and TSV, one of `ingest.dialect.ENCODINGS`; empty finds it out for each file.
-      sheet: of a workbook, the name of the sheet; empty is the first one.
+      sheet: of a workbook, the name of the sheet; empty is the first one that is not hidden.
       max_row_bytes: longer rows are rejected; it bounds the memory a row can take.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from appliance.errors import ConfigInvalid
+from appliance.names import is_unruly
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
@@ -69,6 +70,7 @@ def load(data: bytes, where: str) -> Document:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigInvalid("the file is not UTF-8", where=f"{where}:{line}") from None
+    _require_visible(text, where)
     try:
         return _Builder(text, where).document()
     except yaml.MarkedYAMLError as error:
@@ -78,6 +80,14 @@ def load(data: bytes, where: str) -> Document:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         # PyYAML lets a few bare errors through, for example from an escape beyond the last code point.
         raise ConfigInvalid("not valid YAML: a character or an escape that YAML does not allow", where=where) from None
+
+
+def _require_visible(text: str, where: str) -> None:
+    """Refuse characters by which a file reads otherwise to a person: U+2028 ends a comment here and in no editor."""
+    for number, line in enumerate(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"), start=1):
+        if is_unruly(line.replace("\t", " ")):
+            hint = "as are control characters, changes of direction and ends of lines that few editors show"
+            raise ConfigInvalid("a character that is not seen is not accepted", hint=hint, where=f"{where}:{number}")
 
 
 class _Builder:

@@ -12,6 +12,7 @@ from appliance.errors import ConfigInvalid
 from appliance.jobs.plan import Phase, PrivacyPlan, UnitOfPrivacy
 from appliance.privacy.accounting import MOST_ATTEMPTS, PRV_ALLOWANCE, calibrate_schedule, composition, epsilon_pld
 from appliance.privacy.lifetime import UNITS_PER_DELTA, lifetime_delta, run_delta
+from appliance.privacy.sampler import grid
 
 
 def make_plan(
@@ -60,6 +61,7 @@ def make_plan(
     if not 2 * PRV_ALLOWANCE <= epsilon < math.inf:
         raise ConfigInvalid(f"epsilon must be at least {2 * PRV_ALLOWANCE:g}", where="privacy.epsilon")
     target_delta = _target_delta(delta, declared_units)
+    grid(max_grad_norm, trainable_parameters)  # one that has no grid is refused before anything is reserved
     try:
         draft = PrivacyPlan(
             phases=tuple(phases),

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-import jinja2
-
 Piece = tuple[str, bool]
 """Text and whether it is supervised."""
 
@@ -112,7 +110,9 @@ class ChatTemplate:
         messages = [{"role": role, "content": text} for role, text in parts]
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError):
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - a template is a stranger's program and fails in every way
             return None
 
 

@@ -103,6 +103,17 @@ def test_without_the_check_a_repeated_key_would_pass(tmp_path: Path, monkeypatch
     assert run(file)[0] == ["b"]
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("again", [b"", b', "k7": 0'])
+def test_a_line_of_a_hundred_thousand_keys_takes_no_minutes(tmp_path: Path, again: bytes) -> None:
+    """Each key was looked for in the whole line: two minutes for a megabyte."""
+    keys = b", ".join(b'"k%d": %d' % (n, n) for n in range(100_000))
+    (tmp_path / "f").write_bytes(b'{"text": "a", ' + keys + again + b"}\n" + GOOD)
+    texts, ingestion = run(tmp_path / "f", max_row_bytes=4 << 20)
+    assert texts == (["good"] if again else ["a", "good"])
+    assert [bad.reason for bad in ingestion.rejected] == (["a key stands twice in one object"] if again else [])
+
+
 def test_keys_that_only_look_repeated_are_kept(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"text": 'he said "text": and "text" again'},
@@ -217,6 +228,11 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "zip": (b"PK\x03\x04....", "zip archive"),
     "zstd": (b"\x28\xb5\x2f\xfd....", "zstd"),
     "Parquet": (b"PAR1....", "Parquet"),
+    "bzip2": (b"BZh91AY&SY", "bzip2"),
+    "xz": (b"\xfd7zXZ\0\0", "xz file"),
+    "7z": (b"7z\xbc\xaf\x27\x1c", "7z archive"),
+    "rich text": (rb"{\rtf1\ansi Hello}", "rich text"),
+    "SQLite": (b"SQLite format 3\0", "SQLite"),
     "gzip without a body": (b"\x1f\x8b", "damaged"),
     "gzip cut off": (gzip.compress(GOOD * 1000)[:-20], "damaged"),
     "gzip with a wrong sum": (gzip.compress(GOOD)[:-8] + b"12345678", "damaged"),

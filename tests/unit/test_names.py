@@ -31,6 +31,10 @@ UNRULY = {
     "half a surrogate pair": "a\ud800b",
     "private use": "a\ue000b",
     "a tag": "a\U000e0041b",
+    "Hangul filler": "a\u3164b",
+    "half width filler": "a\uffa0b",
+    "pattern without dots": "a\u2800b",
+    "mark that joins nothing": "a\u034fb",
 }
 NO_WORDS = ["", " ", "..", "../up", "a/b", "/etc", ".hidden", "-option", "a b", "Zoë", "a" * 129, "a\n", "a:b", "a\\b"]
 LINES = ["Zoë Müller-Ångström", "می‌خواهم", "患者 記録", "👩‍⚕️", "O'Brien <ann@example>", "a\u00a0b", "a\u3000b", "../up"]
@@ -50,7 +54,7 @@ def test_words_are_names(text: str) -> None:
     assert require_word(text, "dataset") == TypeAdapter(Word).validate_python(text) == text
 
 
-@pytest.mark.parametrize("text", [*UNRULY.values(), "", " ", "\u3000", "a" * 501])
+@pytest.mark.parametrize("text", [*UNRULY.values(), "", " ", "\u3000", "\u200d", "\ufe0f \u200c", "a" * 501])
 def test_what_is_not_one_line_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^a reason has "):
         require_line(text, "a reason")

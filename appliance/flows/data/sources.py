@@ -33,7 +33,16 @@ _FOREIGN = {
     **dict.fromkeys(
         (".feather", ".arrow", ".orc"), "such columnar files are not read: convert them to Parquet or JSONL"
     ),
-    **dict.fromkeys((".docx", ".doc", ".pdf", ".rtf", ".odt"), "documents are not read: save them as plain text"),
+    **dict.fromkeys(
+        (".docx", ".doc", ".pdf", ".rtf", ".odt", ".html", ".htm", ".xml", ".epub", ".eml"),
+        "documents are not read: save them as plain text",
+    ),
+    **dict.fromkeys(
+        (".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "of packed files only .gz is read: unpack it"
+    ),
+    **dict.fromkeys(
+        (".db", ".sqlite", ".mdb", ".sav", ".dta", ".sas7bdat", ".avro"), "export the table to CSV UTF-8, or to JSONL"
+    ),
 }
 """What is often brought and not read, and what to do about it."""
 

@@ -56,6 +56,12 @@ SPELLINGS = {
     "Angstrom sign": NAME.replace("Å", "\u212b"),
     "ligature": NAME,
     "mark between base and accent": "Zoe\u034f\u0308 Müller-Ångström",
+    "control character": "Zo\x01ë Müller-Ångström",
+    "delete": f"{NAME}\x7f",
+    "control character of Latin-1": f"\x80{NAME}",
+    "mark of an annotation": f"\ufff9{NAME}\ufffb",
+    "no character": f"{NAME}\ufdd0",
+    "pattern without dots": NAME.replace(" ", "\u2800"),
 }
 
 
@@ -70,6 +76,13 @@ def test_one_person_has_one_share_however_the_name_is_written(tmp_path: Path, sp
     assert overlap(prints, others)
 
 
+@pytest.mark.parametrize("names", [["Işık", "IŞIK", "ışık"], ["İlker", "ilker", "ILKER", "ılker"]])
+def test_upper_case_of_the_dotless_i_is_the_same_person(tmp_path: Path, names: list[str]) -> None:
+    unit = UnitOfPrivacy(kind="subject", key="who", max_records=1)
+    records, _ = read(tmp_path / "a", [{"who": name, "text": f"note {n}"} for n, name in enumerate(names)], unit=unit)
+    assert len(records) == 1
+
+
 def test_other_people_stay_others(tmp_path: Path) -> None:
     unit = UnitOfPrivacy(kind="subject", key="who", max_records=1)
     names = ["Zoe Müller", "Zoë Mueller", "Zoë Müller", "Zoë M.", 17, "017", "1 8"]
@@ -77,7 +90,7 @@ def test_other_people_stay_others(tmp_path: Path) -> None:
     assert len(records) == len(names)
 
 
-@pytest.mark.parametrize("name", ["", " ", "\u200b\u200d", "\u00ad \ufeff", "\u3164"])
+@pytest.mark.parametrize("name", ["", " ", "\u200b\u200d", "\u00ad \ufeff", "\u3164", "\x7f", "\u2800", "&nbsp;"])
 def test_nobody_is_named_by_what_is_not_seen(tmp_path: Path, name: str) -> None:
     unit = UnitOfPrivacy(kind="subject", key="who", max_records=1)
     with pytest.raises(DataInvalid):
@@ -187,8 +200,39 @@ def test_short_cells_and_system_messages_alone_are_not_recognised(tmp_path: Path
         return {"messages": [system, *said]}
 
     assert not overlap(read(tmp_path / "a", [chat(1)])[1], read(tmp_path / "b", [chat(2)])[1])
+
+    def sharegpt(n: int) -> dict[str, Any]:
+        """The same conversation, in the other form."""
+        speakers = {"system": "system", "user": "human", "assistant": "gpt"}
+        said = chat(n)["messages"]
+        return {"conversations": [{"from": speakers[m["role"]], "value": m["content"]} for m in said]}
+
+    assert not overlap(read(tmp_path / "a", [sharegpt(1)])[1], read(tmp_path / "b", [sharegpt(2)])[1])
     one, other = ([{"q": f"question {n}", "a": "yes"}] for n in (1, 2))
     assert not overlap(read(tmp_path / "a", one, **PAIR)[1], read(tmp_path / "b", other, **PAIR)[1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"role": "system", "p": "what is there?"},
+        {"about": {"role": "system"}, "p": "what is there?"},
+        {"messages": [{"role": "system", "content": ORIGINAL["accents left out"]}], "p": "what is there?"},
+    ],
+    ids=["a column called role", "an object called system", "messages that are not used"],
+)
+def test_a_row_does_not_hide_its_cells_by_calling_itself_a_system_message(tmp_path: Path, row: dict[str, Any]) -> None:
+    text = ORIGINAL["accents left out"]
+    _, known = read(tmp_path / "a", [{"text": text}])
+    _, again = read(tmp_path / "b", [{**row, "c": text}], prompt="p", completion="c")
+    assert overlap(known, again)
+
+
+def test_an_answer_is_known_though_the_system_message_says_it_too(tmp_path: Path) -> None:
+    text = ORIGINAL["accents left out"]
+    said = [{"role": role, "content": content} for role, content in (("system", text), ("user", "go on"))]
+    chat = {"messages": [*said, {"role": "assistant", "content": text}]}
+    assert overlap(read(tmp_path / "a", [{"text": text}])[1], read(tmp_path / "b", [chat])[1])
 
 
 def test_the_list_of_what_is_not_recognised_is_in_the_documentation() -> None:

@@ -86,6 +86,33 @@ def test_sharegpt_and_alpaca_are_known_by_their_columns(tmp_path: Path) -> None:
     ]
 
 
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TASK = {"instruction": "q", "input": "", "output": "a"}
+BESIDE: dict[str, dict[str, Any]] = {
+    "tools": {"messages": CHAT, "tools": [{"type": "function"}]},
+    "functions": {"messages": CHAT, "functions": [{"name": "f"}]},
+    "tools of the other form": {"conversations": TURNS, "tools": "[{}]"},
+    "history": TASK | {"history": [["q0", "a0"]]},
+    "system": TASK | {"system": "Be brief."},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_stood_before_an_answer_is_not_left_out_silently(name: str, tmp_path: Path) -> None:
+    row = BESIDE[name]
+    records, ingestion = ingest(jsonl(tmp_path / "f", row, {"text": "t"}))
+    assert texts(records) == ["t"]
+    assert "which would be left out" in ingestion.rejected[0].reason
+    bare = {key: value if key in ("conversations", "messages", *TASK) else None for key, value in row.items()}
+    assert texts(ingest(jsonl(tmp_path / "g", bare))[0]) == ["a"]
+
+
+def test_the_system_message_beside_a_sharegpt_conversation_opens_it(tmp_path: Path) -> None:
+    records, _ = ingest(jsonl(tmp_path / "f", {"system": "Be brief.", "conversations": TURNS}))
+    assert records[0].parts == (("system", "Be brief."), ("user", "q"), ("assistant", "a"))
+
+
 def test_templates_and_plain_columns(tmp_path: Path) -> None:
     file = tmp_path / "f.csv"
     file.write_text('drug name,review,rating\nX,"fine, really",9\n')

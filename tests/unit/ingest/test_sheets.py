@@ -119,6 +119,25 @@ def test_the_sheet_is_the_first_or_the_one_that_is_named(tmp_path: Path) -> None
         spec_for([tmp_path / "f.csv"], "auto", text="answer", sheet="Notes")
 
 
+def test_a_hidden_sheet_is_read_only_where_it_is_named(tmp_path: Path) -> None:
+    book = openpyxl.load_workbook(io.BytesIO(workbook(HEAD, ("old", "a"), Second=[HEAD, ("new", "b")])))
+    book["Notes"].sheet_state = "hidden"
+    book.active = book["Second"]
+    book.save(tmp_path / "g.xlsx")
+    content = (tmp_path / "g.xlsx").read_bytes()
+    for name, answer in (("", "b"), ("Notes", "a")):
+        (row,) = read(tmp_path / "f.xlsx", content, name)
+        assert isinstance(row, Row)
+        assert row.fields["answer"] == answer
+
+
+def test_what_xml_does_not_hold_is_written_out(tmp_path: Path) -> None:
+    """Excel saves the end of a line from Windows as `_x000D_`."""
+    (row,) = read(tmp_path / "f.xlsx", workbook(HEAD, ("one_x000D_\ntwo", "_xD800_ _x12_")))
+    assert isinstance(row, Row)
+    assert row.fields == {"question": "one\r\ntwo", "answer": "_xD800_ _x12_"}
+
+
 def test_blank_rows_short_rows_and_a_title_less_column(tmp_path: Path) -> None:
     rows: list[tuple[Any, ...]] = [
         (),

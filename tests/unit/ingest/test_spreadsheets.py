@@ -104,6 +104,7 @@ def test_a_workbook_called_csv_is_named(tmp_path: Path) -> None:
 
 def test_weights_of_messages(tmp_path: Path) -> None:
     row = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": %d}]}\n'
-    texts, ingestion = ingest(tmp_path / "f.jsonl", (row % 1 + row % 0).encode(), text="")
-    assert texts == ["a"]
+    null = row.replace('"q"', '"q2", "weight": null')  # as a column of Parquet has it where a message has none
+    texts, ingestion = ingest(tmp_path / "f.jsonl", (row % 1 + row % 0 + null % 1).encode(), text="")
+    assert texts == ["a", "a"]
     assert "weight that is not 1" in ingestion.rejected[0].reason

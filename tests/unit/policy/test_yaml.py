@@ -62,7 +62,12 @@ BAD = {
     "UTF-16": ("a: 1".encode("utf-16"), "f:1"),
     "escape beyond Unicode": (b'a: "\\U99999999"\n', "f"),
     "half a surrogate pair": (b'a: 1\nb: "\\ud800"\n', "f:2"),
-    "control character": (b"a: \x00\n", "f"),
+    "control character": (b"a: \x00\n", "f:1"),
+    "key behind a comment, on a line that no editor shows": ("a: 1 # note\u2028b: 2\n".encode(), "f:1"),
+    "next line in a comment": ("a: 1\n# note\u0085b: 2\n".encode(), "f:2"),
+    "carriage return alone": (b"a: 1 # note\rb: 2\n", "f:1"),
+    "change of direction": ("a: 1 # \u202e2 :b\n".encode(), "f:1"),
+    "zero width space in a value": ("a: 1\nb: x\u200by\n".encode(), "f:2"),
     "too long": (b"#" * (MAX_BYTES + 1), "f"),
     "unclosed": (b"a: [1, 2\n", "f:2"),
 }

@@ -66,10 +66,12 @@ def test_a_costly_sampler_means_more_noise(monkeypatch: pytest.MonkeyPatch) -> N
         ({"epsilon": 0.0}, "privacy.epsilon"),
         ({"epsilon": math.inf}, "privacy.epsilon"),
         ({"epsilon": 1e-4}, "privacy.epsilon"),
-        ({"max_grad_norm": -1.0}, "privacy"),
-        ({"max_grad_norm": math.nan}, "privacy"),
+        ({"max_grad_norm": -1.0}, "privacy.max_grad_norm"),
+        ({"max_grad_norm": math.nan}, "privacy.max_grad_norm"),
+        ({"max_grad_norm": 1e308}, "privacy.max_grad_norm"),
+        ({"max_grad_norm": 1e-300}, "privacy.max_grad_norm"),
         ({"clipping": "none"}, "privacy"),
-        ({"trainable_parameters": 0}, "privacy"),
+        ({"trainable_parameters": 0}, "lora.targets"),
     ],
 )
 def test_impossible_plans_are_refused_naming_the_key(change: dict[str, Any], where: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from appliance.errors import DataInvalid
+from appliance.evaluate.prompting import write_prompt
 from appliance.jobs.record import Record
 from appliance.jobs.train import TrainSpec
 from appliance.train.encode import Encoder
@@ -26,6 +28,14 @@ ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
     "{% endif %}{% if m['role'] == 'user' %}[INST] {{ m['content'] | trim }} [/INST]"
     "{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}"
+)
+EVERY_WAY = (
+    "{% for i in range(10 ** 10) %}{% endfor %}",
+    "{{ 1 // 0 }}",
+    "{{ 'a' * (2 ** 70) }}",
+    "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "{{ messages[0].content.frob() }}",
+    "{% for %}",
 )
 SHOUTING = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | upper }}\n{% endfor %}"
 
@@ -47,6 +57,15 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 def test_the_probe_says_what_a_template_carries(name: str, tokenizer: Any) -> None:
     tokenizer.chat_template, expected = CARRIED[name]
     assert {shape for shape, carries in probe(tokenizer).items() if carries} == expected
+
+
+@pytest.mark.parametrize("source", EVERY_WAY)
+def test_a_template_that_fails_in_any_way_carries_nothing(source: str, tokenizer: Any) -> None:
+    """A loop of ten thousand million ended an import as an internal error."""
+    tokenizer.chat_template = source
+    assert not any(probe(tokenizer).values())
+    with pytest.raises(DataInvalid, match="refuses this conversation"):
+        write_prompt(tokenizer, "base", (("user", "Hello."),))
 
 
 def test_no_template_is_not_probed(tokenizer: Any) -> None:
