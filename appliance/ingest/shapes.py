@@ -18,7 +18,7 @@ MAX_KEPT = 256
 """Characters of a kept value; what is longer is a text and not a category."""
 
 _CHAT_ROLES = frozenset(ROLES["chat"])
-_NOTHING = (None, "", [], "[]", "null")
+_NOTHING: tuple[Any, ...] = (None, "", [], "[]", "null")
 # The names that collections in the ShareGPT form use.
 _SHAREGPT_ROLES = {
     "system": "system",

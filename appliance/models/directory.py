@@ -41,6 +41,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
 CODE = ("*.py", "*.pyc", "*.so")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 REMOTE_KEYS = ("auto_map", "custom_pipelines", "transformers_weights", "fusion_config", "kernel_config")
+QUANTISED_KEYS = ("quantization_config", "compression_config")
 README_BYTES = 65536
 
 
@@ -62,12 +63,6 @@ def select_files(source: Path) -> tuple[str, ...]:
         if name.endswith("config.json"):
             most = MAX_BYTES if name.startswith("tokenizer") else MAX_CONFIG
             _check_config(read_object(source / name, most), name)
-    if read_object(source / CONFIG, MAX_CONFIG).get("quantization_config"):
-        raise DataInvalid(
-            "the weights are quantised already, which training cannot start from",
-            hint="import the model's bfloat16 or float32 weights",
-            where="config.json",
-        )
     if not any(name in files for name in TOKENIZERS):
         raise ArtefactMissing("there is no tokenizer", hint="a tokenizer.json belongs to the model", where=str(source))
     return tuple(sorted({*files, *_weight_files(source, names)}))
@@ -155,6 +150,12 @@ def _check_config(value: Any, name: str) -> None:
         if not isinstance(item, dict):
             continue
         for key, child in item.items():
+            if key in QUANTISED_KEYS and child:
+                raise DataInvalid(
+                    "the weights are quantised already, which training cannot start from",
+                    hint="import the model's bfloat16 or float32 weights",
+                    where=name,
+                )
             # transformers takes an implementation with a slash in its name for a kernel to download.
             fetched = "_implementation" in key and "/" in str(child)
             if fetched or (key in REMOTE_KEYS and child):
@@ -177,6 +178,7 @@ def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
             where=str(source),
         )
     if single:
+        _refuse_others(source, names, {SINGLE})
         return (SINGLE,)
     if not indexed:
         raise ArtefactMissing(f"there is neither {SINGLE} nor {INDEX}", where=str(source))
@@ -185,7 +187,19 @@ def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
         if shard not in names:
             raise ArtefactMissing(f"the weights {shard!r} are named by the index but are not here", where=str(source))
         _is_file(source, shard)
+    _refuse_others(source, names, {*shards})
     return (INDEX, *shards)
+
+
+def _refuse_others(source: Path, names: list[str], taken: set[str]) -> None:
+    """Refuse weights beside those that are read, but for the copy of the whole model that Mistral's own tools read."""
+    for name in names:
+        if name.endswith(".safetensors") and name not in taken and not name.startswith("consolidated"):
+            raise DataInvalid(
+                f"the weights {name!r} are no part of what is read",
+                hint="delete them from a copy of the directory, or merge them into the model if they are an adapter",
+                where=str(source),
+            )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from appliance.models import directory
 from appliance.models.conversion import convert
 from appliance.models.loading import inspect
 from appliance.models.offline import NO_SPACE
+from appliance.models.stored import check_finite, find_stored
 
 _WRITERS = 4
 
@@ -81,6 +82,7 @@ def _import(source: Path, output: Path) -> Imported:
     else:
         raise ArtefactMissing("there is no such file or directory", where=str(source))
     structure = inspect(output)
+    check_finite(find_stored(output))
     return Imported(
         architecture=structure.architecture,
         parameters=structure.parameters,

@@ -14,7 +14,9 @@ from torch import nn
 
 from appliance.errors import ArtefactMissing, DataInvalid
 from appliance.models.foreign_json import read_object
+from appliance.models.keys import check_keys
 from appliance.models.offline import strict
+from appliance.models.stored import DERIVED, check_numbers, find_stored, tie
 from appliance.models.unread import weights_unread
 
 if TYPE_CHECKING:
@@ -25,9 +27,6 @@ PROBLEMS = (
     ("mismatched_keys", "has another shape than configured"),
     ("unexpected_keys", "is stored, but the configured model does not use it"),
 )
-DERIVED = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.(attn|attention)\.(bias|masked_bias)$"
-"""Stored constants that every model computes by itself: rotary frequencies, positions, causal masks of GPT-2's time."""
-
 NUMBERS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
     *("intermediate_size", "max_position_embeddings", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"),
@@ -111,14 +110,37 @@ def _mend_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     tokenizer.eos_token = known[0]
 
 
+def _check_end(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Refuse an end token that only the tokenizer's configuration knows: its embedding was never trained."""
+    vocabulary = directory / "tokenizer.json"
+    if not vocabulary.exists() or tokenizer.eos_token is None:
+        return
+    from tokenizers import Tokenizer
+
+    with strict("the tokenizer cannot be loaded", str(directory)):
+        known = Tokenizer.from_file(str(vocabulary)).get_vocab(with_added_tokens=True)
+    if tokenizer.eos_token not in known:
+        raise DataInvalid(
+            "the configuration names an end token that the tokenizer does not have",
+            hint="set eos_token in a copy of tokenizer_config.json",
+            where=str(directory),
+        )
+
+
 def inspect(directory: Path) -> Structure:
     """Build the model without memory for its weights, matching every weight on disk by name and shape.
 
     Raises:
-      DataInvalid: as `load`; also when the tokenizer makes tokens that the embedding does not have.
+      DataInvalid: as `load`; also when a weight is stored twice, in different values or as whole numbers, when the
+        configuration says what the model does not do, or the tokenizer makes tokens that the embedding does not have.
     """
     model = _from_pretrained(directory, weights_unread, dtype="auto", device_map="meta")
+    stored = find_stored(directory)
+    check_numbers(stored, model)
+    tie(stored, model)
+    check_keys(read_object(directory / "config.json"), model)
     tokenizer = load_tokenizer(directory)
+    _check_end(tokenizer, directory)
     rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from appliance.errors import DataInvalid
 from appliance.models.foreign_json import parse_object
@@ -67,6 +67,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     tensors = {name: _tensor(name, field, where) for name, field in fields.items()}
     _check_layout(tensors, size - 8 - length, where)
     return tensors
+
+
+def data_start(stream: BinaryIO) -> int:
+    """Find where the tensors of an open file begin, behind its header."""
+    stream.seek(0)
+    (length,) = struct.unpack("<Q", stream.read(8))
+    return 8 + int(length)
 
 
 def _tensor(name: str, field: Any, where: str) -> StoredTensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from appliance.errors import ApplianceError, ArtefactMissing, DataInvalid
@@ -120,6 +121,32 @@ def huge_index(model: Path) -> None:
         file.truncate(1 << 40)
 
 
+def in_pieces(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Damage:
+    """Two shards and an index of them, the shards then changed."""
+
+    def damage(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        (model / "model.safetensors").unlink()
+        names = sorted(weights)
+        parts = [{n: weights[n] for n in names[:9]}, {n: weights[n] for n in names[9:]}]
+        index = {name: f"model-{n}.safetensors" for n, part in enumerate(parts) for name in part}
+        change(*parts)
+        for n, part in enumerate(parts):
+            save_file(part, model / f"model-{n}.safetensors", metadata={"format": "pt"})
+        (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+    return damage
+
+
+def stray(name: str) -> Damage:
+    return lambda model: save_file({"x": torch.zeros(3)}, model / name)
+
+
+def stored_as(dtype: torch.dtype) -> Damage:
+    return tensors(lambda w: w.update({UP: (w[UP] * 100).to(dtype)}))
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
 DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
     # what could run code
     "pickle beside safetensors": (write("pytorch_model.bin", b"\x80\x04"), DataInvalid, "pickled weights"),
@@ -193,7 +220,33 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         DataInvalid,
         "",
     ),
+    "a tensor in two shards": (
+        in_pieces(lambda a, b: b.update({"lm_head.weight": a["lm_head.weight"] + 1})),
+        DataInvalid,
+        "tensor 'lm_head.weight' is in model-0.safetensors too",
+    ),
+    "whole numbers": (stored_as(torch.int8), DataInvalid, "stored as I8: quantised already"),
+    "whole numbers of eight bytes": (stored_as(torch.int64), DataInvalid, "stored as I64"),
+    "floats of eight bits": (stored_as(torch.float8_e4m3fn), DataInvalid, "stored as F8_E4M3"),
+    "truths": (stored_as(torch.bool), DataInvalid, "stored as BOOL"),
+    "no number": (tensors(lambda w: w[UP].view(-1)[-1:].fill_(float("nan"))), DataInvalid, "no finite number"),
+    "infinite in bfloat16": (
+        tensors(lambda w: w.update({UP: torch.full_like(w[UP], float("inf")).bfloat16()})),
+        DataInvalid,
+        "no finite number",
+    ),
+    "a head of its own where the configuration has one for both": (
+        edit("config.json", tie_word_embeddings=True),
+        DataInvalid,
+        "stored with different values",
+    ),
     # what is stored and would not be used
+    "a shard that the index does not name": (
+        lambda model: (in_pieces(lambda a, b: None)(model), stray("model-2.safetensors")(model)),
+        DataInvalid,
+        "'model-2.safetensors' are no part",
+    ),
+    "an adapter beside the model": (stray("adapter_model.safetensors"), DataInvalid, "are no part of what is read"),
     "biases": (
         tensors(
             lambda w: w.update(
@@ -235,6 +288,20 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         DataInvalid,
         "names an end token that the tokenizer does not have",
     ),
+    "an end token that only the tokenizer's configuration has": (
+        edit("tokenizer_config.json", eos_token="<|nope|>"),
+        DataInvalid,
+        "names an end token that the tokenizer does not have",
+    ),
+    "a window that this model has not": (edit("config.json", sliding_window=64), DataInvalid, "computes without it"),
+    "a soft cap that this model has not": (
+        edit("config.json", final_logit_softcapping=30.0),
+        DataInvalid,
+        "softcapping",
+    ),
+    "half of a rotation": (edit("config.json", partial_rotary_factor=0.5), DataInvalid, "'partial_rotary_factor'"),
+    "quantised by an older tool": (edit("config.json", compression_config={"format": "x"}), DataInvalid, "quantised"),
+    "quantised inside": (edit("config.json", text={"quantization_config": {"a": 1}}), DataInvalid, "quantised"),
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
     "tokenizer is no JSON": (write("tokenizer.json", "{"), DataInvalid, "tokenizer cannot be loaded"),
     "tokenizer is empty JSON": (write("tokenizer.json", "{}"), DataInvalid, "tokenizer cannot be loaded"),
@@ -254,6 +321,31 @@ def test_a_directory_is_refused(name: str, copied_model: Path, tmp_path: Path) -
 
 def test_the_same_directory_undamaged_is_imported(copied_model: Path, tmp_path: Path) -> None:
     assert import_model(copied_model, tmp_path / "out").architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sliding_window": None, "qk_layernorm": False, "partial_rotary_factor": 1.0, "frobnicate": True},
+        {"sliding_window": 4096, "use_sliding_window": False, "unsloth_version": "2025.1"},
+    ],
+)
+def test_keys_that_say_nothing_are_no_reason(keys: dict[str, Any], copied_model: Path, tmp_path: Path) -> None:
+    edit("config.json", **keys)(copied_model)
+    import_model(copied_model, tmp_path / "out")
+
+
+def test_one_weight_that_is_stored_twice_is_one(copied_model: Path, tmp_path: Path) -> None:
+    tensors(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))(copied_model)
+    both = import_model(copied_model, tmp_path / "both").parameters
+    edit("config.json", tie_word_embeddings=True)(copied_model)
+    assert import_model(copied_model, tmp_path / "one").parameters == both - 272 * 32
+
+
+def test_the_copy_that_mistrals_own_tools_read_is_left_where_it_is(copied_model: Path, tmp_path: Path) -> None:
+    stray("consolidated.safetensors")(copied_model)
+    import_model(copied_model, tmp_path / "out")
+    assert not (tmp_path / "out" / "consolidated.safetensors").exists()
 
 
 def test_an_index_that_names_the_one_file_changes_nothing(copied_model: Path, tmp_path: Path) -> None:
