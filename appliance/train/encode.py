@@ -14,7 +14,8 @@ from typing import Any
 from appliance.errors import ConfigInvalid
 from appliance.jobs.record import Record
 from appliance.jobs.train import TrainSpec
-from appliance.train.templates import ChatTemplate, Piece
+from appliance.train.seams import Piece, tokenise
+from appliance.train.templates import ChatTemplate
 from appliance.values import Private
 
 
@@ -67,7 +68,7 @@ class Encoder:
         self.buckets = buckets(spec.max_tokens)
         wanted = spec.template != "none" and bool(tokenizer.chat_template)
         self._template = ChatTemplate(tokenizer) if wanted else None
-        self._bos = _automatic_bos(tokenizer)
+        self._begin = _automatic_begin(tokenizer)
         self._eos = tokenizer.eos_token or ""
         self._truncated = 0
         self.pad = int(tokenizer.pad_token_id or 0)
@@ -97,31 +98,36 @@ class Encoder:
             return Encoded((), (), self.buckets[0])
 
     def _encode(self, record: Record) -> Encoded:
-        pieces = self._pieces(record)
-        ids: list[int] = []
-        supervised: list[bool] = []
-        for text, train in pieces:
-            part = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        begin, pieces = self._pieces(record)
+        ids = list(begin)
+        supervised = [self._spec.train_on == "all"] * len(begin)
+        for part, train in tokenise(
+            [(text, train or self._spec.train_on == "all") for text, train in pieces], self._ids
+        ):
             ids += part
-            supervised += [train or self._spec.train_on == "all"] * len(part)
+            supervised += [train] * len(part)
         self._truncated += len(ids) > self._spec.max_tokens
         ids, supervised = ids[: self._spec.max_tokens], supervised[: self._spec.max_tokens]
         positions = tuple(p - 1 for p in range(1, len(ids)) if supervised[p])
         return Encoded(tuple(ids), positions, next(n for n in self.buckets if n >= len(ids)))
 
-    def _pieces(self, record: Record) -> list[Piece]:
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _pieces(self, record: Record) -> tuple[list[int], list[Piece]]:
+        """Give the tokens that a text begins with by itself, and the texts behind them."""
         parts = record.parts
         if self._template is not None and record.kind == "completion":
             parts = tuple(("assistant" if role == "completion" else "user", text) for role, text in parts)
         if self._template is None or record.kind == "text":
-            return self._plain(record)
+            return self._begin, self._plain(record)
         templated = self._template.fill(parts)
         if templated is None:
-            return self._plain(record) if self._spec.template == "fallback" else []
-        return templated
+            return (self._begin, self._plain(record)) if self._spec.template == "fallback" else ([], [])
+        return [], templated
 
     def _plain(self, record: Record) -> list[Piece]:
-        pieces: list[Piece] = [(self._bos, False)]
+        pieces: list[Piece] = []
         for role, text in record.parts:
             if record.kind == "chat":
                 pieces += [(f"{role}: ", False), (f"{text}\n", role == "assistant")]
@@ -130,8 +136,6 @@ class Encoder:
         return [*pieces, (self._eos, True)]
 
 
-def _automatic_bos(tokenizer: Any) -> str:
+def _automatic_begin(tokenizer: Any) -> list[int]:
     ids = tokenizer("a", verbose=False)["input_ids"]
-    return (
-        str(tokenizer.bos_token) if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else ""
-    )
+    return list(ids[:1]) if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] else []

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-Piece = tuple[str, bool]
-"""Text and whether it is supervised."""
+from appliance.train.seams import Piece
 
 Parts = tuple[tuple[str, str], ...]
 
