@@ -1,9 +1,9 @@
-"""Texts in pieces, some of them learned, to the tokens that the model will meet: as one text, cut where learning begins.
+"""Texts in pieces, some of them learned, to the tokens that the model will meet: those of the whole.
 
 Many tokenizers write a blank before whatever they are given (Llama 2, Mistral, Phi 3), or lose one at its ends. A piece
 that they are given alone has then other tokens than in its place: an answer would be learned with a blank too many. So
-the whole is tokenised. It is cut where the tokens of what stands before are the first tokens of the whole, as they are when
-the model goes on from there. Where a token lies across such a place, each piece is tokenised by itself, as what follows.
+the whole is tokenised, and cut where the tokens of what stands before are its first ones, as they are when the model
+goes on from there. Where a token lies across such a place, each piece is tokenised by itself, as one that follows.
 """
 
 from __future__ import annotations
