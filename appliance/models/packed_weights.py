@@ -39,9 +39,15 @@ def open_weights(directory: Path, base: Path) -> Iterator[Weights]:
 
     Raises:
       ArtefactMissing: there are no weights.
-      DataInvalid: they are damaged.
+      DataInvalid: they are damaged, or it cannot be told which of them are meant.
     """
     found = sorted(directory.glob("*.gguf"))
+    if len(found) > 1 or (found and any(directory.glob("*.safetensors"))):
+        raise DataInvalid(
+            "there are two sets of weights here, or parts of one",
+            hint="give the one that is meant, in one file",
+            where=str(directory),
+        )
     with ExitStack() as stack:
         if found:
             yield _InGguf(found[0], base)
@@ -55,9 +61,24 @@ def open_weights(directory: Path, base: Path) -> Iterator[Weights]:
             raise DataInvalid("the weights of the model cannot be read", where=str(directory)) from None
 
 
+def _by_name(files: list[Any]) -> dict[str, Any]:
+    """Find the open file of every tensor.
+
+    Raises:
+      DataInvalid: two files have one of the same name: which of them an engine takes cannot be told.
+    """
+    found: dict[str, Any] = {}
+    for file in files:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            if name in found:
+                raise DataInvalid("a tensor is in two of the files: which one is meant cannot be told", where=name)
+            found[name] = file
+    return found
+
+
 class _InSafetensors(Weights):
     def __init__(self, files: list[Any]) -> None:
-        self._where = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        self._where = _by_name(files)
 
     def find(self, name: str) -> Tensor | None:
         if name not in self._where:

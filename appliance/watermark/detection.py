@@ -71,12 +71,13 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
     """Compute the residual of a suspect, once for any number of keys.
 
     Raises:
-      DataInvalid: the suspect holds numbers that are not finite.
+      DataInvalid: the suspect has none of the layers, so that nothing was compared, or numbers that are not finite.
     """
     found: list[Projected] = []
     norm = host = 0.0
-    for reference in references:
-        products = None if reference.is_zero else suspect.products(reference)
+    marked = [reference for reference in references if not reference.is_zero]
+    for reference in marked:
+        products = suspect.products(reference)
         if products is None:
             continue
         s = reference.s.double()
@@ -85,6 +86,9 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
         found.append(seen)
         norm += float(seen.ys.square().sum() + seen.xs.square().sum())
         host += float((products[0] * s).square().sum() + (products[1] * s).square().sum())
+    if marked and not found:
+        hint = "its tensors have to be named as the base model's are"
+        raise DataInvalid("the suspect has none of the layers that the mark is in", hint=hint)
     if not math.isfinite(norm + host):
         raise DataInvalid("the suspect holds numbers that are not finite")
     return Residual(tuple(found), math.sqrt(norm), math.sqrt(host))

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from appliance.flows.watermark import marking
 from appliance.jobs.job import EngineOptions, IsolationSpec
 from appliance.jobs.rundir import RunDir
 from appliance.jobs.watermark import DetectJob, DetectResult, WatermarkKey
+from appliance.models.packed_weights import open_weights
 from appliance.values import to_json
 from appliance.watermark.adapters import AdapterSuspect, ModelSuspect, open_tensors, read_adapter
 from appliance.watermark.detection import project, score
@@ -135,12 +137,40 @@ class _Empty:
         return None
 
 
+class _Base:
+    def find(self, name: str) -> torch.Tensor:
+        return torch.ones(6, 8)
+
+
 def detection(suspect: Path) -> DetectJob:
     key = WatermarkKey(key_id="wmk_1", commitment="0" * 64, wrapped_key="", key_epoch=1)
     return DetectJob(
         run_id="mark_1", engine=EngineOptions(), isolation=IsolationSpec(), model_dir=str(suspect), key=key,
         model_sha256="0" * 64, suspect=str(suspect), escrow="", escrow_sha256="0" * 64, keys_tested=1, agent_socket="",
     )  # fmt: skip
+
+
+def test_a_suspect_of_which_nothing_is_compared_is_refused(tmp_path: Path, reference: Reference) -> None:
+    """ "Not found" said that it bears no mark; its layers only had other names."""
+    renamed = {name.replace("model.m.", "model.other.m."): tensor for name, tensor in tensors().items()}
+    suspects: list[Any] = [AdapterSuspect(read_adapter(write(tmp_path, renamed)))]
+    suspects.append(ModelSuspect(_Empty(), _Base()))  # type: ignore[arg-type]
+    for suspect in suspects:
+        with pytest.raises(DataInvalid, match="none of the layers"):
+            project(suspect, [reference])
+    nothing = replace(reference, s=reference.s * 0)
+    assert project(suspects[0], [nothing]).norm == 0
+
+
+def test_a_model_that_has_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    """The detector looked at the one in the last file, the engine that serves it may take the other."""
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        save_file({"m.weight": torch.ones(6, 8)}, tmp_path / name)
+    with pytest.raises(DataInvalid, match="two of the files"), open_weights(tmp_path, tmp_path):
+        pass
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(DataInvalid, match="two sets of weights"), open_weights(tmp_path, tmp_path):
+        pass
 
 
 def test_a_worker_limits_its_memory_by_the_suspect_before_it_reads_anything(tmp_path: Path) -> None:
