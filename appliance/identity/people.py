@@ -12,6 +12,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import orjson
 
@@ -44,19 +45,20 @@ def recognise(roster: Path, name: str) -> Person:
 
     Args:
       roster: JSON file {name: pseudonym}, created with mode 0600.
-      name: one line of 1 to 80 characters.
+      name: one line of 1 to 80 characters; composed and decomposed letters are the same, as keyboards differ in them.
 
     Raises:
       UsageError: the name is empty, too long or not one line.
       IntegrityError: the roster is not what this module wrote.
     """
-    require_line(name, "an actor's name", LONGEST)
+    name = normalize("NFC", require_line(name, "an actor's name", LONGEST))
     with locked(roster.parent / f".{roster.name}.lock"):
         people = _load(roster)
-        if name not in people:
-            people[name] = f"p_{secrets.token_hex(8)}"
+        pseudonym = next((found for known, found in people.items() if normalize("NFC", known) == name), "")
+        if not pseudonym:
+            pseudonym = people[name] = f"p_{secrets.token_hex(8)}"
             write_atomic(roster, orjson.dumps(people, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
-    return Person(name=name, pseudonym=people[name])
+    return Person(name=name, pseudonym=pseudonym)
 
 
 def _load(roster: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from html import unescape
 from typing import Any
 
 import blake3
@@ -94,7 +95,11 @@ def _is_long(text: list[str], enough: int) -> bool:
 
 
 def _passages(text: str) -> list[str]:
-    return [*_GAP.split(text), *text.splitlines()] if len(text) >= LONG_PASSAGE else []
+    """Cut a text into its paragraphs and its lines, whatever ends them."""
+    if len(text) < LONG_PASSAGE:
+        return []
+    lines = (unescape(text) if "&" in text else text).splitlines()
+    return [*_GAP.split("\n".join(lines)), *lines]
 
 
 def _hash(data: str | bytes, key: bytes) -> bytes:

@@ -18,6 +18,7 @@ _IGNORABLE = (
 # ... controls that are no blanks, marks of annotations and of quadrats, what is no character, and an empty pattern.
 _CONTROLS = "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufff9-\ufffb\U00013430-\U0001343f"
 _NONE = "\ufdd0-\ufdef\ufffe\uffff\u2800"
+_OF_ASCII = dict.fromkeys([*range(0x09), *range(0x0E, 0x1C), 0x7F])
 _UNSEEN = re.compile(f"[{_IGNORABLE}{_CONTROLS}{_NONE}]+")
 _SEEN = re.compile(rf"[^\s{_IGNORABLE}{_CONTROLS}{_NONE}]")
 
@@ -34,10 +35,8 @@ def words(text: str) -> list[str]:
     """
     if "&" in text:
         text = unescape(text)
-    if not text.isprintable():
-        text = _UNSEEN.sub("", text)
     if text.isascii():
-        return text.lower().split()
+        return text.translate(_OF_ASCII).lower().split()
     text = normalize("NFD", _UNSEEN.sub("", text)).casefold()
     text = normalize("NFKC", text).casefold().replace("\u0131", "i").replace("i\u0307", "i")
     return _UNSEEN.sub("", normalize("NFKC", text)).split()

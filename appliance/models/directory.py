@@ -194,7 +194,7 @@ def _weight_files(source: Path, names: list[str]) -> tuple[str, ...]:
 def _refuse_others(source: Path, names: list[str], taken: set[str]) -> None:
     """Refuse weights beside those that are read, but for the copy of the whole model that Mistral's own tools read."""
     for name in names:
-        if name.endswith(".safetensors") and name not in taken and not name.startswith("consolidated"):
+        if name.lower().endswith(".safetensors") and name not in taken and not name.startswith("consolidated"):
             raise DataInvalid(
                 f"the weights {name!r} are no part of what is read",
                 hint="delete them from a copy of the directory, or merge them into the model if they are an adapter",

@@ -22,6 +22,13 @@ def test_a_name_keeps_its_pseudonym_whoever_asks_first(tmp_path: Path) -> None:
     assert stat.S_IMODE(roster.stat().st_mode) == 0o600
 
 
+def test_a_name_has_one_pseudonym_in_every_form_that_keyboards_write(tmp_path: Path) -> None:
+    roster = tmp_path / "people.json"
+    roster.write_text('{"Zoe\u0308 M.": "p_decomposed"}')  # as an earlier release took it from a Mac
+    assert recognise(roster, "Zo\u00eb M.").pseudonym == recognise(roster, "Zoe\u0308 M.").pseudonym == "p_decomposed"
+    assert recognise(roster, "Zoe M.").pseudonym != "p_decomposed"
+
+
 def test_a_new_name_lasts_before_its_pseudonym_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     fsync = os.fsync

@@ -167,6 +167,15 @@ def test_a_letter_is_known_under_every_split(tmp_path: Path, one: str, other: st
     assert overlap(prints[0], read(tmp_path / "b", [{"id": 7, "letter": LETTER}], text="letter")[1])
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\u2028", "\x85", "&#10;", "&#13;&#10;"])
+def test_a_paragraph_is_known_inside_another_text_whatever_ends_its_lines(tmp_path: Path, end: str) -> None:
+    lines = ["She takes 5 mg of it in the morning,", "10 mg at noon and, since last week,", "none in the evenings any more."]
+    assert max(map(len, lines)) < 50
+    _, known = read(tmp_path / "a", [{"text": " ".join(lines)}])
+    letter = end.join(["Dear colleague,", "", *lines, "", "Yours"])
+    assert overlap(known, read(tmp_path / "b", [{"text": letter}])[1])
+
+
 DIFFERENT = {
     "other words": "The heart of the patient is beating too quickly when it is night.",
     "another language": "Das Herz der Patientin schlägt nachts zu schnell, wie sie berichtet hat.",
