@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import DataInvalid, UsageError
-from appliance.ingest.fingerprints import overlap
+from appliance.ingest.fingerprints import LONG_PASSAGE, overlap
 from appliance.ingest.ingestion import Ingestion
 from appliance.ingest.sameness import is_blank, words
 from appliance.ingest.spec import IngestSpec
@@ -169,8 +169,12 @@ def test_a_letter_is_known_under_every_split(tmp_path: Path, one: str, other: st
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\u2028", "\x85", "&#10;", "&#13;&#10;"])
 def test_a_paragraph_is_known_inside_another_text_whatever_ends_its_lines(tmp_path: Path, end: str) -> None:
-    lines = ["She takes 5 mg of it in the morning,", "10 mg at noon and, since last week,", "none in the evenings any more."]
-    assert max(map(len, lines)) < 50
+    lines = [
+        "She takes 5 mg of it in the morning, after breakfast,",
+        "10 mg at noon and, since the middle of last week,",
+    ]
+    lines += ["none in the evenings any more, as it kept her awake."]
+    assert max(map(len, lines)) < LONG_PASSAGE
     _, known = read(tmp_path / "a", [{"text": " ".join(lines)}])
     letter = end.join(["Dear colleague,", "", *lines, "", "Yours"])
     assert overlap(known, read(tmp_path / "b", [{"text": letter}])[1])
