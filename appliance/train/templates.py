@@ -55,13 +55,20 @@ class ChatTemplate:
         for end, (role, _) in enumerate(parts, start=1):
             if role != "assistant" and end < len(parts):
                 continue
-            opened = self._render(parts[: end - 1], prompt=True) if role == "assistant" else done
             closed = self._render(parts[:end], prompt=False)
+            opened = self._open(parts[:end]) if role == "assistant" else done
             if opened is None or closed is None or not opened.startswith(done) or not closed.startswith(opened):
                 return None
             pieces += [(opened[len(done) :], False), (closed[len(opened) :], role == "assistant")]
             done = closed
         return pieces
+
+    def _open(self, parts: Parts) -> str | None:
+        """Render what the model is given before the last message: of a first message, what the template puts there."""
+        if len(parts) > 1:
+            return self._render(parts[:-1], prompt=True)
+        around = self._skeleton(parts)
+        return around[0] if around else None
 
     def _whole(self, parts: Parts) -> list[Piece] | None:
         answers = [place for place, (role, _) in enumerate(parts) if role == "assistant"]
@@ -69,9 +76,10 @@ class ChatTemplate:
         text = self._render(parts, prompt=False)
         if text is None or between is None or ending is None:
             return None
-        contents = _fitting(text, between, parts)
-        if contents is None:
+        found = _fitting(text, between, parts) or self._find_rewritten(text, between, parts, answers[-1])
+        if found is None:
             return None
+        between, contents = found
         pieces: list[Piece] = []
         closing = ""  # of the answer before: written by the model too
         for place, (role, _) in enumerate(parts):
@@ -81,6 +89,29 @@ class ChatTemplate:
             pieces.append((contents[place], role == "assistant"))
             closing = _common(between[place + 1], ending[-1]) if role == "assistant" else ""
         return [*pieces, (closing, True), (between[-1][len(closing) :], False)]
+
+    def _find_rewritten(
+        self, text: str, between: list[str], parts: Parts, last: int
+    ) -> tuple[list[str], list[str]] | None:
+        """Find answers of which the template keeps the end, or writes the blanks otherwise: each up to what follows.
+
+        Returns:
+          The texts before, between and behind the contents, and the contents, as they stand in `text`.
+        """
+        opened = self._render(parts[:last], prompt=True) or ""
+        leads: list[str] = []
+        contents: list[str] = []
+        at = 0
+        for place, (role, said) in enumerate(parts):
+            lead = between[place]
+            if place == last and not text.startswith(lead, at) and text.startswith(opened):
+                lead = opened[at:]  # what it puts there where an answer has nothing of the kind, as an empty reasoning
+            begin = at + len(lead)
+            content = _content(text[begin:], role, said, between[place + 1], parts[place + 1 :])
+            if not text.startswith(lead, at) or content is None:
+                return None
+            leads, contents, at = [*leads, lead], [*contents, content], begin + len(content)
+        return ([*leads, between[-1]], contents) if text[at:] == between[-1] else None
 
     def _asked(self, parts: Parts, place: int, between: list[str], contents: list[str]) -> int:
         """Count how much of what stands before the last answer the model is given: the rest it writes itself."""
@@ -120,12 +151,22 @@ def _common(one: str, other: str) -> str:
     return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def _fitting(text: str, between: list[str], parts: Parts) -> list[str] | None:
+def _fitting(text: str, between: list[str], parts: Parts) -> tuple[list[str], list[str]] | None:
     """Give the contents as the template wrote them, as they are or without blanks around them; None for neither."""
     for contents in ([text for _, text in parts], [text.strip() for _, text in parts]):
         if "".join(fixed + content for fixed, content in zip(between, [*contents, ""], strict=True)) == text:
-            return contents
+            return between, contents
     return None
+
+
+def _content(text: str, role: str, said: str, behind: str, rest: Parts) -> str | None:
+    """Find the content that a text begins with: what was said, of an answer perhaps its end alone, but for blanks."""
+    if role != "assistant":
+        return next((content for content in (said, said.strip()) if text.startswith(content)), None)
+    then = behind + (rest[0][1].strip() if rest and rest[0][0] != "assistant" else "")
+    end = text.find(then) if rest else len(text) - len(then)
+    found, original = "".join(text[: max(end, 0)].split()), "".join(said.split())
+    return text[:end] if found and end >= 0 and original.endswith(found) else None
 
 
 def probe(tokenizer: Any) -> dict[str, bool]:

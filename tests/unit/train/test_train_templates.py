@@ -90,6 +90,47 @@ def test_of_rewritten_turns_the_answers_are_supervised_and_nothing_else(tokenize
     assert ChatTemplate(tokenizer).fill((*SHAPES["several turns"], ("user", "Thank you."))) is not None
 
 
+QWEN3 = (  # as published, without tools
+    "{%- set ns = namespace(last=0) %}{% for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}"
+    "{%- endif %}{%- endfor %}{%- for m in messages %}{%- if m.role != 'assistant' %}"
+    "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{%- else %}"
+    "{%- set content = m.content %}{%- set reasoning = '' %}{%- if '</think>' in m.content %}"
+    "{%- set content = m.content.split('</think>')[-1].lstrip('\\n') %}"
+    "{%- set reasoning = m.content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}{%- endif %}"
+    "{%- if loop.index0 > ns.last and (loop.last or reasoning) %}{{- '<|im_start|>' + m.role + '\\n<think>\\n' + "
+    "reasoning.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}{%- else %}"
+    "{{- '<|im_start|>' + m.role + '\\n' + content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+REASONED = (
+    ("user", "Is it cold?"),
+    ("assistant", "<think>\nI look.\n</think>\n\nIt is."),
+    ("user", "And windy?"),
+    ("assistant", "<think>Again.</think>A little."),
+)
+
+
+@pytest.mark.parametrize("source", [QWEN3, THINKING.replace("m['content']", "m['content'].split('</think>')[-1]")])
+def test_reasoning_that_the_template_drops_from_earlier_answers_drops_no_record(source: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = source
+    messages = [{"role": role, "content": text} for role, text in REASONED]
+    pieces = ChatTemplate(tokenizer).fill(REASONED)
+    assert pieces is not None
+    assert "".join(text for text, _ in pieces) == tokenizer.apply_chat_template(messages, tokenize=False)
+    trained = "".join(text for text, supervised in pieces if supervised)
+    last = "<think>\nAgain.\n</think>\n\n" if source == QWEN3 else "<think>\n\n</think>\n\n"
+    assert trained.replace("It is.", "", 1).lstrip("\n") == f"<|im_end|>\n{last}A little.<|im_end|>\n"
+    asked = ChatTemplate(tokenizer).fill((*REASONED, ("user", "Thank you.")))
+    assert [t.strip() for t, supervised in asked or () if supervised and "." in t] == ["It is.", "A little."]
+
+
+def test_what_stands_before_a_first_answer_is_not_learned(tokenizer: Any) -> None:
+    tokenizer.chat_template = TURNS + ASK
+    pieces = ChatTemplate(tokenizer).fill(SHAPES["an answer first"])
+    trained = [text for text, supervised in pieces or () if supervised]
+    assert trained == ["Good morning.<|im_end|>\n", "It is.<|im_end|>\n"]
+
+
 @pytest.mark.parametrize(("source", "learned"), [("base", False), ("fallback", True), ("none", True)])
 def test_what_a_template_does_not_carry_is_learned_from_only_if_that_is_asked_for(
     source: Any, learned: bool, tokenizer: Any
