@@ -86,6 +86,9 @@ def run(arguments: list[str]) -> int:
         return _run(arguments)
 
 
+_NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def _run(arguments: list[str]) -> int:
     try:
         _require_utf8(arguments)
@@ -102,7 +105,7 @@ def _run(arguments: list[str]) -> int:
     except (BrokenPipeError, SystemExit):  # the latter is how click ends where nobody reads any more
         return 0
     except OSError as obstacle:
-        return _report(_obstacle(obstacle))
+        return _report(_obstacle(obstacle, arguments))
     except Exception as bug:  # noqa: BLE001 - the one place: a bug is reported without its message, which may hold text
         return _report(_bug(bug))
     if ended == Interrupted.exit_status:  # typer catches Ctrl-C, and returns a status where it does not exit itself
@@ -130,15 +133,29 @@ def _report(failure: ApplianceError) -> int:
     return failure.exit_status
 
 
-def _obstacle(error: OSError) -> ApplianceError:
-    """Explain what the operating system refuses to anybody: room, or what belongs to another user."""
+def _obstacle(error: OSError, arguments: list[str]) -> ApplianceError:
+    """Explain what the operating system refuses to anybody: room, what belongs to another user, a path that is none."""
     where, said = str(error.filename or ""), (error.strerror or "").lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return WillNotFit(f"writing failed: {said}", hint="make room, then type the same again", where=where)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         hint = f"this process runs as user {os.geteuid()}; a home is used by the user who made it"
         return UsageError(f"the operating system refuses: {said}", hint=hint, where=where)
+    if error.errno in _NO_PATH and _is_named(error, arguments):
+        return UsageError(f"the operating system refuses: {said}", hint="name a path that can be there", where=where)
     return _bug(error)
+
+
+def _is_named(error: OSError, arguments: list[str]) -> bool:
+    """Tell whether a path is one that the user gave, beside one or on the way to it, or in what is no directory."""
+    told = [text.rpartition("=")[2] for text in arguments if "=" in text or not text.startswith("-")]
+    told += [value for name, value in os.environ.items() if name.startswith("APPLIANCE_")]
+    found = os.path.abspath(os.fsdecode(error.filename or ""))
+    for path in map(os.path.abspath, told if error.filename else []):
+        inside = error.errno == errno.ENOTDIR and found.startswith(f"{path}/")
+        if inside or path.startswith(f"{found}/") or os.path.dirname(path) == os.path.dirname(found):
+            return True
+    return False
 
 
 def _bug(bug: Exception) -> ApplianceError:

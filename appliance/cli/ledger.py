@@ -25,7 +25,8 @@ app = typer.Typer()
 witness = typer.Typer(name="witness", help="Let somebody elsewhere cosign tree heads.", no_args_is_help=True)
 app.add_typer(witness)
 TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
-Index = Annotated[int, typer.Argument(min=0, help="Index of the entry.")]
+_LARGEST = (1 << 63) - 1  # that a database counts
+Index = Annotated[int, typer.Argument(min=0, max=_LARGEST, help="Index of the entry.")]
 
 
 @app.command()
@@ -81,7 +82,7 @@ def _as_json(value: object) -> list[str]:
 @app.command()
 def prove(
     context: typer.Context,
-    index: Annotated[int | None, typer.Argument(min=0, help="Index of the entry.")] = None,
+    index: Annotated[int | None, typer.Argument(min=0, max=_LARGEST, help="Index of the entry.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the proof here, and the leaf beside it as FILE.leaf.")] = None,
     old_size: Annotated[
         int | None,
@@ -157,7 +158,8 @@ def witness_export(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="File for the witness: the body of a C2SP add-checkpoint request.")],
     old_size: Annotated[
-        int | None, typer.Option("--from", min=0, help="Size the witness knows; default: the last one it cosigned.")
+        int | None,
+        typer.Option("--from", min=0, max=_LARGEST, help="Size the witness knows; default: the last one it cosigned."),
     ] = None,
 ) -> None:
     """Write what a witness is asked to cosign: the newest tree head and a proof that it continues the last one."""

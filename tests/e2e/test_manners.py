@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from typer.core import TyperGroup
 
-from appliance.cli.app import run
+from appliance.cli.app import _obstacle, run
 from appliance.cli.lazy import TABLE, load
+from appliance.errors import ArtefactMissing, ConfigInvalid, UsageError
 from tests.e2e.conftest import Appliance, write_notes
 
 ELSEWHERE = {
@@ -137,6 +138,32 @@ def test_every_verb_prints_one_document_on_an_error(home: Appliance, capsys: pyt
         if found != status:
             wrong[verb] = (found, document["message"])
     assert wrong == {}
+
+
+def test_a_path_or_a_number_that_cannot_be_is_no_fault_of_the_program(
+    home: Appliance, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a file and no directory")
+    for words in (
+        "train plan notes tiny --epsilon 2 --out nowhere/run.yaml",
+        "ledger prove 2 --out file/proof",
+        f"ledger prove 2 --out={tmp_path}",
+        f"ledger witness export --out {'x' * 300}",
+        "report build nobody --out file/report",
+        "status --home file",
+        "status --home file/home",
+        "init --policy default --home /proc/none",
+        "ledger show 99999999999999999999",
+        "ledger prove 99999999999999999999",
+        "train plan notes tiny --epsilon 2 --steps 99999999999999999999 --out run.yaml",
+    ):
+        status = run(words.split())
+        said = capsys.readouterr().err
+        assert status in (UsageError.exit_status, ConfigInvalid.exit_status, ArtefactMissing.exit_status), (words, said)
+        assert "internal error" not in said, words
+    with pytest.raises(FileNotFoundError) as lost:  # of the program's own it stays a fault
+        (tmp_path / "elsewhere" / "part").read_bytes()
+    assert "internal error" in _obstacle(lost.value, ["status", "--home", "file"]).message
 
 
 @pytest.mark.parametrize(

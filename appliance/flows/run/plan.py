@@ -5,6 +5,7 @@ Nothing here opens private data: every number follows from what the data owner d
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def draft(home: Home, dataset: str, base: str, request: PlanRequest) -> RunFile:
         "template": {"from": "base" if based.has_chat_template else "none", "train_on": "completion"},
         **settings(request, chosen.declared_units),
     }
-    return run_file.parse(orjson.dumps(value), "the drafted run file")
+    return run_file.parse(json.dumps(value).encode(), "the drafted run file")
 
 
 def settings(request: PlanRequest, declared_units: int) -> dict[str, dict[str, Any]]:
