@@ -27,6 +27,7 @@ from appliance.ledger.register import Found, Register
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
+from appliance.names import is_unruly
 
 _SYSTEM = Actor("system", "")
 
@@ -45,7 +46,7 @@ class Ledger(LedgerReader):
           UsageError: there is a finished ledger already, or the database holds another one.
           ConfigInvalid: the origin or the URL cannot be used.
         """
-        if not valid_name(config.origin) or len(config.body_public_key) != 32:
+        if not valid_name(config.origin) or is_unruly(config.origin) or len(config.body_public_key) != 32:
             raise ConfigInvalid("the origin or the body key of the ledger cannot be used")
         if config.anchor.exists():
             raise UsageError("there is a ledger already", where=str(config.anchor))

@@ -196,7 +196,7 @@ def scalar(value: str | int | float) -> str:
 def _escape(character: str) -> str:
     if character in '"\\':
         return "\\" + character
-    if " " <= character <= "~" or (character.isprintable() and character != "\ufeff"):
+    if " " <= character <= "~" or (character.isprintable() and not is_unruly(character)):
         return character
     code = ord(character)
     if 0xD800 <= code <= 0xDFFF:
