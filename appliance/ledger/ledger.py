@@ -89,7 +89,8 @@ class Ledger(LedgerReader):
     def close(self) -> None:
         """Sign and anchor what is not signed yet, keep a copy of the register, and close the database."""
         try:
-            self.sign()
+            with suppress(*([Busy] if self._written is None else [])):  # what others wrote is signed by them
+                self.sign()
             with suppress(Busy, WillNotFit):  # without a copy the next process reads more entries
                 self._keep_register()
         finally:

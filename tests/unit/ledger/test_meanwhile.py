@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from appliance.errors import IntegrityError
+from appliance.errors import Busy, IntegrityError
 from appliance.events.key import KeyLocked
 from appliance.ledger import ledger as ledgers
 from appliance.ledger import verify
@@ -109,3 +109,18 @@ def test_keys_wait_to_be_changed_while_a_copy_of_the_register_is_signed(
     with Ledger.open(kept) as again:
         assert len(again.key_sets) == 2
         assert again.verify().ok
+
+
+def test_a_ledger_that_was_only_looked_at_closes_however_busy_others_are(
+    ledger: Ledger, config: LedgerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise Busy("written by another")
+
+    before(monkeypatch, Ledger, "sign", refuse)
+    Ledger.open(config).close()
+    with pytest.raises(Busy), Ledger.open(config) as opened:
+        with opened.transaction(ACTOR) as tx:
+            tx.append(KeyLocked())
+        before(monkeypatch, Ledger, "sign", refuse)
+    assert ledger.verify().signed_size < ledger.verify().entries
