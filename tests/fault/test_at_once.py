@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Timer
+from typing import IO
 
 import pytest
 
-from appliance.errors import UsageError
-from appliance.files import staged_directory
+from appliance.errors import Busy, UsageError
+from appliance.files import lock, staged_directory
 from appliance.flows import init as flow
-from appliance.flows import key
+from appliance.flows import key, launch, passing
 from appliance.flows import policy as policies
 from appliance.flows.home import Home, Operator
+from appliance.flows.run import abort
+from appliance.jobs.rundir import RunDir
 from appliance.store import keyslots
+from appliance.store.charge import Charge
+from appliance.store.client import AgentStatus
+from appliance.store.keys import RootKey
+from tests.builders import bare_home
 
 PASSPHRASE = b"correct horse battery staple"
 ANN = Operator(name="ann")
@@ -59,3 +72,92 @@ def test_an_init_that_fails_leaves_nothing_outside(tmp_path: Path, monkeypatch: 
     with pytest.raises(ZeroDivisionError):
         make(tmp_path / "home", places)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# --- supervisors, and who looks at them -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> RunDir:
+    path = tmp_path / "runs" / "run_1"
+    path.mkdir(parents=True)
+    return RunDir(path)
+
+
+def after(seconds: float, what: Callable[[], object]) -> Timer:
+    timer = Timer(seconds, what)
+    timer.start()
+    return timer
+
+
+def test_who_only_looks_keeps_nobody_from_supervising(run_dir: RunDir) -> None:
+    looks = lock(run_dir.supervisor_lock, shared=True)
+    after(0.5, lambda: os.close(looks))
+    with launch.supervising(run_dir):
+        assert launch.supervisor_of(run_dir) == os.getpid()
+        with pytest.raises(Busy), launch.supervising(run_dir):
+            pytest.fail("two supervise")
+    assert launch.supervisor_of(run_dir) is None
+
+
+def test_a_supervisor_that_has_not_said_who_it_is_is_one(run_dir: RunDir) -> None:
+    held = lock(run_dir.supervisor_lock)
+    after(0.2, lambda: run_dir.supervisor_lock.write_text("4711\n"))
+    assert launch.supervisor_of(run_dir) == 4711
+    os.close(held)
+
+
+def test_to_look_makes_no_file(run_dir: RunDir) -> None:
+    assert launch.supervisor_of(run_dir) is None
+    launch.wait_for_workers(run_dir)
+    assert not list(run_dir.path.iterdir())
+
+
+def test_a_directory_that_goes_while_others_are_removed_leaves_nothing(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = bare_home(run_dir.path.parent.parent)
+    gone = home.runs / "import_1"
+    monkeypatch.setattr(passing, "_find", lambda home, kinds: [gone])
+    assert passing.find(home) == []
+    passing.remove(home, "import")
+    assert not os.path.lexists(gone)
+
+
+def test_a_supervisor_that_has_just_ended_is_no_obstacle_to_aborting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    pids = [ended.pid, None]
+    monkeypatch.setattr(launch, "supervisor_of", lambda run_dir: pids.pop(0))
+    abort.end_supervisor(RunDir(tmp_path), wait_s=5)
+    assert not pids
+
+
+# --- the key agent --------------------------------------------------------------------------------------------------
+
+
+def test_who_unlocks_waits_for_an_agent_that_is_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would end that agent, and who started it would say that it does not start."""
+    home, real = make(tmp_path / "home", flow.Places()), key.send
+
+    def unlock() -> AgentStatus:
+        return key.unlock(home, bytearray(PASSPHRASE), ANN, ttl_s=60)
+
+    with ThreadPoolExecutor() as pool:
+        others: list[Future[AgentStatus]] = []
+
+        def send(pipe: IO[bytes], root: RootKey, charge: Charge) -> None:
+            monkeypatch.undo()
+            real(pipe, root, charge)
+            pipe.close()
+            while home.agent().status().state == "sealed":
+                time.sleep(0.01)
+            others.append(pool.submit(unlock))
+            wait(others, 1)
+
+        monkeypatch.setattr(key, "send", send)
+        assert unlock().state == "unsealed"
+        assert others[0].result().state == "unsealed"
+    assert key.lock(home, ANN)

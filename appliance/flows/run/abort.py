@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
 from appliance.errors import Busy
 from appliance.flows import launch
@@ -13,6 +14,7 @@ from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator
 from appliance.flows.run.settle import settle
 from appliance.flows.run.train import find_open_run
+from appliance.jobs.rundir import RunDir
 from appliance.ledger.rows import RunRow
 
 
@@ -28,16 +30,22 @@ def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) 
     run_dir = home.run(run_id)
     with home.reader() as ledger:
         find_open_run(ledger, run_id)
-    tell_at = time.monotonic()
-    deadline = tell_at + wait_s
-    while (pid := launch.supervisor_of(run_dir)) is not None:
-        if time.monotonic() > deadline:
-            raise Busy(f"the supervisor of {run_id} (process {pid}) does not end")
-        if time.monotonic() >= tell_at:  # not at once again: a second one would be raised in the middle of its ending
-            os.kill(pid, signal.SIGINT)
-            tell_at += wait_s / 3
-        time.sleep(0.1)
+    end_supervisor(run_dir, wait_s)
     run_dir.path.mkdir(mode=0o700, exist_ok=True)
     with Desk.open(home, operator) as desk, launch.supervising(run_dir):
         row = find_run(desk.ledger, run_id)
         return settle(desk, row, None) if row.state.open else row
+
+
+def end_supervisor(run_dir: RunDir, wait_s: float) -> None:
+    """Interrupt the supervisor of a run, if there is one, and wait until it has ended. Raises `Busy` if it does not."""
+    tell_at = time.monotonic()
+    deadline = tell_at + wait_s
+    while (pid := launch.supervisor_of(run_dir)) is not None:
+        if time.monotonic() > deadline:
+            raise Busy(f"the supervisor of {run_dir.name} (process {pid}) does not end")
+        if time.monotonic() >= tell_at:  # not at once again: a second one would be raised in the middle of its ending
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGINT)
+            tell_at += wait_s / 3
+        time.sleep(0.1)

@@ -119,8 +119,10 @@ def test_a_ledger_that_was_only_looked_at_closes_however_busy_others_are(
 
     before(monkeypatch, Ledger, "sign", refuse)
     Ledger.open(config).close()
-    with pytest.raises(Busy), Ledger.open(config) as opened:
-        with opened.transaction(ACTOR) as tx:
-            tx.append(KeyLocked())
-        before(monkeypatch, Ledger, "sign", refuse)
+    opened = Ledger.open(config)
+    with opened.transaction(ACTOR) as tx:
+        tx.append(KeyLocked())
+    before(monkeypatch, Ledger, "sign", refuse)
+    with pytest.raises(Busy):
+        opened.close()
     assert ledger.verify().signed_size < ledger.verify().entries
