@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from threading import Timer
 from typing import IO
@@ -133,6 +136,35 @@ def test_a_supervisor_that_has_just_ended_is_no_obstacle_to_aborting(
     monkeypatch.setattr(launch, "supervisor_of", lambda run_dir: pids.pop(0))
     abort.end_supervisor(RunDir(tmp_path), wait_s=5)
     assert not pids
+
+
+def begin_supervising(run_dir: RunDir) -> subprocess.Popen[bytes]:
+    hold = (
+        "import fcntl, os, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print(os.getpid(), file=file, flush=True); print(flush=True); time.sleep(60)"
+    )
+    words = [sys.executable, "-c", hold, str(run_dir.supervisor_lock)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def test_who_aborts_interrupts_the_next_supervisor_too(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who waits to resume the run may be faster than who aborts it."""
+    supervisors, real = [begin_supervising(run_dir)], launch.supervising
+
+    def supervise(run_dir: RunDir) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        supervisors.append(begin_supervising(run_dir))
+        return real(run_dir)
+
+    monkeypatch.setattr(launch, "supervising", supervise)
+    with ExitStack() as supervised:
+        abort._take_over(run_dir, 10, supervised)
+        assert launch.supervisor_of(run_dir) == os.getpid()
+    assert [process.wait() for process in supervisors] == [-signal.SIGINT, -signal.SIGINT]
 
 
 # --- the key agent --------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from appliance.errors import Busy
+from appliance.files import locked
 from appliance.flows import launch
 from appliance.flows.catalog import find_run
 from appliance.flows.desk import Desk
@@ -19,9 +20,10 @@ from appliance.ledger.rows import RunRow
 
 
 def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) -> RunRow:
-    """End a run for good and charge the attempts it made. A live supervisor is interrupted first.
+    """End a run for good and charge the attempts it made. A live supervisor is interrupted first, and who follows it.
 
-    A run that comes to its own end before it can be interrupted is returned as it ended.
+    A run that comes to its own end before it can be interrupted, or that is aborted twice at once, is returned as it
+    ended.
 
     Raises:
       UsageError: the run has ended already.
@@ -30,11 +32,23 @@ def abort(home: Home, run_id: str, operator: Operator, *, wait_s: float = 30.0) 
     run_dir = home.run(run_id)
     with home.reader() as ledger:
         find_open_run(ledger, run_id)
-    end_supervisor(run_dir, wait_s)
     run_dir.path.mkdir(mode=0o700, exist_ok=True)
-    with Desk.open(home, operator) as desk, launch.supervising(run_dir):
+    with locked(run_dir.path), Desk.open(home, operator) as desk, ExitStack() as supervised:  # one after the other
+        _take_over(run_dir, wait_s, supervised)
         row = find_run(desk.ledger, run_id)
         return settle(desk, row, None) if row.state.open else row
+
+
+def _take_over(run_dir: RunDir, wait_s: float, supervised: ExitStack) -> None:
+    """Supervise a run in the place of its supervisor, and of whoever is faster than this process to follow it."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        end_supervisor(run_dir, wait_s)
+        try:
+            return supervised.enter_context(launch.supervising(run_dir))
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
 
 
 def end_supervisor(run_dir: RunDir, wait_s: float) -> None:

@@ -52,8 +52,9 @@ def _look(home: Home, row: RunRow) -> Listed:
 
 
 def state_of(home: Home, row: RunRow) -> str:
-    """Say in what state a run is, as `train status` does."""
-    return _look(home, row).state
+    """Say in what state a run was when its row was read, as `train status` does."""
+    seen = _look(home, row).state
+    return row.state if seen == INTERRUPTED != look(home, row.id).state else seen
 
 
 def is_supervised(home: Home, run_id: str) -> bool:
