@@ -25,18 +25,21 @@ GRACE_S = 10
 
 @contextmanager
 def opened(job: ServeJob, turns: Path) -> Iterator[tuple[socket.socket, str]]:
-    """Listen within the block; `turns` is a directory that gateways lock which might take the same place.
+    """Listen within the block; `turns` is a directory that gateways lock which might take the same Unix socket.
 
     Raises as `open_socket` does.
     """
+    if not job.socket:
+        yield open_socket(job)
+        return
     with locked(turns):
-        found, address = open_socket(job)
-    made = os.lstat(job.socket) if job.socket else None
+        listener, address = open_socket(job)
+        made = os.lstat(job.socket)
     try:
-        yield found, address
+        yield listener, address
     finally:
         with locked(turns), suppress(FileNotFoundError):
-            if made and os.path.samestat(os.lstat(job.socket), made):
+            if os.path.samestat(os.lstat(job.socket), made):
                 os.unlink(job.socket)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from appliance.errors import Busy
+from appliance.files import locked
 from appliance.jobs.serve import EngineSpec, ServeJob
 from appliance.serve import listening
 
@@ -63,3 +64,9 @@ def test_who_ends_removes_no_socket_of_another(job: ServeJob, tmp_path: Path) ->
         with socket.socket(socket.AF_UNIX) as other:
             other.bind(job.socket)
     assert os.path.lexists(job.socket)
+
+
+def test_a_gateway_on_loopback_waits_for_nobody(job: ServeJob, tmp_path: Path) -> None:
+    """A drill's lies in a directory that its supervisor keeps locked."""
+    with locked(tmp_path), listening.opened(job.model_copy(update={"socket": ""}), tmp_path) as (_, address):
+        assert address.startswith("http://127.0.0.1:")
