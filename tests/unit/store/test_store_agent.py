@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import Busy, IntegrityError, IsolationViolated, KeyUnavailable, UsageError
-from appliance.store import nodes
+from appliance.store import client, nodes
 from appliance.store.agent import AgentClient, AgentStatus, _Agent, serve
 from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint_key
 from appliance.store.protocol import MAX_MESSAGE, LockRequest, send_message
@@ -157,6 +157,18 @@ def test_who_waits_in_line_at_an_agent_that_ends_is_told_that_it_is_sealed(path,
         assert waiting.status() == AgentStatus("sealed")
     assert not lines
     assert child.wait(timeout=30) == 0
+
+
+def test_an_agent_that_is_stopped_does_not_answer_and_is_not_asked_again(path, start, monkeypatch):
+    child = start()
+    monkeypatch.setattr(client, "_REPLY_WITHIN_S", 1)
+    child.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(KeyUnavailable, match="does not answer"):
+        AgentClient(path).status()
+    assert time.monotonic() - began < 1.9
+    child.send_signal(signal.SIGCONT)
+    assert AgentClient(path).status().state == "unsealed"
 
 
 def test_more_clients_than_the_line_has_places_wait_for_one(path, start):
