@@ -19,7 +19,7 @@ from typing import Any
 
 from appliance.isolation import doors, interpreter, kernel
 
-SECONDS_EACH = 8
+SECONDS_EACH = 30
 
 Plan = dict[str, Any]
 """Where the targets are: token, tcp4, tcp6, udp, dns (ports), unix, outside, secret (paths), pid, descriptor; and tcp,

@@ -76,7 +76,7 @@ class AgentClient:
         return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
 
     def lock(self) -> None:
-        """Make the agent zero its keys and exit; when this returns, it has zeroed them."""
+        """Make the agent zero its keys and exit; when this returns, it has zeroed them and another one can start."""
         self._ask(LockRequest())
 
     def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
