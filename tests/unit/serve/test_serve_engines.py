@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from appliance.jobs.job import IsolationSpec
-from appliance.jobs.serve import EngineSpec, EngineState, Health, Limits
+from appliance.jobs.serve import EngineSpec, Health, Limits
 from tests.filtered import FILTER, without_sockets_but
 from tests.unit.serve.conftest import ASK, KEY, Running, Starter, llama
 
@@ -30,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 def llamas(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory):
     """A gateway over two llama.cpp servers of a tiny model, on loopback."""
     starter = Starter(tmp_path_factory.mktemp("llamas"))
-    health = Health(first_token_s=5.0, next_token_s=5.0, probe_s=0.3)
+    health = Health(first_token_s=60.0, next_token_s=60.0, probe_s=0.3)
     yield starter(llama("primary", tiny_gguf), llama("fallback", tiny_gguf, slots=4), health=health)
     starter.end()
 
@@ -75,18 +75,13 @@ def test_curl(llamas: Running) -> None:
 
 
 def test_the_fallback_takes_over_from_a_killed_engine_in_the_midst(llamas: Running) -> None:
-    before = llamas.engine("primary").pid
+    before = llamas.pid("primary")
     os.kill(before, signal.SIGKILL)
     answers = [llamas.ask() for _ in range(5)]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].headers["x-engine"] == "fallback"
-    llamas.wait(lambda: is_back(llamas.engine("primary"), before))
+    assert llamas.pid("primary", before)
     assert llamas.ask().headers["x-engine"] == "primary"
-
-
-def is_back(engine: EngineState, before: int) -> bool:
-    """Of one reading: of two, one may be from before the kill was noticed."""
-    return engine.well and engine.pid not in (0, before)
 
 
 def test_engines_have_no_network_and_do_not_answer_others(llamas: Running) -> None:
@@ -129,7 +124,7 @@ def long() -> dict[str, object]:
 
 def test_a_thousand_connections_at_once(start: Starter, stress_count: Callable[[int, int], int]) -> None:
     many = stress_count(1000, 4000)
-    running = start(limits=Limits(connections=8192, queue=8192), health=Health(first_token_s=10.0))
+    running = start(limits=Limits(connections=8192, queue=8192), health=Health(first_token_s=60.0))
 
     body = json.dumps(ASK).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n"
