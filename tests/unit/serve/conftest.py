@@ -53,7 +53,7 @@ class Running:
 
     def client(self, key: str = KEY, **more: Any) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx2.Client(base_url=self.address, headers=headers, timeout=30, trust_env=False, **more)
+        return httpx2.Client(base_url=self.address, headers=headers, timeout=120, trust_env=False, **more)
 
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0)
@@ -99,7 +99,7 @@ class Running:
 
     def end(self) -> dict[str, Any]:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
         return json.loads((self.directory / "result.json").read_text())
 
 
