@@ -153,11 +153,12 @@ def test_two_draws_differ_and_no_seed_exists() -> None:
 
 
 def test_what_was_begun_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, plain = [], DiscreteGaussian._draw
+    made, plain = list[noise.Integers](), DiscreteGaussian._draw
 
     def kept(self: DiscreteGaussian, count: int) -> noise.Integers:
-        made.append(plain(self, count))
-        return made[-1]
+        drawn = plain(self, count)
+        made.append(drawn)  # two threads do
+        return drawn
 
     monkeypatch.setattr(DiscreteGaussian, "_draw", kept)
     source = DiscreteGaussian(Fraction(10**6), ahead=True)
@@ -167,6 +168,8 @@ def test_what_was_begun_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert not np.array_equal(*drawn)
     source.begin(64)
     assert len(source.draw(65)) == 65
+    assert source._ahead
+    source._ahead.submit(int).result()  # what was begun is made, too
     assert source.draw(64) is made[-1], "what was begun for another vector is given away"
     source.begin(64)
     source.begin(64)
