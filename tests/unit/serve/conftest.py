@@ -189,6 +189,7 @@ def settle(running: Running) -> None:
     """Have the engines of a gateway behave well, and note its spool."""
     for name in DIGESTS:
         running.set(name, "ok")
+        running.pid(name)
     assert running.ask().headers["x-engine"] == "primary"
     running.noted = 0
     running.noted = len(running.spool())

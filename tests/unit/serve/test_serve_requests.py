@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from appliance.jobs.serve import Limits
-from tests.unit.serve.conftest import ASK, KEY, Running, Starter, write_clients
+from tests.unit.serve.conftest import ASK, KEY, QUICK, Running, Starter, write_clients
 
 SECRET = "quokka-7391"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -58,7 +58,8 @@ def test_what_is_wrong_gets_an_error_object(calm: Running) -> None:
 
 
 def test_a_request_that_is_too_long_for_the_model_or_for_us(start: Starter) -> None:
-    running = start(limits=Limits(body_bytes=2000))
+    # Without questions of its own, two of which would take the engine out that refuses everything.
+    running = start(limits=Limits(body_bytes=2000), health=QUICK.model_copy(update={"probe_s": 600.0}))
     with running.client() as client:
         answer = client.post(CHAT, json=ASK | {"messages": [{"role": "user", "content": "x" * 3000}]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
