@@ -65,7 +65,7 @@ def _end_agent(home: Home, wait_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0) -> None:
+def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 60.0) -> None:
     """Start the agent as a process of its own; returns when it answers. The root key goes through a pipe.
 
     Raises:

@@ -71,7 +71,7 @@ class AgentClient:
         raise _gone()
 
     def lock(self) -> None:
-        """Make the agent zero its keys and exit; when this returns, it has zeroed them."""
+        """Make the agent zero its keys and exit; when this returns, it has zeroed them and another one can start."""
         self._ask(LockRequest())
 
     def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
