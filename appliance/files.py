@@ -211,12 +211,14 @@ def _fsync(path: Path, flag: int = os.O_NOFOLLOW) -> None:
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-def lock(path: Path, *, wait: bool = True, shared: bool = False) -> int:
-    """Lock a directory, or a file that is made (mode 0600) where there is none; closing the descriptor unlocks it.
+def lock(path: Path, *, wait: bool = True, shared: bool = False, make: bool = True) -> int:
+    """Lock a directory or a file; closing the descriptor unlocks it. A file that is not there is made (mode 0600).
 
-    Raises `BlockingIOError` where somebody else holds the lock and `wait` is false.
+    Raises:
+      BlockingIOError: somebody else holds the lock and `wait` is false.
+      FileNotFoundError: nothing is there and `make` is false.
     """
-    kind = os.O_DIRECTORY if path.is_dir() else os.O_CREAT | os.O_NOFOLLOW
+    kind = os.O_DIRECTORY if path.is_dir() else os.O_NOFOLLOW | (os.O_CREAT if make else 0)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | kind, 0o600)
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
@@ -227,9 +229,9 @@ def lock(path: Path, *, wait: bool = True, shared: bool = False) -> int:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[int]:
+def locked(path: Path, *, wait: bool = True, shared: bool = False, make: bool = True) -> Iterator[int]:
     """Hold the `lock` of a file or directory; the descriptor that holds it."""
-    fd = lock(path, wait=wait, shared=shared)
+    fd = lock(path, wait=wait, shared=shared, make=make)
     try:
         yield fd
     finally:

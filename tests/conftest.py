@@ -25,6 +25,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,10 +42,16 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 TINY_VOCABULARY = 272  # 256 bytes + 5 special tokens, rounded up to a multiple of 16
 
 
-def pytest_configure() -> None:
-    """What a shell started in the background ignores Ctrl-C, and so would what the tests start and then interrupt."""
+def pytest_configure(config: pytest.Config) -> None:
+    """What a shell started in the background ignores Ctrl-C, and so would what the tests start and then interrupt.
+
+    Examples of properties are the same each time, but for `--stress`, and a machine that stalls makes none fail.
+    """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("stress", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("stress" if config.getoption("--stress") else "suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +64,20 @@ def stress_count(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """`stress_count(reduced, full)`: how many cases to run, full under `--stress`."""
     full_counts = bool(request.config.getoption("--stress"))
     return lambda reduced, full: full if full_counts else reduced
+
+
+@pytest.fixture
+def fixed_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have noise and samples drawn under fixed keys, by the name of the test, but for `--stress`.
+
+    What is tested of a law by chance fails by chance; what a fixed key draws is of the law, or not, each time.
+    """
+    if request.config.getoption("--stress"):
+        return
+    import numpy as np
+
+    keys = np.random.default_rng([*request.node.name.encode()])
+    monkeypatch.setattr(os, "urandom", keys.bytes)  # where the self-test looks for it too
 
 
 @pytest.fixture(scope="session")

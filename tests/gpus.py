@@ -36,7 +36,7 @@ SOURCE = r"""
 #define OPERATING_SYSTEM 304
 #define NO_DEVICE 100
 
-static int started, named;
+static volatile int started, named, tried;
 
 static int readable(const char *path) {  /* 0, or -1 if it is there and refused */
     int fd = open(path, O_RDONLY);
@@ -57,6 +57,7 @@ static void *work(void *unused) {
     int fd = open(path, O_RDWR);
     named = fd >= 0 && write(fd, "cuda-standin", 12) == 12;
     if (fd >= 0) close(fd);
+    tried = 1;
     sleep(started ? 0 : 600);  /* it stays, so that the filter that follows has to reach it */
     return unused;
 }
@@ -103,7 +104,7 @@ int cuInit(unsigned flags) {
     void *range = mmap(NULL, 1ull << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) return 2;
     if (pthread_create(&thread, NULL, work, NULL)) return OPERATING_SYSTEM;
-    for (int i = 0; i < 500 && !named; i++) usleep(1000);
+    for (int i = 0; i < 60000 && !tried; i++) usleep(1000);
     if (!named) return OPERATING_SYSTEM;
     started = 1;
     return 0;

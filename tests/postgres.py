@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,13 +60,12 @@ class Server:
         """SIGKILL to every process of the server, as a crash of the machine would be, and wait until they are gone."""
         parent = self.postmaster
         os.kill(parent, signal.SIGSTOP)  # no new children while they are counted
+        _until(lambda: _state(parent) in "TZ")
         tree = [parent, *map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
         for process in tree:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while any(_alive(process) for process in tree) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        _until(lambda: all(_state(process) == "Z" for process in tree))
         # Where nobody collects the dead, the number in these files still counts as a process.
         for lock in (self.directory / "data" / "postmaster.pid", self.directory / ".s.PGSQL.5432.lock"):
             lock.unlink()
@@ -118,11 +118,19 @@ def remove(server: Server) -> None:
     shutil.rmtree(server.directory, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def _state(process: int) -> str:
+    """The letter for a state in /proc; one that is gone is as one that nobody has collected yet."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -128,7 +128,7 @@ def _raise_end(made: Tunnel, end: int, private: str, undo: ExitStack) -> None:
 
 
 def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "WireGuard did not come up"
         time.sleep(0.02)

@@ -6,12 +6,13 @@ the log's keys vouch for it, and no verb has to think of it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
-from appliance.errors import ApplianceError, IntegrityError, KeyUnavailable
+from appliance.errors import ApplianceError, Busy, IntegrityError, KeyUnavailable
 from appliance.events.event import Event, Refusal
 from appliance.flows import catalog
 from appliance.flows.home import Home, Operator
@@ -24,6 +25,7 @@ from appliance.names import visible
 from appliance.policy.policy import Policy
 
 LONGEST = 500
+_SIGNED_WITHIN_S = 60.0
 
 
 class ErrorFacts(TypedDict):
@@ -71,7 +73,19 @@ class Desk:
         """
         with self.ledger.transaction(self.actor, self.reason or None, policy_sha256) as tx:
             yield tx
-        self.ledger.sign()
+        self._sign()
+
+    def _sign(self) -> None:
+        """Sign what was written. As it stands already, this waits for others longer than whoever would write."""
+        deadline = time.monotonic() + _SIGNED_WITHIN_S
+        while True:
+            try:
+                self.ledger.sign()
+                return
+            except Busy as busy:
+                if time.monotonic() > deadline:
+                    message = f"what was asked for is in the ledger, but not signed yet: {busy.message}"
+                    raise Busy(message, hint="`appliance ledger sign` signs it", where=busy.where) from None
 
     @contextmanager
     def decide(self, policy: Policy) -> Iterator[Transaction]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,11 @@ def init(root: Path, policy: Policy, passphrase: bytearray, operator: Operator, 
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"{root} exists and is not empty", hint="name a directory that is new or empty")
     config = _config(root, places)
-    try:
+    with ExitStack() as undo:
         with staged_directory(root) as partial:
-            made = _furnish(Home(partial, config), policy, passphrase, operator, places)
+            made = _furnish(Home(partial, config), policy, passphrase, operator, places, undo)
             write_atomic(partial / "home.json", to_json(config))
-    except BaseException:
-        _clear_outside(config)
-        raise
+        undo.pop_all()
     home = Home.open(root)
     return Initialised(
         home=home,
@@ -94,27 +93,23 @@ def _config(root: Path, places: Places) -> HomeConfig:
     )
 
 
-def _clear_outside(config: HomeConfig) -> None:
-    """Remove what a failed `init` left outside the home; `_config` made sure that none of it was there before."""
-    if config.anchor:
-        Path(config.anchor).unlink(missing_ok=True)
-    if config.epoch_keys:
-        for path in Path(config.epoch_keys).glob("epoch-*.json"):
-            path.unlink()
-
-
 def _furnish(
-    home: Home, policy: Policy, passphrase: bytearray, operator: Operator, places: Places
+    home: Home, policy: Policy, passphrase: bytearray, operator: Operator, places: Places, undo: ExitStack
 ) -> tuple[tuple[str, ...], str]:
+    """Make what a home holds; `undo` gets what removes that part of it which lies outside, where this one made it."""
     for name in DIRECTORIES:
         (home.root / name).mkdir(mode=0o700)
     home.anchor.parent.mkdir(mode=0o700, exist_ok=True)
     root_key = keyslots.create(home.keyslots, passphrase)
     KeyRing.create(root_key, home.epoch_keys)
+    if home.config.epoch_keys:
+        undo.callback((home.epoch_keys / "epoch-1.json").unlink, missing_ok=True)
     write_body_public_key(root_key, home.body_public_key)
     body_key = body_public_key(root_key)
     root_key.wipe()
     with Ledger.create(home.ledger_config(places.database_owner, places.database_eraser)) as ledger:
+        if home.anchor_is_external:
+            undo.callback(home.anchor.unlink, missing_ok=True)
         desk = Desk(home, ledger, home.actor(operator), operator.reason)
         created = KeyCreated(
             kind="root", slots=["passphrase"], epoch=1, body_key_sha256=hashlib.sha256(body_key).hexdigest()

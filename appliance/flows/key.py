@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from appliance.errors import IntegrityError, KeyUnavailable, UsageError
 from appliance.events.key import KeyLocked, KeyUnlocked
+from appliance.files import locked, make_directory
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, fingerprint
 from appliance.isolation import interpreter
@@ -29,7 +31,7 @@ def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int)
     if body_public_key(root) != read_body_public_key(home.body_public_key):
         raise IntegrityError("the key for sealed names and reasons was replaced", where=str(home.body_public_key))
     try:
-        with Desk.open(home, operator) as desk:
+        with _alone(home), Desk.open(home, operator) as desk:
             newest = desk.record(KeyUnlocked(until=_in(ttl_s)))
             charge = Charge(
                 socket=str(home.agent_socket),
@@ -42,11 +44,17 @@ def unlock(home: Home, passphrase: bytearray, operator: Operator, *, ttl_s: int)
                 anchor=str(home.anchor),
                 places=home.places,
             )
-        _end_agent(home)
-        start_agent(home, root, charge)
+            _end_agent(home)
+            start_agent(home, root, charge)
     finally:
         root.wipe()
     return home.agent().status()
+
+
+def _alone(home: Home) -> AbstractContextManager[int]:
+    """Let nobody else start a key agent, or change the keys that it trusts, meanwhile."""
+    make_directory(home.agent_socket.parent)
+    return locked(home.agent_socket.parent)
 
 
 def _end_agent(home: Home, wait_s: float = 20.0) -> None:
@@ -57,13 +65,12 @@ def _end_agent(home: Home, wait_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0) -> None:
+def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 60.0) -> None:
     """Start the agent as a process of its own; returns when it answers. The root key goes through a pipe.
 
     Raises:
       KeyUnavailable: it did not start.
     """
-    home.agent_socket.parent.mkdir(mode=0o700, exist_ok=True)
     process = subprocess.Popen(
         interpreter.module("appliance.keyagent"),
         stdin=subprocess.PIPE,
@@ -73,7 +80,7 @@ def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0)
         cwd=interpreter.DIRECTORY,
     )
     assert process.stdin is not None  # noqa: S101 - PIPE was asked for
-    with process.stdin as pipe:
+    with suppress(BrokenPipeError), process.stdin as pipe:  # it has ended already
         send(pipe, root, charge)
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline and process.poll() is None:
@@ -81,6 +88,8 @@ def start_agent(home: Home, root: RootKey, charge: Charge, wait_s: float = 20.0)
             return
         time.sleep(0.05)
     process.kill()
+    if process.wait() == 0:
+        raise KeyUnavailable("the store was locked again at once", hint="appliance key unlock")
     raise KeyUnavailable("the key agent did not start")
 
 
@@ -100,9 +109,9 @@ def rotate_ledger(home: Home, operator: Operator) -> Rotated:
     Raises:
       UsageError: the store is unsealed, whose key agent trusts only the keys it was started with.
     """
-    if home.agent().status().state == "unsealed":
-        raise UsageError("the key agent trusts only the keys it was started with", hint="appliance key lock")
-    with Desk.open(home, operator) as desk:
+    with _alone(home), Desk.open(home, operator) as desk:
+        if home.agent().status().state == "unsealed":
+            raise UsageError("the key agent trusts only the keys it was started with", hint="appliance key lock")
         before = fingerprint(desk.ledger.verifier_keys)
         entry, head = desk.ledger.rotate(desk.actor, desk.reason or None)
         return Rotated(entry=entry, before=before, after=fingerprint(desk.ledger.verifier_keys), head=head)

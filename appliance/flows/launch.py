@@ -32,6 +32,7 @@ from appliance.values import Value, to_json
 
 R = TypeVar("R", bound=Value)
 _SECONDS, _BYTES_A_SECOND = 600.0, 2 << 20
+_LOOKS, _LOOK_S = 200, 0.01
 Watch = Callable[[], None]
 
 
@@ -66,7 +67,8 @@ def supervising(run_dir: RunDir) -> Iterator[None]:
     """
     descriptor = _lock(run_dir)
     try:
-        run_dir.supervisor_lock.write_text(f"{os.getpid()}\n")
+        with run_dir.supervisor_lock.open("r+b", buffering=0) as file:
+            file.write(f"{os.getpid():>20}\n".encode())  # whole, over a former one
         wait_for_workers(run_dir)
         yield
     finally:
@@ -74,24 +76,36 @@ def supervising(run_dir: RunDir) -> Iterator[None]:
 
 
 def _lock(run_dir: RunDir) -> int:
-    for wait_s in (0.0, 0.05, 0.2):  # somebody who only looks holds the lock for a moment
-        time.sleep(wait_s)
+    """Lock it, as soon as nobody does who only looks; they share the lock for a moment."""
+    for _ in range(_LOOKS):
         with suppress(BlockingIOError):
             return lock(run_dir.supervisor_lock, wait=False)
+        if _is_locked(run_dir):
+            break
+        time.sleep(_LOOK_S)
     raise Busy(f"{run_dir.name} is being supervised by another process")
 
 
-def supervisor_of(run_dir: RunDir) -> int | None:
-    """Process id of the live supervisor of a run directory, or None."""
-    path = run_dir.supervisor_lock
-    if not path.exists():
-        return None
+def _is_locked(run_dir: RunDir) -> bool:
     try:
-        os.close(lock(path, wait=False, shared=True))
+        os.close(lock(run_dir.supervisor_lock, wait=False, shared=True, make=False))
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
-        text = path.read_bytes().strip()
-        return int(text) if text.isdigit() else None
-    return None
+        return True
+    return False
+
+
+def supervisor_of(run_dir: RunDir) -> int | None:
+    """Process id of the live supervisor of a run directory, or None. Raises `Busy` for one that does not name it."""
+    for _ in range(_LOOKS):
+        if not _is_locked(run_dir):
+            return None
+        text = run_dir.supervisor_lock.read_bytes().strip()
+        if text.isdigit():
+            return int(text)
+        time.sleep(_LOOK_S)  # it locks the file, then writes into it
+    raise Busy(f"{run_dir.name} is being taken over by another process", hint="try again")
 
 
 def require_compute() -> None:
@@ -245,9 +259,11 @@ def wait_for_workers(run_dir: RunDir, wait_s: float = 60.0) -> None:
       Busy: one still does after `wait_s` seconds.
     """
     deadline = time.monotonic() + wait_s
-    while run_dir.worker_lock.exists():
+    while True:
         try:
-            return os.close(lock(run_dir.worker_lock, wait=False))
+            return os.close(lock(run_dir.worker_lock, wait=False, make=False))
+        except FileNotFoundError:
+            return None
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise Busy(f"a worker is still on {run_dir.name}") from None

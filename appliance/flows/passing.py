@@ -37,7 +37,7 @@ def passing_directory(home: Home, kind: str) -> Iterator[RunDir]:
 def remove(home: Home, *kinds: str) -> None:
     """Remove the directories of these kinds that nobody works in."""
     for path in _find(home, kinds):
-        with suppress(BlockingIOError, FileNotFoundError), locked(path, wait=False):
+        with suppress(BlockingIOError, FileNotFoundError), locked(path, wait=False, make=False):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -45,7 +45,7 @@ def find(home: Home) -> list[RunDir]:
     """List the directories that killed commands left."""
     left = []
     for path in _find(home, KINDS):
-        with suppress(BlockingIOError, FileNotFoundError), locked(path, wait=False):
+        with suppress(BlockingIOError, FileNotFoundError), locked(path, wait=False, make=False):
             left.append(RunDir(path))
     return left
 

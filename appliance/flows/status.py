@@ -12,7 +12,7 @@ from appliance.errors import ApplianceError
 from appliance.flows import budget, catalog
 from appliance.flows.home import Home
 from appliance.flows.ledger import exposure
-from appliance.flows.run.listing import list_runs
+from appliance.flows.run.listing import INTERRUPTED, list_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def status(home: Home) -> Status:
         rollback=exposure(home, head.size if head else 0),
         budgets=_budgets(home),
         runs=dict(Counter(run.row.state.value for run in listed)),
-        interrupted=tuple(run.row.id for run in listed if run.state == "interrupted"),
+        interrupted=tuple(run.row.id for run in listed if run.state == INTERRUPTED),
         epoch_keys="apart from the data"
         if home.config.epoch_keys
         else "on the data's device: erasing them shreds nothing",

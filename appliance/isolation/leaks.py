@@ -19,7 +19,9 @@ from typing import Any
 
 from appliance.isolation import doors, interpreter, kernel
 
-SECONDS_EACH = 8
+SECONDS_EACH = 30
+_TRIES_AGAIN = 7
+"""Seconds for a library that tries again and again: it has sent the token long before."""
 
 Plan = dict[str, Any]
 """Where the targets are: token, tcp4, tcp6, udp, dns (ports), unix, outside, secret (paths), pid, descriptor; and tcp,
@@ -113,12 +115,12 @@ def _python(plan: Plan) -> bool:
     return subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False).returncode == 0
 
 
-def _http(plan: Plan, port: str, script: str) -> bool:
+def _http(plan: Plan, port: str, script: str, seconds: int = SECONDS_EACH - 1) -> bool:
     """Ask for the token by a library that speaks HTTP, in a child. Nobody answers; what counts is what arrived."""
     where = f"http://127.0.0.1:{plan[port]}"
     command = interpreter.python("-c", script, where, plan["token"])
     environment = os.environ | {"HF_ENDPOINT": where, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    subprocess.run(command, capture_output=True, timeout=SECONDS_EACH - 1, check=False, env=environment)
+    subprocess.run(command, capture_output=True, timeout=seconds, check=False, env=environment)
     return False
 
 
@@ -204,7 +206,7 @@ LEAKERS: dict[str, Callable[[Plan], bool]] = {
     "python-child": _python,
     "urllib": lambda plan: _http(plan, "urllib", _URLLIB),
     **({"requests": lambda plan: _http(plan, "requests", _REQUESTS)} if find_spec("requests") else {}),
-    **({"hub": lambda plan: _http(plan, "hub", _HUB)} if find_spec("huggingface_hub") else {}),
+    **({"hub": lambda plan: _http(plan, "hub", _HUB, _TRIES_AGAIN)} if find_spec("huggingface_hub") else {}),
     "write-outside": _write_outside,
     "read-outside": _read_outside,
     "borrow-descriptor": _borrow_descriptor,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from appliance.errors import ApplianceError, ConfigInvalid
 
-BUSY_SECONDS = 5.0  # how long a writer waits for another one
+BUSY_SECONDS = 30.0  # how long a writer waits for another one, whom a slow disk may hold up
 ROWS_AT_ONCE = 1000
 ENTRY = "idx, event_id, leaf, leaf_hash, type, ts, subject"  # columns of the table `entry`, in order
 

@@ -16,7 +16,7 @@ from appliance.ledger.config import LedgerConfig
 from appliance.ledger.database import Database
 from appliance.ledger.entries import read_body
 from appliance.ledger.heads import TreeHead, check_against_anchor, check_continues, sign_head
-from appliance.ledger.keyring import Keyring, rekey
+from appliance.ledger.keyring import Keyring, Keys, rekey
 from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, Head, now, read_head
 from appliance.ledger.note import Checkpoint, Signer, valid_name
@@ -80,8 +80,7 @@ class Ledger(LedgerReader):
                     raise IntegrityError("the entry that states the database's definitions was altered")
                 configured = ledger._require_configuration(connection, snapshot.register())
                 keys = ledger._keyring(connection).current.keys
-            if not promote(config.signing_dir, keys):
-                raise IntegrityError(FOREIGN_KEYS, where=str(config.signing_dir))
+            ledger._promote(keys)
             if schema.revision_of(definitions) != schema.REVISION:
                 ledger._upgrade()
             if config.configuration is not None and not configured:
@@ -91,7 +90,8 @@ class Ledger(LedgerReader):
     def close(self) -> None:
         """Sign and anchor what is not signed yet, keep a copy of the register, and close the database."""
         try:
-            self.sign()
+            with suppress(*([Busy] if self._written is None else [])):  # what others wrote is signed by them
+                self.sign()
             with suppress(Busy, WillNotFit):  # without a copy the next process reads more entries
                 self._keep_register()
         finally:
@@ -122,7 +122,7 @@ class Ledger(LedgerReader):
             written = transaction.finish()
         self._written = written or self._written
         for head, ring in signed:
-            self._anchor.advance(head.note, head.size, ring)
+            self._advance(head, ring)
 
     def sign(self) -> TreeHead:
         """Sign the log's end, store the tree head and fsync the anchor. Does nothing twice.
@@ -139,7 +139,7 @@ class Ledger(LedgerReader):
                 written = Checkpoint(ring.origin, self._written.size, self._written.root)
                 check_continues(connection, written, Checkpoint(ring.origin, head.size, head.root), "written")
         self._written = None
-        self._anchor.advance(head.note, head.size, ring)
+        self._advance(head, ring)
         return head
 
     def rotate(self, actor: Actor, reason: str | None = None) -> tuple[int, TreeHead]:
@@ -256,8 +256,8 @@ class Ledger(LedgerReader):
         """Keep a copy of the register where one is due, unless another process has written what it has not signed."""
         if self._prover is None or not self._prover.lags:
             return
-        with self._snapshot() as (connection, snapshot):
-            register, anchored = self._prove(connection, snapshot.anchored)
+        with self._database.write() as connection:  # so that nobody changes the keys meanwhile
+            register, anchored = self._prove(connection, self._anchor.text())
             if anchored.size == register.size:
                 self._prover.keep(self._signers(self._keyring(connection))[0].sign_statement)
 
@@ -269,6 +269,26 @@ class Ledger(LedgerReader):
     def _say_erased(self, index: int, actor: Actor, reason: str | None) -> int:
         with self.transaction(actor, reason) as tx:
             return tx.append(BodyErased(index=index))
+
+    def _advance(self, head: TreeHead, ring: Keyring) -> None:
+        """Anchor a head that was signed; another process may have changed the keys since, and anchored by these."""
+        try:
+            self._anchor.advance(head.note, head.size, ring)
+        except IntegrityError:
+            with self._database.read() as connection:
+                newer = self._keyring(connection)
+            if newer == ring:
+                raise
+            self._anchor.advance(head.note, head.size, newer)
+
+    def _promote(self, keys: Keys) -> None:
+        """Finish a change of keys that was interrupted. Others may change them again meanwhile."""
+        while not promote(self._config.signing_dir, keys):
+            with self._database.read() as connection:
+                newest = self._keyring(connection).current.keys
+            if newest == keys:
+                raise IntegrityError(FOREIGN_KEYS, where=str(self._config.signing_dir))
+            keys = newest
 
     def _signers(self, ring: Keyring) -> tuple[Signer, ...]:
         """Load the newest private keys; finishes a change of keys that was interrupted after its commit."""

@@ -77,8 +77,11 @@ def place(url: URL) -> str:
 
 
 def engine(url: URL, *, writable: bool, create: bool) -> Engine:
-    """Make the engine; nothing connects yet. The database itself is made by its owner, never here."""
-    created = create_engine(url, hide_parameters=True, use_native_hstore=False)
+    """Make the engine; nothing connects yet. The database itself is made by its owner, never here.
+
+    A connection is tried before it is used again: the server may have been started anew since.
+    """
+    created = create_engine(url, hide_parameters=True, use_native_hstore=False, pool_pre_ping=True)
 
     def prepare(connection: psycopg.Connection[Any], _record: Any) -> None:
         _prepare(connection, writable=writable)

@@ -91,12 +91,13 @@ def verify_ledger(
     the signing keys where the database is on a server. `kept` are signed notes of the log that were kept elsewhere.
     """
     problems = Problems()
+    anchored = _look_at_anchor(anchor, problems)  # before the first query, with which the snapshot begins
     # A table without its definition cannot be read at all, so this comes first and may be the last.
     if not check_tables(connection, problems):
         return _unreadable(problems, trusted)
     ring = check_keys(connection, trusted, problems)
     bodies = BodyScan(connection, ring.origin, body_key, problems)
-    outside = [*_read_anchor(anchor, ring, problems), *_read_kept(kept, ring)]
+    outside = [*_open_anchored(anchor, anchored, ring, problems), *_read_kept(kept, ring)]
     heads = HeadCheck(connection, ring, outside, problems)
     scan = Scan(connection, ring.origin, bodies, heads, problems)
     for row in stream(connection, "SELECT idx, event_id, leaf, leaf_hash, type, ts, subject FROM entry ORDER BY idx"):
@@ -173,16 +174,26 @@ def check_stated_definitions(connection: Connection, problems: Problems) -> None
     check_definitions(connection, definitions, problems)
 
 
-def _read_anchor(anchor: Anchor, ring: Keyring, problems: Problems) -> list[OutsideHead]:
+def _look_at_anchor(anchor: Anchor, problems: Problems) -> str | None:
+    """Read what is anchored. Read in the snapshot, it could be ahead of it: others write and anchor meanwhile."""
     try:
-        anchored = anchor.read(ring)
+        note = anchor.text()
+    except IntegrityError as error:
+        problems.add(str(error))
+        return None
+    if note is None:
+        problems.add("the anchor is missing, so a rolled-back database could not be told")
+    return note
+
+
+def _open_anchored(anchor: Anchor, note: str | None, ring: Keyring, problems: Problems) -> list[OutsideHead]:
+    if note is None:
+        return []
+    try:
+        checkpoint = anchor.open(note, ring)
     except IntegrityError as error:
         problems.add(str(error))
         return []
-    if anchored is None:
-        problems.add("the anchor is missing, so a rolled-back database could not be told")
-        return []
-    note, checkpoint = anchored
     return [OutsideHead(True, note, checkpoint.size, checkpoint.root)]
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,31 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from appliance.errors import Busy, UsageError
+from appliance.files import locked
 from appliance.jobs.serve import Limits, ServeJob
 
 BACKLOG = 2048
 GRACE_S = 10
+
+
+@contextmanager
+def opened(job: ServeJob, turns: Path) -> Iterator[tuple[socket.socket, str]]:
+    """Listen within the block; `turns` is a directory that gateways lock which might take the same Unix socket.
+
+    Raises as `open_socket` does.
+    """
+    if not job.socket:
+        yield open_socket(job)
+        return
+    with locked(turns):
+        listener, address = open_socket(job)
+        made = os.lstat(job.socket)
+    try:
+        yield listener, address
+    finally:
+        with locked(turns), suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(job.socket), made):
+                os.unlink(job.socket)
 
 
 def open_socket(job: ServeJob) -> tuple[socket.socket, str]:

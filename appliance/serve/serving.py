@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from appliance.jobs.serve import SPOOL, STATE, GatewayState, ServeJob
 from appliance.serve.clients import Doorkeeper
 from appliance.serve.engine import Engine
 from appliance.serve.gateway import Gateway
-from appliance.serve.listening import open_socket, server
+from appliance.serve.listening import opened, server
 from appliance.serve.relay import Relay
 from appliance.serve.spool import Spool
 from appliance.values import to_json
@@ -33,7 +34,13 @@ def run(job: ServeJob, run_dir: RunDir) -> GatewayState:
 
 
 async def _serve(job: ServeJob, run_dir: RunDir, scratch: Path) -> GatewayState:
-    listener, address = open_socket(job)
+    with opened(job, run_dir.path.parent) as (listener, address):
+        return await _serve_at(listener, address, job, run_dir, scratch)
+
+
+async def _serve_at(
+    listener: socket.socket, address: str, job: ServeJob, run_dir: RunDir, scratch: Path
+) -> GatewayState:
     engines: list[Engine] = []
     relay = Relay(engines, job.health, job.limits)
     engines += [Engine(spec, job.health, job.isolation, scratch, relay.wake) for spec in job.engines]
@@ -48,8 +55,6 @@ async def _serve(job: ServeJob, run_dir: RunDir, scratch: Path) -> GatewayState:
         telling.cancel()
         await asyncio.gather(telling, *(engine.stop() for engine in engines), return_exceptions=True)
         spool.close()
-        if job.socket:
-            Path(job.socket).unlink(missing_ok=True)
     return state(gateway, "")
 
 

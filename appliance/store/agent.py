@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -106,7 +106,7 @@ def serve(
     expires = _clock() + ttl_s
     until = (datetime.now(UTC) + timedelta(seconds=ttl_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
     try:
-        with _listening(socket_path) as listener:
+        with ExitStack() as ending, _listening(socket_path) as listener:
             _keep_out_of_swap(root.buffer)
             agent = _Agent(KeyRing(root, kek_dir), AgentStatus("unsealed", who, until), authorise, follow)
             while (left := expires - _clock()) > 0 and not agent.locked:
@@ -117,7 +117,7 @@ def serve(
                     continue
                 with connection:
                     if expires > _clock():  # the machine may have slept in accept
-                        agent.attend(connection)
+                        agent.attend(connection, ending)
     finally:
         root.wipe()
 
@@ -139,8 +139,11 @@ class _Agent:
         self._ring, self._status, self._authorise, self._follow = ring, status, authorise, follow
         self.locked = False
 
-    def attend(self, connection: socket.socket) -> None:
-        """Hear one request and answer it; a client that stalls, vanishes or talks nonsense costs only its time."""
+    def attend(self, connection: socket.socket, ending: ExitStack) -> None:
+        """Hear one request and answer it; a client that stalls, vanishes or talks nonsense costs only its time.
+
+        Whoever says `lock` is answered by `ending`, when nothing of the agent is in the way of the next one.
+        """
         pid, uid = peer(connection)
         if uid != os.geteuid():
             return
@@ -149,8 +152,10 @@ class _Agent:
                 reply = self._answer(receive_message(connection, _REQUEST_WITHIN_S), pid, uid)
             except ApplianceError as error:
                 reply = error_reply(error)
-            connection.settimeout(_REQUEST_WITHIN_S)
-            send_message(connection, orjson.dumps(reply))
+            if self.locked:
+                ending.callback(_send, connection.dup(), reply)
+            else:
+                _send(connection, reply)
         except OSError:
             return
 
@@ -199,6 +204,12 @@ class _Agent:
         except Exception:  # noqa: BLE001 - a bug in the judge must refuse; it must not end the agent, nor show evidence
             raise KeyUnavailable("the evidence could not be judged, so the key is not released") from None
         return data_key
+
+
+def _send(connection: socket.socket, reply: dict[str, Any]) -> None:
+    with connection, suppress(OSError):
+        connection.settimeout(_REQUEST_WITHIN_S)
+        send_message(connection, orjson.dumps(reply))
 
 
 def _base64(key: bytes) -> str:

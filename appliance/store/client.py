@@ -62,21 +62,16 @@ class AgentClient:
 
     def status(self) -> AgentStatus:
         """Ask who unsealed the store and until when; "sealed" if no agent runs, or if it ends before it answers."""
-        connection = self._connect()
-        if connection is None:
-            return AgentStatus("sealed")
-        try:
-            reply = self._talk(connection, StatusRequest())
-        except KeyUnavailable:
-            # An agent that ends takes its socket away, then resets who still waits in line: look once more.
+        for _ in range(2):  # an agent that ends takes its socket away, then resets who still waits in line
             connection = self._connect()
             if connection is None:
                 return AgentStatus("sealed")
-            reply = self._talk(connection, StatusRequest())
-        return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
+            if (reply := self._talk(connection, StatusRequest())) is not None:
+                return AgentStatus("unsealed", str(reply.get("who", "")), str(reply.get("until", "")))
+        raise _gone()
 
     def lock(self) -> None:
-        """Make the agent zero its keys and exit; when this returns, it has zeroed them."""
+        """Make the agent zero its keys and exit; when this returns, it has zeroed them and another one can start."""
         self._ask(LockRequest())
 
     def ingest_keys(self, dataset_id: str) -> tuple[bytes, str, int, bytes]:
@@ -168,7 +163,9 @@ class AgentClient:
         connection = self._connect()
         if connection is None:
             raise KeyUnavailable("the store is sealed: no key agent is running", hint="appliance key unlock")
-        return self._talk(connection, request)
+        if (reply := self._talk(connection, request)) is None:
+            raise _gone()
+        return reply
 
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -186,7 +183,8 @@ class AgentClient:
             raise KeyUnavailable("the key agent cannot be reached", where=str(self._path)) from None
         return connection
 
-    def _talk(self, connection: socket.socket, request: Value) -> dict[str, Any]:
+    def _talk(self, connection: socket.socket, request: Value) -> dict[str, Any] | None:
+        """Ask, and give the answer; None where the agent ends before it answers."""
         with connection:
             # An agent of somebody else would hand out keys that somebody else knows.
             if peer(connection)[1] != os.geteuid():
@@ -197,8 +195,11 @@ class AgentClient:
             try:
                 send_message(connection, message)
                 reply = receive_message(connection, _REPLY_WITHIN_S)
+            except TimeoutError:
+                hint = "its process may be stopped"
+                raise KeyUnavailable("the key agent does not answer", hint=hint, where=str(self._path)) from None
             except (OSError, UsageError):
-                raise KeyUnavailable("the key agent went away", hint="appliance key unlock") from None
+                return None
             return parse_reply(reply)
 
 
@@ -214,6 +215,10 @@ def _key(reply: dict[str, Any], name: str) -> bytes:
         return base64.b64decode(reply[name], validate=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
         raise _bad_reply() from None
+
+
+def _gone() -> KeyUnavailable:
+    return KeyUnavailable("the key agent went away", hint="appliance key unlock")
 
 
 def _bad_reply() -> KeyUnavailable:

@@ -330,7 +330,9 @@ def test_a_damaged_state_file_is_refused_and_kept(copied: Path) -> None:  # noqa
         examine(copied, state=str(copied / "bundle" / "seen.json"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_input_ends_in_anything_but_a_verdict(copied: Path, data: st.DataObject) -> None:  # noqa: F811
     bundle = copied / "bundle"

@@ -19,15 +19,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from appliance.files import locked
 from tests.adversarial.tracing import ROOT, SECRET, leaks, streams, traced, unseen
 from tests.e2e.conftest import Appliance, write_passphrase
 from tests.e2e.test_selftest import altered, replace
+from tests.fault.test_train_crash import Supervised, until
 
 RECORDS = 600
 SHARED = Path("/dev/shm")
@@ -107,22 +108,18 @@ def hand_over(appliance: Appliance, run: str, out: Path) -> None:
 
 
 def killed_and_resumed(appliance: Appliance, run_file: Path) -> str:
-    before = set((appliance.home / "runs").iterdir())
-    process = appliance.popen("train", "start", str(run_file))
-    while process.poll() is None and not (started := sampled(set((appliance.home / "runs").iterdir()) - before)):
-        time.sleep(0.005)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == 130
-    appliance("train", "resume", started[0].name)
-    return started[0].name
-
-
-def sampled(runs: Iterable[Path]) -> list[Path]:
-    """The runs among these that have sampled a batch."""
-    journals = [run / "journal.jsonl" for run in runs]
-    return [path.parent for path in journals if path.exists() and b'"attempt"' in path.read_bytes()]
+    """Kill a run's worker when it has sampled a batch; its supervisor stands still until then, and so it cannot end."""
+    life = Supervised(appliance, "train", "start", str(run_file))
+    worker = life.find_worker()
+    assert worker is not None
+    os.kill(life.process.pid, signal.SIGSTOP)
+    until(lambda: life.attempts() > 0, "a batch is sampled")
+    life.kill(worker)
+    os.kill(life.process.pid, signal.SIGCONT)
+    status, err = life.close()
+    assert status == 130, err
+    appliance("train", "resume", life.run)
+    return life.run
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +147,9 @@ def lived(built_once: Callable[[str, Callable[[Path], None]], Path], tiny_model_
         words = (str(scanned / "home"), str(directory / "input"), str(tiny_model_dir))
         before = set(SHARED.iterdir())
         traced_here("live", directory / "traces", scanned / "tmp", *words)
-        (directory / "shared.txt").write_text("\n".join(map(str, left_in_shared_memory(before))))
+        with locked(SHARED):  # another test leaves something there
+            left = left_in_shared_memory(before)
+        (directory / "shared.txt").write_text("\n".join(map(str, left)))
 
     return built_once("traced-life", build)
 
@@ -271,13 +270,14 @@ def test_what_is_left_in_shared_memory_is_found_by_its_content_and_by_its_name(
 ) -> None:
     before, own = set(SHARED.iterdir()), os.urandom(6).hex()
     left = [SHARED / f"{own}-file", SHARED / f"{own}-{SECRET}"]
-    try:
-        for path in left:
-            path.write_text(SECRET if path == left[0] else own)
-        found = leaks([path for path in left_in_shared_memory(before) if own in path.name], tmp_path, token_ids)
-    finally:
-        for path in left:
-            path.unlink()
+    with locked(SHARED):
+        try:
+            for path in left:
+                path.write_text(SECRET if path == left[0] else own)
+            found = leaks([path for path in left_in_shared_memory(before) if own in path.name], tmp_path, token_ids)
+        finally:
+            for path in left:
+                path.unlink()
     assert sorted(found) == sorted([str(left[0]), f"name of {left[1]}"])
 
 

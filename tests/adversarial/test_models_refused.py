@@ -485,9 +485,9 @@ def test_more_than_the_tensors_fill_is_refused_before_anything_is_built(
 ) -> None:
     TOO_MUCH[name](copied_model)
     monkeypatch.setattr(importing, "inspect", lambda _: pytest.fail("it was built"))
-    began = time.monotonic()
+    began = time.process_time()
     assert type(refused(copied_model, tmp_path)) is DataInvalid
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_tensors_without_a_weight_do_not_make_up_for_it(copied_model: Path, tmp_path: Path) -> None:

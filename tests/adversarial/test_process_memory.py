@@ -70,13 +70,16 @@ def waiting_for_a_secret(command: list[str]) -> Iterator[int]:
 
 
 def wait_until_it_reads(process: subprocess.Popen[bytes]) -> None:
-    """Wait until it stays in openat, read or readv: on what nobody writes."""
+    """Wait until it stays in openat, read or readv: on what nobody writes, and not on a slow disk, which is waited for
+    in another state."""
     deadline, seen = time.monotonic() + 60, 0
     while seen < 20:
         assert time.monotonic() < deadline
         assert process.poll() is None
         calls = {str(NUMBERS[name]) for name in ("openat", "read", "readv")}
-        seen = seen + 1 if Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in calls else 0
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        reads = Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in calls
+        seen = seen + 1 if state == "S" and reads else 0
         time.sleep(0.02)
 
 

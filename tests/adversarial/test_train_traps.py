@@ -273,6 +273,7 @@ def test_divisor_is_the_public_batch_size(tiny_model_dir: Path) -> None:
         assert torch.equal(made.adapter.flatten(seen), released / 8)
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_noise_reaches_the_optimizer_once_with_the_standard_deviation_of_the_plan(tiny_model_dir: Path) -> None:
     from appliance.privacy.sampler import noise_variance
 

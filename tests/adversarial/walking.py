@@ -23,7 +23,7 @@ from appliance.jobs.job import IsolationSpec
 from tests.adversarial.attacks import NEVER_OUTSIDE, attacks, inherited
 from tests.adversarial.outside import World, become, call
 
-SECONDS = 5
+SECONDS = 60
 
 
 def enter(kind: str, world: World) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -336,7 +337,10 @@ def test_every_verb_prints_one_document_on_success(
         ok("audit selftest run.yaml")
         done = ok("train start run.yaml --detach")["run"]
         assert ok(f"train watch {done}")["state"] == "finished"
-        Path("other.yaml").write_text(Path("run.yaml").read_text().replace("epsilon: 2.0", "epsilon: 1.0"))
+        endless = {"epsilon: 2.0": "epsilon: 1.0", "steps: 2\n": "steps: 4000\n"}  # it is there when it is aborted
+        text = Path("run.yaml").read_text()
+        assert all(text.count(old) == 1 for old in endless)
+        Path("other.yaml").write_text(reduce(lambda given, change: given.replace(*change), endless.items(), text))
         other = ok("train start other.yaml --again --detach")["run"]
         ok(f"train abort {other} --dry-run")
         ok(f"train abort {other}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Appliance, plan, rewrite, unsealed
 from tests.e2e.test_main_job import facts
+from tests.fault.test_train_crash import until, worker_of
 
 
 def reservations(appliance: Appliance) -> int:
@@ -48,9 +51,17 @@ def test_an_interrupted_start_goes_on_when_it_is_typed_again(
     with appliance.popen("train", "start", str(path)) as process:
         while "epsilon" not in (line := process.stderr.readline() if process.stderr else ""):
             assert line, process.poll()
+        until(
+            lambda: worker_of(process.pid, appliance.home / "runs") or process.poll() is not None, "there is a worker"
+        )
+        worker, _ = worker_of(process.pid, appliance.home / "runs") or (0, "")
+        assert worker
+        os.kill(worker, signal.SIGSTOP)  # else it could be done before somebody else has started
         busy = appliance("train", "start", str(path), expect=75)
         assert "train watch" in busy.err
         process.send_signal(signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
         process.communicate(timeout=120)
     assert process.returncode == 130
     other = path.with_name("edited.yaml")

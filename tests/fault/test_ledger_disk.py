@@ -183,8 +183,9 @@ def test_a_disk_without_inodes(home: Path, tmp_path: Path, free: int, status: in
 
 @pytest.fixture
 def crowded_server() -> Iterator[Server]:
-    """A server on a file system of its own, of 80 MiB."""
-    place = Path(tempfile.mkdtemp(prefix="disk-", dir="/dev/shm"))
+    """A server on a file system of its own, of 80 MiB, mounted where `tests.adversarial.outside` looks away."""
+    place = Path(tempfile.mkdtemp(prefix="disk-"))
+    place.chmod(0o711)
     command = ["mount", "-t", "tmpfs", "-o", "size=80m,mode=755", "tmpfs", str(place)]
     try:
         if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:

@@ -120,6 +120,7 @@ def test_ties_take_further_bits() -> None:
     assert table.lookup(word, Next(low))[0] == table.alias[column] - table.radius
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_drawn_noise_has_the_law_of_the_plan(stress_count: Callable[[int, int], int]) -> None:
     count = stress_count(400_000, 20_000_000)
     variance = noise_variance(0.8, 0.3, 2_442_240)
@@ -133,6 +134,7 @@ def test_drawn_noise_has_the_law_of_the_plan(stress_count: Callable[[int, int], 
     assert abs(np.corrcoef(scaled[:-1], scaled[1:])[0, 1]) < 6 / math.sqrt(count)
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_small_law_by_chi_square() -> None:
     variance = Fraction(9)
     drawn = DiscreteGaussian(variance).draw(200_000)
@@ -151,11 +153,12 @@ def test_two_draws_differ_and_no_seed_exists() -> None:
 
 
 def test_what_was_begun_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, plain = [], DiscreteGaussian._draw
+    made, plain = list[noise.Integers](), DiscreteGaussian._draw
 
     def kept(self: DiscreteGaussian, count: int) -> noise.Integers:
-        made.append(plain(self, count))
-        return made[-1]
+        drawn = plain(self, count)
+        made.append(drawn)  # two threads do
+        return drawn
 
     monkeypatch.setattr(DiscreteGaussian, "_draw", kept)
     source = DiscreteGaussian(Fraction(10**6), ahead=True)
@@ -165,6 +168,8 @@ def test_what_was_begun_is_given_away_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert not np.array_equal(*drawn)
     source.begin(64)
     assert len(source.draw(65)) == 65
+    assert source._ahead
+    source._ahead.submit(int).result()  # what was begun is made, too
     assert source.draw(64) is made[-1], "what was begun for another vector is given away"
     source.begin(64)
     source.begin(64)
@@ -249,6 +254,7 @@ def test_sampler_delta() -> None:
 # --- Poisson sampling -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_batch_sizes_follow_the_sample_rate() -> None:
     sampler = PoissonSampler(500, Fraction(3, 50))
     sizes = [len(sampler.draw()) for _ in range(400)]
@@ -260,6 +266,7 @@ def test_batch_sizes_follow_the_sample_rate() -> None:
     assert 0.75 < np.var(sizes) / expected.var() < 1.3
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_every_unit_is_sampled_alike() -> None:
     sampler = PoissonSampler(40, Fraction(1, 4))
     counts = np.zeros(40)
@@ -302,7 +309,7 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("three_threads")
+@pytest.mark.usefixtures("three_threads", "fixed_keys")
 def test_threads_fill_every_part_once_each_under_its_own_key(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 

@@ -67,6 +67,8 @@ def import_model(home: Home, source: Path, name: str, operator: Operator) -> Imp
             model = _row(name, result)
             _place(home, run_dir, result)
             with desk.decide(policy) as tx:
+                if (same := next((row for row in tx.models.list() if row.sha256 == model.sha256), None)) is not None:
+                    return Imported(model=same, already=True)  # somebody else imported it meanwhile
                 tx.models.add(model)
                 tx.append(_describe(model, result))
     return Imported(model=model, already=False)
@@ -109,10 +111,10 @@ def _place(home: Home, run_dir: RunDir, result: ImportResult) -> None:
         raise ApplianceError("the worker's digest of the model is wrong")
     fsync_tree(output)
     target = home.model(result.sha256)
-    if target.exists():
-        verify_tree(target, result.files)  # somebody else imports the same at this moment
-    else:
+    try:
         commit(output, target)
+    except UsageError:
+        verify_tree(target, result.files)  # somebody else imports the same at this moment
 
 
 def _row(name: str, result: ImportResult) -> ModelRow:

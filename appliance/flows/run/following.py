@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from appliance.errors import Busy, IntegrityError, WillNotFit
+from appliance.errors import ArtefactMissing, Busy, IntegrityError, WillNotFit
 from appliance.events.run import RunCheckpointed, RunResumed, RunStarted
 from appliance.flows import launch
 from appliance.flows.catalog import find_run, plan_of
@@ -24,6 +24,10 @@ from appliance.privacy import journal
 
 FORMER_WINDOW = 10
 """How many attempts could be unrecorded in a run that an earlier release started: it recorded every tenth."""
+
+
+_LEDGER_AWAY = Busy, ArtefactMissing
+"""Errors of a ledger that somebody else writes, or whose server is away for a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +96,13 @@ class Follower:
             self._look()
         self.watch(self.step)
         if self.permits.asked() >= self.row.recorded_attempts + max(1, self.window // 2):
-            with suppress(Busy):  # the worker waits meanwhile; the ledger has waited for its lock already
+            with suppress(*_LEDGER_AWAY):  # the worker waits meanwhile; the ledger has waited for its lock already
                 self._record(self._sound(), self.window)
                 self.permits.permit(self.row.recorded_attempts + self.window)
 
     def finish(self) -> None:
         """Record where a worker came that has ended without a result: nothing of it is unseen then."""
-        with suppress(Busy, WillNotFit):
+        with suppress(WillNotFit, *_LEDGER_AWAY):
             launch.wait_for_workers(self.desk.home.run(self.row.id))
             try:
                 self._record(self._sound(), 0)
@@ -123,10 +127,11 @@ class Follower:
         self._write(state.attempts, state.head_sha256, unseen)
 
     def _write(self, attempts: int, head: str, unseen: int) -> None:
+        self.row = find_run(self.desk.ledger, self.row.id)  # also what was written last, and could not be acknowledged
         with self.desk.transact(self.row.policy_sha256) as tx:
-            tx.runs.update(self.row, recorded_attempts=attempts, recorded_head=head)
+            row = tx.runs.update(self.row, recorded_attempts=attempts, recorded_head=head)
             tx.append(RunCheckpointed(run_id=self.row.id, attempts=attempts, journal_sha256=head, unseen=unseen))
-        self.row = find_run(self.desk.ledger, self.row.id)
+        self.row = row
 
 
 def progress_of(home: Home, row: RunRow) -> Step:

@@ -74,6 +74,7 @@ def resume(
         row = find_open_run(desk.ledger, run_id)
         require_unsealed(home)
         with launch.supervising(run_dir):
+            row = find_open_run(desk.ledger, run_id)  # another process may have gone on with it until now
             require_afforded(desk, row)
             job = _reserved_job(desk, row)
             if others:

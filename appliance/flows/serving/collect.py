@@ -78,7 +78,10 @@ def end(desk: Desk, run_dir: RunDir, run_id: str, ended: Literal["stopped", "fai
 
 
 def settle(desk: Desk) -> list[ServingEnded]:
-    """End the servings whose supervisor is gone. What else lies beside them is left alone."""
+    """End the servings whose supervisor is gone. What else lies beside them is left alone.
+
+    Whoever makes or removes such a directory, or calls this, holds the lock of the directory above it.
+    """
     found = []
     for path in sorted(desk.home.servings.glob("serving_*")):
         run_dir = RunDir(path)

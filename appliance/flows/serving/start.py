@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import GateFailed, IntegrityError, IsolationViolated, PolicyDenied, ServingDegraded, UsageError
 from appliance.events.serving import EngineFacts, ServingEnded, ServingRefused, ServingStarted
-from appliance.files import make_directory
+from appliance.files import locked, make_directory
 from appliance.flows import launch
 from appliance.flows.desk import Desk
 from appliance.flows.home import Home, Operator, new_id
@@ -80,15 +81,17 @@ def start(
       UsageError: nobody may ask.
     """
     gateway.require_gateway()
+    make_directory(home.servings)
     with Desk.open(home, operator) as desk:
-        for earlier in collect.settle(desk):
+        with locked(home.servings):
+            settled = collect.settle(desk)
+        for earlier in settled:
             tell(earlier)
         with desk.refusals(ServingRefused, PolicyDenied, GateFailed, IntegrityError):
             servable, job, vouched = prepare(desk.ledger, home, run_id, wanted, listening)
         if not clients.listed(home):
             raise UsageError("no client may ask", hint="let one: `appliance serve client add NAME`")
-        run_dir = _directory(home, job)
-        with launch.supervising(run_dir):
+        with _directory(home, job) as run_dir:
             desk.record(_started(home, servable, job, vouched), servable.policy_sha256)
             return _serve(desk, run_dir, job, watch)
 
@@ -136,12 +139,16 @@ def _engine(wanted: Wanted, sha256: str) -> EngineSpec:
     )
 
 
-def _directory(home: Home, job: ServeJob) -> RunDir:
-    make_directory(home.servings)
+@contextmanager
+def _directory(home: Home, job: ServeJob) -> Iterator[RunDir]:
+    """Make the directory of a serving and supervise it, before another start could take it for a dead one's."""
     run_dir = RunDir(home.servings / job.serving_id)
-    make_directory(run_dir.path)
-    run_dir.write_job(job)
-    return run_dir
+    with ExitStack() as supervised:
+        with locked(home.servings):
+            make_directory(run_dir.path)
+            run_dir.write_job(job)
+            supervised.enter_context(launch.supervising(run_dir))
+        yield run_dir
 
 
 def _started(home: Home, servable: Servable, job: ServeJob, vouched: dict[str, int]) -> ServingStarted:
@@ -170,9 +177,11 @@ def _serve(desk: Desk, run_dir: RunDir, job: ServeJob, watch: Watch) -> ServingE
             _follow(desk, run_dir, job, process, watch)
         raise gateway.failure(run_dir) or ServingDegraded("the gateway ended by itself")
     except KeyboardInterrupt:
-        ended = collect.end(desk, run_dir, job.run_id, "stopped")
+        with locked(desk.home.servings):
+            ended = collect.end(desk, run_dir, job.run_id, "stopped")
     except BaseException:
-        collect.end(desk, run_dir, job.run_id, "failed")
+        with locked(desk.home.servings):
+            collect.end(desk, run_dir, job.run_id, "failed")
         raise
     if ended.damaged_sha256:
         raise collect.damaged(desk, run_dir)

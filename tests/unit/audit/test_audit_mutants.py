@@ -60,7 +60,7 @@ def test_what_cannot_be_seen_is_said(
 ) -> None:
     mechanism = made(fault)
     fault.put_in(monkeypatch, mechanism)
-    assert all(check.passed for check in judge(fault, mechanism))
+    assert [check for check in judge(fault, mechanism) if not check.passed] == []
     page = Path(__file__).parents[3] / "docs" / "selftest.md"
     assert fault.unseen in " ".join(page.read_text().split())
 

@@ -16,7 +16,7 @@ def test_solutions_pass_and_tasks_differ(stress_count: Callable[[int, int], int]
     assert read_benchmark("micro:600").sha256 == read_benchmark("micro:600").sha256
     with examiner() as judge:
         for task in tasks[:: stress_count(60, 1)]:
-            fields = {"prelude": "", "test": task["test"], "entry_point": task["entry_point"], "seconds": 20.0}
+            fields = {"prelude": "", "test": task["test"], "entry_point": task["entry_point"], "seconds": 60.0}
             right = Task(code=task["prompt"] + task["canonical_solution"], **fields)
             assert judge.examine(right) == "passed"
             wrong = Task(code=task["prompt"] + " None\n", **fields)

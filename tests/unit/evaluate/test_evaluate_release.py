@@ -77,6 +77,7 @@ def test_records_are_measured_in_their_order_whatever_the_window(monkeypatch: py
     assert whole[:, 1].tolist() == list(range(23))
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_the_noise_that_is_added_has_the_stated_deviation(stress_count: Callable[[int, int], int]) -> None:
     """Captured: the released sum minus the exact one, with the sampler that is really used."""
     plan = make_evaluation_plan(declared_units=379, comparisons=2)

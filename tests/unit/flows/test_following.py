@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import IntegrityError
+from appliance.errors import ApplianceError, ArtefactMissing, Busy, IntegrityError
 from appliance.events.catalog import event
+from appliance.events.key import KeyLocked
+from appliance.flows import desk as desks
+from appliance.flows.catalog import find_run
+from appliance.flows.desk import Desk
 from appliance.flows.run.following import FORMER_WINDOW, Follower, unseen, window_of
 from appliance.jobs import permits
 from appliance.jobs.permits import Permits
+from appliance.ledger.heads import TreeHead
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
+from appliance.ledger.transaction import Transaction
 from appliance.privacy.journal import Journal
 from tests.builders import desk_at
 from tests.events import facts_of
@@ -86,3 +94,65 @@ def test_a_worker_that_goes_on_while_its_journal_is_read_has_altered_nothing(
         path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
         with pytest.raises(IntegrityError, match="altered while it trained"):
             follower._sound()
+
+
+# --- a ledger that is away for a moment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("away", "committed"), [(Busy("written by another"), True), (ArtefactMissing("its server is gone"), False)]
+)
+def test_a_worker_goes_on_once_the_ledger_is_back_whatever_became_of_the_entry(
+    ledger: Ledger, actor: Actor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: ApplianceError, committed: bool
+) -> None:
+    """What was committed and could not be acknowledged is not taken for the work of somebody else."""
+    desk = desk_at(ledger, actor, tmp_path)
+    row = run_of(PLAN, id="r1")
+    with desk.transact() as tx:
+        tx.runs.add(row)
+        tx.append(event("run.reserved", facts_of("run.reserved", run_id="r1")))
+    path = desk.home.run("r1").journal
+    path.parent.mkdir(parents=True)
+    with permits.opened() as ends, Journal.open(path, "r1", "ab" * 32) as kept:
+        racing = Racing(ends.inherited, permits.VARIABLE, ends.reads, ends.writes, journal=kept)
+        follower = Follower(desk, row, lambda step: None, racing)
+        real = Desk.transact
+
+        @contextmanager
+        def fail(self: Desk, policy_sha256: str | None = None) -> Iterator[Transaction]:
+            if not committed:
+                raise away
+            with real(self, policy_sha256) as tx:
+                yield tx
+            raise away
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Desk, "transact", fail)
+            for _ in range(3):
+                follower.poll()
+            assert (follower.row.recorded_attempts > 0) == committed
+        follower.poll()
+        assert follower.row == find_run(ledger, "r1")
+        assert follower.row.recorded_attempts == kept.state.attempts
+
+
+def test_who_has_written_waits_for_others_to_sign_it(
+    ledger: Ledger, actor: Actor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, real, left = desk_at(ledger, actor, tmp_path), Ledger.sign, [3]
+
+    def sign(self: Ledger) -> TreeHead:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise Busy("written by another")
+        return real(self)
+
+    monkeypatch.setattr(Ledger, "sign", sign)
+    assert desk.ledger.prove(desk.record(KeyLocked()))
+    left[0] = 10**6
+    monkeypatch.setattr(desks, "_SIGNED_WITHIN_S", 0.0)
+    with pytest.raises(Busy, match="is in the ledger, but not signed yet"):
+        desk.record(KeyLocked())
+    monkeypatch.undo()
+    ledger.sign()
+    assert ledger.verify().ok

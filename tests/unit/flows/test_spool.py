@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from appliance.errors import IntegrityError
 from appliance.events.serving import ServingDegraded, ServingEnded, ServingStarted
+from appliance.files import locked
 from appliance.flows.desk import Desk
-from appliance.flows.serving import collect
+from appliance.flows.serving import collect, start
+from appliance.jobs.job import Job
 from appliance.jobs.rundir import RunDir
-from appliance.jobs.serve import SPOOL
+from appliance.jobs.serve import SPOOL, EngineSpec, ServeJob
 from appliance.ledger.leaf import Actor
 from appliance.ledger.ledger import Ledger
 from appliance.serve.spool import Spool
@@ -154,3 +157,28 @@ def test_a_serving_ends_once_though_it_was_killed_before_its_directory_was_clear
 
 def killed(*_: object) -> None:
     raise InterruptedError
+
+
+def test_a_serving_that_is_being_started_is_not_taken_for_a_dead_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another `serve start` looks for those of killed ones right when the directory of this one is there."""
+    engine = EngineSpec(name="primary", kind="command", model="/nowhere", model_sha256="1" * 64, command=("true",))
+    job = ServeJob(run_id="run_1", serving_id="serving_2", model="notes", engines=(engine,), clients="")
+    real, looks = RunDir.write_job, []
+
+    def look() -> None:
+        with locked(desk.home.servings):
+            collect.settle(desk)
+
+    def write_job(self: RunDir, job: Job) -> str:
+        looks.append(Thread(target=look))
+        looks[0].start()
+        looks[0].join(0.3)
+        return real(self, job)
+
+    monkeypatch.setattr(RunDir, "write_job", write_job)
+    with start._directory(desk.home, job) as run_dir:
+        looks[0].join()
+        assert run_dir.job.exists()
+        assert [path.name for path in desk.home.servings.iterdir()] == ["serving_2"]

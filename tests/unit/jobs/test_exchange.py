@@ -62,7 +62,7 @@ def test_a_worker_that_never_stops_talking_holds_nobody_up_and_fills_no_memory(m
         thread = threading.Thread(target=_talk, args=(talker,))
         thread.start()
         for _ in range(3):
-            ends.wait(1.0)
+            ends.wait(60.0)  # until something is said
             said = list(ends.said())
             assert 0 < 6 * len(said) < (1 << 20) + pipes._MOST + (1 << 17)  # bytes that were held at once
     thread.join()  # the supervisor's end is closed: whoever talks is told

@@ -286,3 +286,19 @@ def test_a_server_that_is_not_there_is_said(config: LedgerConfig, tmp_path: Path
 def test_a_url_without_a_database_is_refused() -> None:
     with pytest.raises(ConfigInvalid):
         dialect.parse_url("postgresql+psycopg://")
+
+
+def test_a_server_that_was_started_anew_is_connected_to_again(
+    config: LedgerConfig, actor: Actor, postgres_database: PostgresDatabase
+) -> None:
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with Ledger.create(config) as ledger:
+        postgres_database.execute(end)
+        with ledger.transaction(actor) as tx:
+            tx.append(KeyLocked())
+        postgres_database.execute(end)
+        with ledger.read() as rows:
+            assert not rows.runs.list()

@@ -27,8 +27,11 @@ STANDIN = Path(__file__).with_name("standin.py")
 KEY = "sk-" + "k" * 43
 DIGESTS = {"primary": "1" * 64, "fallback": "2" * 64}
 QUICK = Health(
-    first_token_s=0.5, next_token_s=0.5, answer_s=5.0, probe_s=0.2, patience_s=2.0, start_s=3.0, restart_s=3.0
+    first_token_s=60.0, next_token_s=60.0, answer_s=120.0, probe_s=0.2, patience_s=8.0, start_s=60.0, restart_s=3.0
 )
+"""Quick where an engine says that it fails; one that a busy machine holds up has not failed."""
+STALLS = {"first_token_s": 3.0, "next_token_s": 3.0}
+"""Where an engine that says nothing is to be noticed."""
 ASK = {"model": "notes", "messages": [{"role": "user", "content": "quokka-7391"}], "max_tokens": 8}
 
 
@@ -50,7 +53,7 @@ class Running:
 
     def client(self, key: str = KEY, **more: Any) -> httpx2.Client:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx2.Client(base_url=self.address, headers=headers, timeout=30, trust_env=False, **more)
+        return httpx2.Client(base_url=self.address, headers=headers, timeout=120, trust_env=False, **more)
 
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.address}/v1", api_key=KEY, max_retries=0)
@@ -72,7 +75,19 @@ class Running:
     def engine(self, name: str) -> Any:
         return next(engine for engine in self.state().engines if engine.name == name)
 
-    def wait(self, holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    def pid(self, name: str, *former: int) -> int:
+        """The process of an engine, once it is well and none of the former ones; never 0, whose signals reach us."""
+        found: list[int] = []
+
+        def holds() -> bool:
+            engine = self.engine(name)
+            found.append(engine.pid if engine.well and engine.pid not in former else 0)
+            return found[-1] != 0
+
+        self.wait(holds)
+        return found[-1]
+
+    def wait(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert self.process.poll() is None, (self.directory / "result.json").read_text()
@@ -84,7 +99,7 @@ class Running:
 
     def end(self) -> dict[str, Any]:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
         return json.loads((self.directory / "result.json").read_text())
 
 
@@ -153,15 +168,31 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     starter.end()
 
 
+@pytest.fixture(scope="module")
+def stalling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Another one, which gives an engine less time."""
+    starter = Starter(tmp_path_factory.mktemp("stalling"))
+    yield starter(health=QUICK.model_copy(update={"probe_s": 600.0, **STALLS}))
+    starter.end()
+
+
 @pytest.fixture
-def calm(shared: Running) -> Running:
-    """The shared gateway, its engines well behaved and the spool noted."""
+def calm(request: pytest.FixtureRequest) -> Running:
+    """The shared gateway, or the one for modes in which an engine stalls; its engines well behaved, the spool noted."""
+    mode = request.node.callspec.params.get("mode", "") if hasattr(request.node, "callspec") else ""
+    running: Running = request.getfixturevalue("stalling" if "stall" in mode else "shared")
+    settle(running)
+    return running
+
+
+def settle(running: Running) -> None:
+    """Have the engines of a gateway behave well, and note its spool."""
     for name in DIGESTS:
-        shared.set(name, "ok")
-    assert shared.ask().headers["x-engine"] == "primary"
-    shared.noted = 0
-    shared.noted = len(shared.spool())
-    return shared
+        running.set(name, "ok")
+        running.pid(name)
+    assert running.ask().headers["x-engine"] == "primary"
+    running.noted = 0
+    running.noted = len(running.spool())
 
 
 def standin(name: str, control: Path, **more: Any) -> EngineSpec:
@@ -180,4 +211,4 @@ def llama(name: str, path: Path, **more: Any) -> EngineSpec:
     return EngineSpec(name=name, kind="llama.cpp", model=str(path), model_sha256=DIGESTS[name], **options)
 
 
-__all__ = ["ASK", "KEY", "QUICK", "Limits", "Running", "Starter", "llama", "standin"]
+__all__ = ["ASK", "KEY", "QUICK", "STALLS", "Limits", "Running", "Starter", "llama", "settle", "standin"]

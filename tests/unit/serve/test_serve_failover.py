@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from appliance.serve.load import Gateway, Seen, ask
-from tests.unit.serve.conftest import ASK, DIGESTS, KEY, QUICK, Running, Starter, standin
+from tests.unit.serve.conftest import ASK, DIGESTS, KEY, QUICK, STALLS, Running, Starter, settle, standin
 
 FULL = "one two three four "
 BEFORE = {
@@ -28,6 +28,8 @@ BEFORE = {
     "503": "http 503",
 }
 AFTER = ("cut", "stall-later", "no-end")
+GIVEN_S = 0.5
+"""What an engine may be given of the time until its failure was known, where its process was killed."""
 
 
 def events(running: Running, **changes: object) -> list[dict[str, object]]:
@@ -58,22 +60,26 @@ def test_an_answer_names_engine_model_and_run(calm: Running) -> None:
 @pytest.mark.parametrize("mode", BEFORE)
 def test_a_failure_before_the_first_token_is_answered_by_the_other(calm: Running, mode: str, stream: bool) -> None:
     running = calm
-    running.set("primary", mode)
-    began = time.monotonic()
-    if stream:
-        found = events(running)
-        about, text = found[0]["appliance"], text_of(found)
-        assert found[-1] == {"done": True}
-    else:
-        answer = running.ask()
-        about, text = answer.json()["appliance"], answer.json()["choices"][0]["message"]["content"]
-        assert answer.headers["x-degraded"] == "retried"
-    took = time.monotonic() - began
-    assert text == FULL
-    assert (about["engine"], about["model_sha256"], about["degraded"]) == ("fallback", DIGESTS["fallback"], "retried")
-    (line,) = running.spool()
-    assert (line["reason"], line["engine"], line["failed"]) == ("retried", "fallback", [f"primary: {BEFORE[mode]}"])
-    assert took < (QUICK.first_token_s if mode == "stall" else 0) + 1.0
+    bound, took = (STALLS["first_token_s"] if mode == "stall" else 0) + 1.0, list[float]()
+    while not took or (min(took) >= bound and len(took) < 3):  # a busy machine may spoil a round, not three
+        settle(running)
+        running.set("primary", mode)
+        began = time.monotonic()
+        if stream:
+            found = events(running)
+            about, text = found[0]["appliance"], text_of(found)
+            assert found[-1] == {"done": True}
+        else:
+            answer = running.ask()
+            about, text = answer.json()["appliance"], answer.json()["choices"][0]["message"]["content"]
+            assert answer.headers["x-degraded"] == "retried"
+        took.append(time.monotonic() - began)
+        assert text == FULL
+        labels = (about["engine"], about["model_sha256"], about["degraded"])
+        assert labels == ("fallback", DIGESTS["fallback"], "retried")
+        (line,) = running.spool()
+        assert (line["reason"], line["engine"], line["failed"]) == ("retried", "fallback", [f"primary: {BEFORE[mode]}"])
+    assert min(took) < bound
 
 
 @pytest.mark.parametrize("mode", AFTER)
@@ -109,27 +115,26 @@ def test_the_first_engine_is_taken_back_when_it_has_proved_itself(start: Starter
 
 
 def test_an_engine_that_is_dead_inside_is_found_without_a_request(start: Starter) -> None:
-    running = start()
+    running = start(health=QUICK.model_copy(update=STALLS))
     running.set("primary", "stall")
     running.wait(lambda: not running.engine("primary").well)
     assert running.said("primary") == []
 
 
 def test_a_killed_engine_is_started_again_and_a_stopped_one_too(start: Starter) -> None:
-    running = start(health=QUICK.model_copy(update={"restart_s": 1.0, "probe_s": 0.1}))
-    first = running.engine("primary").pid
+    running = start(health=QUICK.model_copy(update={"restart_s": 1.0, "probe_s": 0.1, **STALLS}))
+    first = running.pid("primary")
     os.kill(first, signal.SIGKILL)
-    running.wait(lambda: running.engine("primary").pid not in (0, first) and running.engine("primary").well)
-    second = running.engine("primary").pid
+    second = running.pid("primary", first)
     os.kill(second, signal.SIGSTOP)
-    running.wait(lambda: running.engine("primary").pid not in (0, second) and running.engine("primary").well)
+    assert running.pid("primary", first, second)
 
 
 def test_an_engine_that_reads_a_large_model_is_left_to_it(start: Starter, tmp_path: Path) -> None:
     """Until its first token it has longer than between two: vLLM takes minutes, and was started anew for ever."""
     control = tmp_path / "primary.control"
     control.write_text("stall")
-    patient = QUICK.model_copy(update={"restart_s": 0.5, "start_s": 600.0})
+    patient = QUICK.model_copy(update={"first_token_s": 0.5, "restart_s": 0.5, "start_s": 600.0})
     slow = start(standin("primary", control), health=patient, wait=False)
     slow.wait(lambda: slow.engine("primary").pid != 0)
     first = slow.engine("primary").pid
@@ -148,14 +153,14 @@ def test_an_engine_that_reads_a_large_model_is_left_to_it(start: Starter, tmp_pa
 
 def test_failover_of_a_killed_engine_takes_less_than_a_quarter_of_a_second(start: Starter) -> None:
     """Bar: p99 of at most 250 ms beyond what an engine is given. A busy machine may spoil a round, not three."""
-    running = start(health=QUICK.model_copy(update={"probe_s": 0.1, "proofs": 1}))
+    running = start(health=QUICK.model_copy(update={"probe_s": 0.1, "proofs": 1}))  # nobody waits for a first token
     p99s: list[float] = []
     while not p99s or (min(p99s) > 250 and len(p99s) < 3):
         seen = asyncio.run(ask_while_killing(running, kills=3))
         assert {one.outcome for one in seen} <= {"answered", "cut"}, "a request was lost"
         over = [one for one in seen if one.degraded and one.first]
         assert len(over) >= 30
-        took = [one.first - one.sent - min(one.detected_s, QUICK.first_token_s) for one in over]
+        took = [one.first - one.sent - min(one.detected_s, GIVEN_S) for one in over]
         p99s.append(1000 * float(np.percentile(took, 99)))
     assert min(p99s) <= 250
 
@@ -172,12 +177,9 @@ async def ask_while_killing(running: Running, kills: int) -> list[Seen]:
     clients = [asyncio.create_task(client()) for _ in range(4)]
     for _ in range(kills):
         await asyncio.sleep(0.2)
-        pid = running.engine("primary").pid
+        pid = await asyncio.to_thread(running.pid, "primary")
         os.kill(pid, signal.SIGKILL)
-        await asyncio.to_thread(
-            running.wait,
-            lambda pid=pid: running.engine("primary").pid not in (0, pid) and running.engine("primary").well,
-        )
+        await asyncio.to_thread(running.pid, "primary", pid)
     asking = False
     await asyncio.gather(*clients)
     return seen
@@ -204,10 +206,10 @@ def test_while_no_engine_is_well_requests_wait_and_then_are_told(start: Starter)
 
 def test_engines_end_with_the_gateway(start: Starter) -> None:
     running = start()
-    pids = [engine.pid for engine in running.state().engines]
+    pids = [running.pid(name) for name in DIGESTS]
     running.process.kill()
     running.process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)

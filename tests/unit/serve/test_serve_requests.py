@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from appliance.jobs.serve import Limits
-from tests.unit.serve.conftest import ASK, KEY, Running, Starter, write_clients
+from tests.unit.serve.conftest import ASK, KEY, QUICK, Running, Starter, write_clients
 
 SECRET = "quokka-7391"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -58,7 +58,8 @@ def test_what_is_wrong_gets_an_error_object(calm: Running) -> None:
 
 
 def test_a_request_that_is_too_long_for_the_model_or_for_us(start: Starter) -> None:
-    running = start(limits=Limits(body_bytes=2000))
+    # Without questions of its own, two of which would take the engine out that refuses everything.
+    running = start(limits=Limits(body_bytes=2000), health=QUICK.model_copy(update={"probe_s": 600.0}))
     with running.client() as client:
         answer = client.post(CHAT, json=ASK | {"messages": [{"role": "user", "content": "x" * 3000}]})
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
@@ -107,37 +108,38 @@ def connect(running: Running) -> socket.socket:
 
 
 def test_whoever_dawdles_is_hung_up_on(start: Starter) -> None:
-    running = start(limits=Limits(header_s=0.5, body_s=0.5))
+    running = start(limits=Limits(header_s=2.0, body_s=2.0))
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
-    trickles = [connect(running) for _ in range(50)]
-    began = time.monotonic()
+    trickles = [(time.monotonic(), connect(running)) for _ in range(50)]
     for place in range(8):
-        for one in trickles:
+        for began, one in trickles:
             try:
                 one.sendall(head[place : place + 1])
             except OSError:
-                assert time.monotonic() - began >= 0.5
-        time.sleep(0.1)
+                assert time.monotonic() - began >= 2.0
+        time.sleep(0.3)
         assert running.ask().status_code == 200, "others are answered meanwhile"
-    for one in trickles:
-        one.settimeout(5)
+    for _, one in trickles:
+        one.settimeout(60)
         with suppress(ConnectionResetError):
             assert one.recv(100) == b""
         one.close()
     with connect(running) as slow:
         slow.sendall(head + f"authorization: Bearer {KEY}\r\ncontent-length: 100\r\n\r\n{{".encode())
-        slow.settimeout(5)
+        slow.settimeout(60)
         assert b"408" in slow.recv(1000).split(b"\r\n")[0]
 
 
 def test_a_second_request_on_a_connection_may_not_dawdle_either(start: Starter) -> None:
-    running = start(limits=Limits(header_s=0.5))
+    running = start(limits=Limits(header_s=2.0))
     with connect(running) as one:
         one.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-        one.settimeout(5)
+        one.settimeout(60)
         said = b""
         while not said.endswith(b"}"):
-            said += one.recv(1000)
+            piece = one.recv(1000)
+            assert piece, "it was hung up on"
+            said += piece
         one.sendall(b"GET /hea")
         assert one.recv(100) == b""
 
@@ -145,15 +147,15 @@ def test_a_second_request_on_a_connection_may_not_dawdle_either(start: Starter) 
 def test_an_engine_stops_when_its_client_goes_away(calm: Running) -> None:
     calm.set("primary", "endless")
     for stream in (True, False):
-        gone = calm.said("primary").count("gone")
+        asked, gone = (calm.said("primary").count(word) for word in ("asked", "gone"))
         with connect(calm) as one:
             body = json.dumps(ASK | {"stream": stream}).encode()
             head = (
                 f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
             )
             one.sendall(head.encode() + body)
-            time.sleep(0.2)
-        calm.wait(lambda gone=gone: calm.said("primary").count("gone") > gone, 3.0)
+            calm.wait(lambda asked=asked: calm.said("primary").count("asked") > asked)
+        calm.wait(lambda gone=gone: calm.said("primary").count("gone") > gone)
     assert calm.spool() == []
 
 
@@ -164,6 +166,6 @@ def test_nothing_of_a_request_is_written_anywhere(calm: Running) -> None:
     calm.ask(messages=[{"role": "user", "content": SECRET}])
     time.sleep(0.3)
     for path in calm.directory.rglob("*"):
-        if path.is_file():
+        with suppress(FileNotFoundError, IsADirectoryError):  # the state is written under another name first
             assert SECRET.encode() not in path.read_bytes(), path
     assert (calm.directory / "printed").read_bytes() == b""

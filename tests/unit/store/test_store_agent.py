@@ -1,6 +1,7 @@
 """The key agent, always as a process of its own, as it runs in production."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -11,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from appliance.errors import Busy, IntegrityError, IsolationViolated, KeyUnavailable, UsageError
-from appliance.store import nodes
+from appliance.store import client, nodes
 from appliance.store.agent import AgentClient, AgentStatus, _Agent, serve
 from appliance.store.keys import KeyRing, RootKey, body_private_key, fingerprint_key
 from appliance.store.protocol import MAX_MESSAGE, LockRequest, send_message
@@ -70,9 +72,10 @@ def path(tmp_path) -> Path:
 def start(tmp_path, ring, path) -> Iterator[Start]:
     running = []
 
-    def start_(ttl_s: float = 60, at: Path = path) -> subprocess.Popen[str]:
+    def start_(ttl_s: float = 60, at: Path = path, before: str = "") -> subprocess.Popen[str]:
         arguments = [str(at), str(tmp_path / "keks"), STORE_ID, SECRET.hex(), str(ttl_s)]
-        child = subprocess.Popen([sys.executable, "-c", AGENT, *arguments], cwd=REPO, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", before + AGENT, *arguments]
+        child = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
         running.append(child)
         deadline = time.monotonic() + 120
         while AgentClient(at).status().state != "unsealed" and child.poll() is None:
@@ -130,10 +133,11 @@ def test_it_follows_the_log_and_says_how_far(path, start):
 
 def test_status_says_who_and_until_when(path, start):
     assert AgentClient(path).status() == AgentStatus("sealed")
+    begun = int(time.time())  # the end is said in whole seconds
     start(ttl_s=3600)
     status = AgentClient(path).status()
     assert (status.state, status.who) == ("unsealed", "ada")
-    assert time.strftime("%Y-%m-%dT%H:", time.gmtime(time.time() + 3590)) in status.until + ":"
+    assert begun <= datetime.fromisoformat(status.until).timestamp() - 3600 <= time.time()
     assert status.until.endswith("Z")
 
 
@@ -144,6 +148,24 @@ def test_lock_zeroes_and_exits(path, start):
     assert child.returncode == 0
     assert not path.exists()
     assert AgentClient(path).status().state == "sealed"
+
+
+SLOW_TO_END = """
+import os, pathlib, time
+unlink, close = pathlib.Path.unlink, os.close
+pathlib.Path.unlink = lambda *path, **how: (time.sleep(0.5), unlink(*path, **how))
+os.close = lambda fd: (time.sleep(0.5), close(fd))
+"""
+
+
+def test_when_lock_returns_nothing_of_the_agent_is_in_the_way_of_the_next(path, start):
+    """A copy of the home would stumble over its socket, and another agent over its lock."""
+    child = start(before=SLOW_TO_END)
+    AgentClient(path).lock()
+    assert not path.exists()
+    with open(f"{path}.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert child.communicate(timeout=60)[0] == "zeroed\n"
 
 
 def test_who_waits_in_line_at_an_agent_that_ends_is_told_that_it_is_sealed(path, start, monkeypatch):
@@ -157,6 +179,18 @@ def test_who_waits_in_line_at_an_agent_that_ends_is_told_that_it_is_sealed(path,
         assert waiting.status() == AgentStatus("sealed")
     assert not lines
     assert child.wait(timeout=30) == 0
+
+
+def test_an_agent_that_is_stopped_does_not_answer_and_is_not_asked_again(path, start, monkeypatch):
+    child = start()
+    monkeypatch.setattr(client, "_REPLY_WITHIN_S", 1)
+    child.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(KeyUnavailable, match="does not answer"):
+        AgentClient(path).status()
+    assert time.monotonic() - began < 1.9
+    child.send_signal(signal.SIGCONT)
+    assert AgentClient(path).status().state == "unsealed"
 
 
 def test_more_clients_than_the_line_has_places_wait_for_one(path, start):

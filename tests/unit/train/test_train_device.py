@@ -148,6 +148,8 @@ def test_noise_that_was_begun_is_given_away_once() -> None:
     assert source.draw(50) is source.drawn[3][1]
     source.begin(50)
     assert len(source.draw(60)) == 60  # of another size: what was begun is dropped for good
+    assert source._ahead
+    source._ahead.submit(int).result()
     assert source.draw(50) is source.drawn[-1][1]
     assert source.drawn[-1][0]
 

@@ -40,6 +40,7 @@ def record(number: int) -> Record:
 TRAINING = [record(number) for number in range(48)]
 
 
+@pytest.mark.usefixtures("fixed_keys")
 def test_plain_learns_and_what_is_kept_of_its_gain_is_measured_against_it(
     banking: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from appliance.jobs.ticket import Rendezvous
 from appliance.worker import meeting
 
 KEY, OTHER = "11" * 32, "22" * 32
+PORTS = iter(range(15_000 + os.getpid() % 1000 * 10, 32_000))
 NONCE, EARLIER = "aa" * 16, "bb" * 16
 
 PAIRS = """
@@ -55,8 +58,11 @@ print(json.dumps(found))
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port that no connection of another test gets in the meantime: those are given higher ones."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("every port is taken")
 
 
 @pytest.fixture(scope="module")
