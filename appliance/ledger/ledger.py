@@ -19,7 +19,7 @@ from appliance.ledger.heads import TreeHead, check_against_anchor, check_continu
 from appliance.ledger.keyring import Keyring, Keys, rekey
 from appliance.ledger.leaf import Actor
 from appliance.ledger.log import Appender, Clock, Context, Head, now, read_head
-from appliance.ledger.note import Checkpoint, Signer, valid_name
+from appliance.ledger.note import Checkpoint, Signer, may_be_new
 from appliance.ledger.opened import FOREIGN_KEYS
 from appliance.ledger.proving import Prover, Snapshot
 from appliance.ledger.reading import LedgerReader
@@ -27,7 +27,6 @@ from appliance.ledger.register import Found, Register
 from appliance.ledger.signing import create_keys, create_next_keys, load_signers, promote
 from appliance.ledger.transaction import Transaction
 from appliance.ledger.witness import Cosigned
-from appliance.names import is_unruly
 
 _SYSTEM = Actor("system", "")
 
@@ -46,7 +45,7 @@ class Ledger(LedgerReader):
           UsageError: there is a finished ledger already, or the database holds another one.
           ConfigInvalid: the origin or the URL cannot be used.
         """
-        if not valid_name(config.origin) or is_unruly(config.origin) or len(config.body_public_key) != 32:
+        if not may_be_new(config.origin) or len(config.body_public_key) != 32:
             raise ConfigInvalid("the origin or the body key of the ledger cannot be used")
         if config.anchor.exists():
             raise UsageError("there is a ledger already", where=str(config.anchor))

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 
 from appliance.errors import IntegrityError
+from appliance.names import is_unruly
 
 ED25519 = 0x01
 COSIGNATURE = 0x04  # of a witness, with Ed25519
@@ -192,6 +193,11 @@ def unverified_size(note: str) -> int:
 def valid_name(name: str) -> bool:
     """Tell whether `name` can be an origin and a key name: printable, no space, no plus sign, at most 255 bytes."""
     return bool(name) and name.isprintable() and not set(" +") & set(name) and len(name.encode()) <= 255
+
+
+def may_be_new(name: str) -> bool:
+    """Tell whether a log that is made now can have `name`: a valid one without characters that are not seen."""
+    return valid_name(name) and not is_unruly(name)
 
 
 def encode64(data: bytes) -> str:
