@@ -15,7 +15,7 @@ from typing import Any
 from appliance.errors import DataInvalid
 
 _EFFECTS = re.compile(
-    r"softcap|logits?_scal|_multiplier$|(^|_)sliding_window$|partial_rotary|rotary_(pct|dim|emb_fraction)|qk_?(layer)?norm"
+    r"softcap|logits?_scal|_multiplier$|(^|_)sliding_window$|partial_rotary|rotary_(pct|dim|emb_fraction)"
     r"|(^|_)alibi$|parallel_(attn|residual)|query_pre_attn_scalar|(attn|attention)_scale|^scale_(emb|depth)|clip_qkv"
 )
 _NONE: tuple[Any, ...] = (None, 0, 1, "", [], {})
