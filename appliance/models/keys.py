@@ -23,7 +23,7 @@ _NONE: tuple[Any, ...] = (None, 0, 1, "", [], {})
 
 
 def check_keys(stated: dict[str, Any], model: Any) -> None:
-    """Refuse a key that names an effect and that no source of the model mentions.
+    """Refuse a key that names an effect and that no source of the model mentions, and rotations stated twice.
 
     Args:
       stated: the configuration as it was published.
@@ -32,6 +32,8 @@ def check_keys(stated: dict[str, Any], model: Any) -> None:
     Raises:
       DataInvalid: naming the first.
     """
+    for part in _objects(stated):
+        _check_rotation(part)
     source = "".join(sorted(_sources(model)))
     for key, value in _pairs(stated):
         unused = key == "sliding_window" and stated.get("use_sliding_window") is False
@@ -44,13 +46,40 @@ def check_keys(stated: dict[str, Any], model: Any) -> None:
             )
 
 
-def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
     pending = [value]
     while pending:
         item = pending.pop()
         if isinstance(item, dict):
-            yield from item.items()
+            yield item
             pending.extend(item.values())
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    return (pair for item in _objects(value) for pair in item.items())
+
+
+def _check_rotation(part: dict[str, Any]) -> None:
+    """Refuse a rotation that the keys of today and the older ones state differently: libraries take either."""
+    found = part.get("rope_parameters")
+    if not isinstance(found, dict):
+        return
+    kinds = [kind for kind in found.values() if isinstance(kind, dict)] or [found]
+    theta, scaling = part.get("rope_theta"), part.get("rope_scaling")
+    thetas = [kind["rope_theta"] for kind in kinds if "rope_theta" in kind]
+    older = "rope_theta" if theta is not None and thetas and theta not in thetas else ""
+    if isinstance(scaling, dict) and scaling and _scaling(scaling) not in map(_scaling, kinds):
+        older = "rope_scaling"
+    if older:
+        raise DataInvalid(
+            f"the configuration states the rotation twice, and {older!r} is not what 'rope_parameters' say",
+            hint="delete the one that is not meant from a copy of the directory",
+            where="config.json",
+        )
+
+
+def _scaling(stated: dict[str, Any]) -> dict[str, Any]:
+    return {"rope_type" if key == "type" else key: value for key, value in stated.items() if key != "rope_theta"}
 
 
 def _sources(model: Any) -> set[str]:

@@ -16,6 +16,9 @@ from appliance.policy import yaml
 from appliance.policy.parse import parse_value
 from appliance.values import Count, Digest, Positive, Value, Word
 
+LARGEST_SCALE = 1000
+"""Of an adapter (alpha / r). More is a slip that shows only in training, after the budget was reserved."""
+
 
 class BaseChoice(Value):
     """The base model, by name and by digest."""
@@ -68,7 +71,7 @@ class TrainChoice(Value):
     epochs: Positive | None = None
     expected_batch_size: Count
     max_tokens: Count = 512
-    lr: Positive = 5e-4
+    lr: Annotated[float, Field(gt=0, le=10)] = 5e-4
     init_seed: Annotated[int, Field(ge=0)] = 7
     spare_steps: Annotated[int, Field(ge=0)] = 2
 
@@ -134,6 +137,12 @@ class RunFile(Value):
     privacy: PrivacyChoice
     engine: EngineChoice = EngineChoice()
     gates: GatesChoice = GatesChoice()
+
+    @model_validator(mode="after")
+    def _adapts_in_bounds(self) -> Self:
+        if self.lora.alpha > LARGEST_SCALE * self.lora.r:
+            raise ValueError(f"'lora.alpha' is more than {LARGEST_SCALE} times 'lora.r', by which it is divided")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

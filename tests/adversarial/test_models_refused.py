@@ -300,6 +300,20 @@ DIRECTORIES: dict[str, tuple[Damage, type[ApplianceError], str]] = {
         "softcapping",
     ),
     "half of a rotation": (edit("config.json", partial_rotary_factor=0.5), DataInvalid, "'partial_rotary_factor'"),
+    "a rotation stated twice": (
+        edit("config.json", rope_theta=5e5, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+        DataInvalid,
+        "'rope_theta' is not what",
+    ),
+    "a scaled rotation stated twice": (
+        edit(
+            "config.json",
+            rope_scaling={"type": "linear", "factor": 2.0},
+            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+        ),
+        DataInvalid,
+        "'rope_scaling' is not what",
+    ),
     "quantised by an older tool": (edit("config.json", compression_config={"format": "x"}), DataInvalid, "quantised"),
     "quantised inside": (edit("config.json", text={"quantization_config": {"a": 1}}), DataInvalid, "quantised"),
     "quantised already": (edit("config.json", quantization_config={"quant_method": "gptq"}), DataInvalid, "quantised"),
@@ -328,6 +342,12 @@ def test_the_same_directory_undamaged_is_imported(copied_model: Path, tmp_path: 
     [
         {"sliding_window": None, "qk_layernorm": False, "partial_rotary_factor": 1.0, "frobnicate": True},
         {"sliding_window": 4096, "use_sliding_window": False, "unsloth_version": "2025.1"},
+        {"use_qk_norm": True},  # the weights of the norms say whether it is so
+        {
+            "rope_theta": 1e4,
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        },
     ],
 )
 def test_keys_that_say_nothing_are_no_reason(keys: dict[str, Any], copied_model: Path, tmp_path: Path) -> None:

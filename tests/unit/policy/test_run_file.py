@@ -60,6 +60,8 @@ WRONG = [
     ("  delta: 1e-06", "  delta: some", "'auto' or input should be a valid number", ""),
     ("      kind: subject", "      kid: subject", "unknown key 'kid'", "did you mean 'kind'?"),
     ("  accountant: pld", "  noise_seed: 7", "unknown key 'noise_seed'", ""),
+    ("  lr: 0.0005", "  lr: 1.0e+308", "less than or equal to 10", ""),
+    ("  alpha: 16.0", "  alpha: 1.0e+308", "'lora.alpha' is more than 1000 times 'lora.r'", ""),
     ("  from: base", "  from_: base", "unknown key 'from_'", "did you mean 'from'?"),
 ]
 
