@@ -48,6 +48,21 @@ def small(kind: str) -> Any:
     return model
 
 
+def store(model: Any, directory: Path) -> None:
+    """Write a small model as it would be published; its lists of layers and its special tokens are made to fit."""
+    from transformers import GenerationConfig
+
+    for config in {id(part): part for part in (model.config, model.config.get_text_config())}.values():
+        for key in ("layer_types", "mlp_layer_types"):
+            if isinstance(vars(config).get(key), list | tuple):
+                setattr(config, key, list(getattr(config, key))[: config.num_hidden_layers])
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if isinstance(getattr(config, key, None), int):
+                setattr(config, key, 1)
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(directory)
+
+
 def outcomes(kind: str) -> dict[str, str] | None:
     """For each precision an empty string or the reason of the refusal; None where there is no small model."""
     model = small(kind)
