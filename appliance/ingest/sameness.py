@@ -36,7 +36,7 @@ def words(text: str) -> list[str]:
     if "&" in text:
         text = unescape(text)
     if text.isascii():
-        return text.translate(_OF_ASCII).lower().split()
+        return (text if text.isprintable() else text.translate(_OF_ASCII)).lower().split()
     text = normalize("NFD", _UNSEEN.sub("", text)).casefold()
     text = normalize("NFKC", text).casefold().replace("\u0131", "i").replace("i\u0307", "i")
     return _UNSEEN.sub("", normalize("NFKC", text)).split()
