@@ -135,7 +135,7 @@ class PostgresDatabase:
         self.server.drop(f"{self.name}_copy")
 
     def _become(self, name: str, template: str) -> None:
-        end = f"SELECT pg_terminate_backend(pid, 60_000) FROM pg_stat_activity WHERE datname = '{template}'"
+        end = f"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = '{template}'"
         with self.server.connect("postgres") as raw:
             raw.execute(end.encode())
         self.server.drop(name)
