@@ -22,6 +22,7 @@ WORDS = st.one_of(
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+SCALES = st.floats(min_value=0, max_value=run_file.LARGEST_SCALE, exclude_min=True)
 COUNTS = st.integers(1, 10**15)
 UNITS = st.builds(UnitOfPrivacy, kind=st.sampled_from(["record", "subject"]), key=st.none() | TEXTS, max_records=COUNTS)
 DELTAS = st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True)
@@ -34,7 +35,7 @@ def run_files(draw: Callable[..., object]) -> RunFile:
         TrainChoice,
         expected_batch_size=COUNTS,
         max_tokens=COUNTS,
-        lr=POSITIVE,
+        lr=st.floats(min_value=0, max_value=10, exclude_min=True),
         init_seed=st.integers(0, 10**15),
         spare_steps=st.integers(0, 1000),
         **{key: st.just(value) for key, value in length.items()},
@@ -49,7 +50,7 @@ def run_files(draw: Callable[..., object]) -> RunFile:
             template=st.builds(
                 TemplateChoice, from_=st.sampled_from(["base", "none"]), train_on=st.sampled_from(["completion", "all"])
             ),
-            lora=st.builds(LoraSpec, r=COUNTS, alpha=POSITIVE, targets=targets),
+            lora=st.builds(LoraSpec, r=COUNTS, alpha=SCALES, targets=targets),
             train=train,
             privacy=st.builds(
                 PrivacyChoice,
