@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -387,24 +388,29 @@ def test_an_open_directory_is_refused_and_the_key_zeroed(tmp_path):
     assert buffer == bytes(32)
 
 
-def test_another_user_gets_nothing_even_if_the_directory_was_opened(path, start, tmp_path):
+def test_another_user_gets_nothing_even_if_the_directory_was_opened(start):
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root: not run")
-    start()
-    for directory in (path.parent, *path.parent.parents):
-        if directory.is_relative_to("/tmp") and directory != Path("/tmp"):
+    with tempfile.TemporaryDirectory() as apart:  # not below what other tests rely on to be closed
+        path = Path(apart) / "agent" / "socket"
+        start(at=path)
+        for directory in (path.parent, path.parent.parent):
             directory.chmod(0o755)
-    path.chmod(0o666)
+        path.chmod(0o666)
+        assert _received_as_nobody(path) == "0\n"
+        path.parent.chmod(0o700)
+        assert AgentClient(path).status().state == "unsealed"
+
+
+def _received_as_nobody(path: Path) -> str:
+    """Ask for the body key as another user; gives how many bytes came."""
     code = (
         "import os, socket, struct, sys; s = socket.socket(socket.AF_UNIX); os.setuid(65534); s.connect(sys.argv[1]);"
         'm = b\'{"op":"body_key"}\'\n'
         "try:\n s.sendall(struct.pack('<I', len(m)) + m); print(len(s.recv(1000)))\n"
         "except (BrokenPipeError, ConnectionResetError): print(0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "0\n"
-    path.parent.chmod(0o700)
-    assert AgentClient(path).status().state == "unsealed"
+    return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def test_an_agent_of_another_user_is_not_believed(tmp_path):
