@@ -25,7 +25,7 @@ from appliance.names import visible
 from appliance.policy.policy import Policy
 
 LONGEST = 500
-_SIGNED_WITHIN_S = 60.0
+_SIGNED_WITHIN_S, _SIGNED_AGAIN_S = 60.0, 0.1
 
 
 class ErrorFacts(TypedDict):
@@ -86,6 +86,7 @@ class Desk:
                 if time.monotonic() > deadline:
                     message = f"what was asked for is in the ledger, but not signed yet: {busy.message}"
                     raise Busy(message, hint="`appliance ledger sign` signs it", where=busy.where) from None
+            time.sleep(_SIGNED_AGAIN_S)
 
     @contextmanager
     def decide(self, policy: Policy) -> Iterator[Transaction]:

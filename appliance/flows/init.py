@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +57,15 @@ def init(root: Path, policy: Policy, passphrase: bytearray, operator: Operator, 
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(f"{root} exists and is not empty", hint="name a directory that is new or empty")
     config = _config(root, places)
-    with ExitStack() as undo:
+    undo = ExitStack()
+    try:
         with staged_directory(root) as partial:
             made = _furnish(Home(partial, config), policy, passphrase, operator, places, undo)
             write_atomic(partial / "home.json", to_json(config))
-        undo.pop_all()
+    except BaseException:
+        if not _stands(root, config):  # whoever fails or is interrupted behind the last rename has made a home
+            undo.close()
+        raise
     home = Home.open(root)
     return Initialised(
         home=home,
@@ -70,6 +74,12 @@ def init(root: Path, policy: Policy, passphrase: bytearray, operator: Operator, 
         verifier_sha256=hashlib.sha256(verifier_source()).hexdigest(),
         policy=policy.name,
     )
+
+
+def _stands(root: Path, config: HomeConfig) -> bool:
+    with suppress(OSError):
+        return (root / "home.json").read_bytes() == to_json(config)
+    return False
 
 
 def _config(root: Path, places: Places) -> HomeConfig:

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import IO
@@ -43,6 +43,28 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(root: Path, places: flow.Places) -> Home:
     return flow.init(root, policies.load("demo"), bytearray(PASSPHRASE), ANN, places).home
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_init_that_is_interrupted_removes_what_lies_outside_unless_the_home_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool
+) -> None:
+    places = flow.Places(anchor_dir=tmp_path / "volume", epoch_keys=tmp_path / "device", origin="hospital.example/log")
+
+    @contextmanager
+    def interrupted(root: Path) -> Iterator[Path]:
+        with staged_directory(root) as partial:
+            yield partial
+            if not renamed:
+                raise KeyboardInterrupt
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow, "staged_directory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "home", places)
+    assert (tmp_path / "home" / "home.json").exists() is renamed
+    assert (tmp_path / "device" / "epoch-1.json").exists() is renamed
+    assert any(path.is_file() for path in (tmp_path / "volume").rglob("*")) is renamed
 
 
 @pytest.mark.parametrize("second", ["home", "other"])
