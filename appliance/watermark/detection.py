@@ -75,9 +75,10 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
     """
     found: list[Projected] = []
     norm = host = 0.0
-    marked = [reference for reference in references if not reference.is_zero]
-    for reference in marked:
-        products = suspect.products(reference)
+    is_marked = False
+    for reference in references:
+        is_marked = is_marked or not reference.is_zero
+        products = None if reference.is_zero else suspect.products(reference)
         if products is None:
             continue
         s = reference.s.double()
@@ -86,7 +87,7 @@ def project(suspect: Suspect, references: Iterable[Reference]) -> Residual:
         found.append(seen)
         norm += float(seen.ys.square().sum() + seen.xs.square().sum())
         host += float((products[0] * s).square().sum() + (products[1] * s).square().sum())
-    if marked and not found:
+    if is_marked and not found:
         hint = "its tensors have to be named as the base model's are"
         raise DataInvalid("the suspect has none of the layers that the mark is in", hint=hint)
     if not math.isfinite(norm + host):
